@@ -1,0 +1,103 @@
+# The index of verbs. People, CI and GitHub Actions call the same targets.
+# ENV=local (default) is the droplet that `make up` creates on this machine; ENV=production is explicit.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+ENV ?= local
+SERVICE ?= api
+PYTHON ?= python3
+export ENV PATH := $(CURDIR)/.venv/bin:$(CURDIR)/node_modules/.bin:$(PATH)
+export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
+
+environments := $(notdir $(wildcard inventory/*))
+ifeq ($(filter $(ENV),$(environments)),)
+$(error unknown ENV '$(ENV)': choose one of: $(environments). For example: make $(or $(firstword $(MAKECMDGOALS)),up) ENV=local)
+endif
+
+play = ansible-playbook -i inventory/$(ENV) playbooks/$(1).yml
+release_args = $(if $(IMAGE),-e release_image='$(IMAGE)') $(if $(REVISION),-e release_revision='$(REVISION)')
+
+##@ The local droplet (a real VM on this machine, no account anywhere)
+.PHONY: up
+up: .venv/.installed node_modules/.installed ## From nothing to a running product: VM, panel, services, smoke test, audit
+	@python -m local up
+
+.PHONY: down status logs ssh
+down: .venv/.installed ## Remove the local droplet and the local clouds (caches stay)
+	@python -m local down
+status: .venv/.installed ## What runs here, and where
+	@python -m local status
+logs: .venv/.installed ## Last lines of every local log; NAME=provision for one of them
+	@python -m local logs $(NAME)
+ssh: .venv/.installed ## A shell on the local droplet
+	@python -m local ssh
+
+##@ Daily verbs (ENV=local or ENV=production)
+.PHONY: provision plan
+provision: setup ## Make the host and its panel what the files here say
+	@$(call play,provision) $(ARGS)
+plan: setup ## Show what `provision` would change; changes nothing
+	@$(call play,provision) --check --diff $(ARGS)
+
+.PHONY: build
+build: setup ## Build and push the image of SERVICE (default api); prints its digest
+	@python -m services build $(SERVICE)
+
+.PHONY: migrate migrate-plan
+migrate: setup ## Apply the pending database migrations
+	@python -m services migrate
+migrate-plan: setup ## Show the pending migrations; applies nothing
+	@python -m services migrate --plan
+
+.PHONY: deploy rollback history
+deploy: setup ## Release SERVICE: IMAGE=…@sha256:… REVISION=… (local default: the last build)
+	@$(call play,deploy) -e release_service=$(SERVICE) $(release_args) $(ARGS)
+rollback: setup ## Release the digest that ran before the current one
+	@$(call play,rollback) -e release_service=$(SERVICE) $(ARGS)
+history: setup ## The release ledger of the host
+	@$(call play,history) $(ARGS)
+
+.PHONY: smoke audit
+smoke: setup ## Ask the product through its public address: TLS, /healthz, POST /chat
+	@python -m pytest -q -p no:cacheprovider tests/smoke
+audit: setup ## Read-only audit of the droplet: testinfra inside, port scan outside
+	@mkdir -p .local/reports
+	@python -m pytest -q -p no:cacheprovider tests/audit --junitxml=.local/reports/audit-$(ENV).xml $(ARGS)
+
+##@ The code
+.PHONY: setup check lint unit test lock clean
+setup: .venv/.installed node_modules/.installed ## Install the locked Python and npm environments
+check: lint unit ## All that needs no VM: linters, unit and contract tests (under three minutes)
+lint: setup ## Every linter
+	@tests/lint.sh
+unit: setup ## Unit, contract and integration tests without a VM
+	@python -m pytest -q tests/unit tests/integration services
+test: check up ## Everything: check, then the acceptance run on a real droplet
+	@python -m pytest -q -p no:cacheprovider tests/acceptance
+clean: ## Remove what `setup` installed (the droplet: make down)
+	rm -rf .venv node_modules
+
+lock: .venv/.installed ## Compile the lock files again after editing a *.in
+	@for name in requirements/uv requirements/ops services/api/requirements local/easypanel/requirements; do \
+	  uv pip compile -q --universal --generate-hashes --python-version 3.11 --custom-compile-command 'make lock' $$name.in -o $$name.txt; done
+	@npm install --package-lock-only
+
+.venv/.installed: requirements/uv.txt requirements/ops.txt
+	@echo "setup: locked Python environment in .venv"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; found: $$($(PYTHON) --version). Next: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@$(PYTHON) -m venv .venv
+	@.venv/bin/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements/uv.txt
+	@uv pip sync -q --require-hashes requirements/ops.txt
+	@touch $@
+node_modules/.installed: package.json package-lock.json
+	@echo "setup: locked npm tools in node_modules"
+	@npm ci --no-progress --loglevel=error
+	@touch $@
+
+.PHONY: help
+help:
+	@awk 'BEGIN {FS = ":.*## "; print "usage: make <verb> [ENV=local|production]"} \
+	  /^##@/ {printf "\n%s\n", substr($$0, 5)} \
+	  /^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
