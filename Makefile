@@ -8,7 +8,8 @@ SHELL := /bin/bash
 ENV ?= local
 SERVICE ?= api
 PYTHON ?= python3
-export ENV PATH := $(CURDIR)/.venv/bin:$(CURDIR)/node_modules/.bin:$(PATH)
+export ENV
+export PATH := $(CURDIR)/.venv/bin:$(CURDIR)/node_modules/.bin:$(PATH)
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 
 environments := $(notdir $(wildcard inventory/*))
