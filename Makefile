@@ -4,6 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
+.NOTPARALLEL:
 
 ENV ?= local
 SERVICE ?= api
@@ -21,8 +22,10 @@ play = ansible-playbook -i inventory/$(ENV) playbooks/$(1).yml
 release_args = $(if $(IMAGE),-e release_image='$(IMAGE)') $(if $(REVISION),-e release_revision='$(REVISION)')
 
 ##@ The local droplet (a real VM on this machine, no account anywhere)
-.PHONY: up
-up: .venv/.installed node_modules/.installed ## From nothing to a running product: VM, panel, services, smoke test, audit
+.PHONY: up packages
+packages:
+	@local/packages.sh
+up: packages setup ## From nothing to a running product: VM, panel, services, smoke test, audit
 	@python -m local up
 
 .PHONY: down status logs ssh

@@ -1,0 +1,91 @@
+"""services/compose.yaml to panel apps: what a wrong file or a missing value says, and what stays secret."""
+
+from __future__ import annotations
+
+import importlib.util
+import pathlib
+
+import pytest
+from ansible.errors import AnsibleFilterError
+
+ROOT = pathlib.Path(__file__).parents[2]
+SPEC = importlib.util.spec_from_file_location(
+    "compose", ROOT / "roles/services/filter_plugins/compose.py"
+)
+compose = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(compose)
+
+SAMPLE = """
+services:
+  api:
+    build: ./api
+    image: registry.example/api
+    environment:
+      LEVEL: ${LEVEL:-info}
+      PRICE: $$5
+      DATABASE_URL: postgresql://cimt:${DB_PASSWORD:?the database password}@db/cimt
+    volumes: [data:/var/lib/data, /srv/files:/files]
+    deploy:
+      update_config: {order: start-first}
+      resources: {limits: {cpus: "0.5", memory: 1G}}
+    x-easypanel:
+      domains: [{host: "${API_DOMAIN}", port: 8000}]
+"""
+
+
+def test_an_app_is_translated_whole() -> None:
+    declared = compose.panel_apps(SAMPLE, {"API_DOMAIN": "api.example.com"}, {"DB_PASSWORD": "s3cret"})
+    app = declared["apps"][0]
+    assert app["released"] is True
+    assert app["zero_downtime"] is True
+    assert app["env"] == {"LEVEL": "info", "PRICE": "$5"}
+    assert app["resources"] == {
+        "memoryReservation": 0,
+        "memoryLimit": 1024,
+        "cpuReservation": 0.0,
+        "cpuLimit": 0.5,
+    }
+    assert app["mounts"] == [
+        {"type": "volume", "name": "data", "mountPath": "/var/lib/data"},
+        {"type": "bind", "hostPath": "/srv/files", "mountPath": "/files"},
+    ]
+    assert app["domains"][0]["host"] == "api.example.com"
+
+
+def test_a_value_that_holds_a_secret_travels_apart() -> None:
+    declared = compose.panel_apps(SAMPLE, {"API_DOMAIN": "a"}, {"DB_PASSWORD": "s3cret"})
+    assert "s3cret" not in str(declared["apps"])
+    assert declared["secret_env"] == {"api": {"DATABASE_URL": "postgresql://cimt:s3cret@db/cimt"}}
+
+
+def test_every_missing_variable_is_named_at_once() -> None:
+    with pytest.raises(AnsibleFilterError, match=r"API_DOMAIN, DB_PASSWORD \(the database password\)"):
+        compose.panel_apps(SAMPLE, {})
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right", "message"),
+    [
+        ("deploy:", "deploi:", "deploi"),
+        ("order: start-first", "order: sometimes", "'sometimes' is not one of"),
+        ("build: ./api", "healthcheck: {test: 'true'}", "HEALTHCHECK into the image"),
+        ("build: ./api", "ports: ['80:80']", "the panel has nothing for ports"),
+        ("image: registry.example/api", "hostname: x", "hostname"),
+        ("memory: 1G", "memory: lots", "'lots' is not a size"),
+        ("data:/var/lib/data", "./data:/var/lib/data", "must be a name or an absolute path"),
+        ("port: 8000", "port: 8000, tls: no", "the panel has nothing for tls"),
+        ("services:", "services: [", "not YAML"),
+    ],
+)
+def test_a_wrong_file_is_one_line_that_names_the_place(wrong: str, right: str, message: str) -> None:
+    assert wrong in SAMPLE
+    with pytest.raises(AnsibleFilterError, match="^services/compose.yaml: ") as caught:
+        compose.panel_apps(SAMPLE.replace(wrong, right), {"API_DOMAIN": "a"}, {"DB_PASSWORD": "b"})
+    assert message in caught.value.message
+    assert "\n" not in caught.value.message
+
+
+def test_the_real_file_needs_only_what_the_inventories_give() -> None:
+    text = (ROOT / "services/compose.yaml").read_text()
+    declared = compose.panel_apps(text, {"REGISTRY": "r.example", "API_DOMAIN": "api.example.com"})
+    assert [app["name"] for app in declared["apps"]] == ["api"]
