@@ -1,0 +1,125 @@
+"""Checks of the tree that no linter of a language makes.
+
+usage: tree.py locks|marks|modes
+
+locks  every pin of a *.in is in its *.txt with a hash, package.json agrees with package-lock.json,
+       and no lock file says where a package comes from (so that any mirror serves)
+marks  no leftover merge marker, no trailing carriage return
+modes  a file has the executable bit if and only if it starts with `#!`
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+PIN = re.compile(
+    r"""^(?P<name>[A-Za-z0-9][\w.-]*)(?:\[[^]]*\])?\s*  # distribution[extra]
+    (?:==\s*(?P<version>[^\s;\#]+))?\s*               # ==version
+    (?:;[^\#]*)?(?:\#.*)?$                             # ; marker  # comment
+    """,
+    re.VERBOSE,
+)
+LOCKED = re.compile(r"^([a-z0-9][a-z0-9.-]*)==(\S+?)(?: ;[^\\]*)? \\\n    --hash=", re.MULTILINE)
+# Assembled, so that this file does not find itself.
+MERGE_MARKER = re.compile(
+    rb"^(" + b"|".join(sign * 7 for sign in (b"<", b">", b"\\|")) + rb")( |$)", re.MULTILINE
+)
+
+
+def files() -> list[Path]:
+    """Every file git knows or would add, relative to ROOT."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+    ).stdout.decode()
+    return [Path(name) for name in sorted(set(listed.split("\0"))) if (ROOT / name).is_file()]
+
+
+def normal(name: str) -> str:
+    """A distribution's name as lock files write it (PEP 503)."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def locks() -> Iterator[str]:
+    """Findings about the lock files."""
+    sources = [path for path in files() if path.suffix == ".in" and "requirements" in str(path)]
+    for source in sources:
+        lock = source.with_suffix(".txt")
+        if not (ROOT / lock).is_file():
+            yield f"{lock}: missing, though {source} exists. Next: make lock"
+            continue
+        text = (ROOT / lock).read_text()
+        locked = {normal(name): version for name, version in LOCKED.findall(text)}
+        if "://" in text or "-index-url" in text:
+            yield f"{lock}: names an address; a lock file may not say where packages come from"
+        for number, line in enumerate((ROOT / source).read_text().splitlines(), 1):
+            wanted = line.strip()
+            if not wanted or wanted.startswith(("#", "-r ")):
+                continue
+            match = PIN.match(wanted)
+            if match is None:
+                yield f"{source}:{number}: not understood: {wanted!r} (write name==version)"
+                continue
+            name, version = normal(match["name"]), match["version"]
+            if name not in locked:
+                yield f"{source}:{number}: {name} is not in {lock}. Next: make lock"
+            elif version not in (None, locked[name]):
+                have = locked[name]
+                yield f"{source}:{number}: {name}=={version}, but {lock} has {have}. Next: make lock"
+
+    manifest = json.loads((ROOT / "package.json").read_text())
+    lock_text = (ROOT / "package-lock.json").read_text()
+    packages: dict[str, dict[str, object]] = json.loads(lock_text)["packages"]
+    for kind in ("dependencies", "devDependencies"):
+        if manifest.get(kind, {}) != packages[""].get(kind, {}):
+            yield f"package-lock.json: {kind} differ from package.json. Next: make lock"
+    for name, package in packages.items():
+        if name and "integrity" not in package:
+            yield f"package-lock.json: {name} has no integrity hash. Next: make lock"
+        if "resolved" in package:
+            yield f"package-lock.json: {name} says where it comes from. Next: make lock"
+
+
+def marks() -> Iterator[str]:
+    """Findings about merge markers and line ends."""
+    for path in files():
+        content = (ROOT / path).read_bytes()
+        if b"\0" in content[:8192]:
+            continue
+        for match in MERGE_MARKER.finditer(content):
+            line = content.count(b"\n", 0, match.start()) + 1
+            yield f"{path}:{line}: merge marker"
+        if b"\r\n" in content:
+            yield f"{path}: has carriage returns. Next: sed -i 's/\\r$//' {path}"
+
+
+def modes() -> Iterator[str]:
+    """Findings about executable bits."""
+    for path in files():
+        with (ROOT / path).open("rb") as opened:
+            script = opened.read(2) == b"#!"
+        executable = os.access(ROOT / path, os.X_OK)
+        # A role's files and templates get their mode from the task that installs them.
+        if path.parts[0] == "roles" and {"files", "templates"} & set(path.parts):
+            script = executable
+        if script and not executable:
+            yield f"{path}: starts with #! but is not executable. Next: chmod +x {path}"
+        if executable and not script:
+            yield f"{path}: is executable but has no #! line. Next: chmod -x {path}"
+
+
+CHECKS = {"locks": locks, "marks": marks, "modes": modes}
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2 or sys.argv[1] not in CHECKS:
+        sys.exit(f"usage: {sys.argv[0]} {'|'.join(CHECKS)}")
+    findings = list(CHECKS[sys.argv[1]]())
+    print(*findings, sep="\n", end="\n" if findings else "")
+    sys.exit(1 if findings else 0)
