@@ -78,8 +78,11 @@ lint: setup ## Every linter
 	@tests/lint.sh
 unit: setup ## Unit, contract and integration tests without a VM
 	@python -m pytest -q tests/unit tests/integration services
-test: check up ## Everything: check, then the acceptance run on a real droplet
-	@python -m pytest -q -p no:cacheprovider tests/acceptance
+test: packages check ## Everything: check, then the acceptance run on a real droplet
+	@if [ ! -e .local/droplet/disk.qcow2 ]; then \
+	  echo "test: plan on a droplet that was never provisioned"; python -m local start; $(MAKE) --no-print-directory plan; fi
+	@python -m local up
+	@python -m pytest -v -p no:cacheprovider tests/acceptance
 clean: ## Remove what `setup` installed (the droplet: make down)
 	rm -rf .venv node_modules
 
