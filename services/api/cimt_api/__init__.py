@@ -1,0 +1,3 @@
+"""The chat API of CIMT."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,60 @@
+#!/usr/bin/env bash
+# Builds the image of a service, pushes it and says its digest.
+# Usage: services/build.sh SERVICE --repository REPO [--context DIR] [--pull-repository REPO] [--base IMAGE] [--tag TAG] [--local] [--no-push]
+#   --repository       where to push, such as ghcr.io/example/cimt/api
+#   --pull-repository  how the droplet names that repository, when it sees it under another address
+#   --local            the local registry: plain HTTP, layers left uncompressed (an emulated droplet unpacks slowly)
+# Writes .local/build/SERVICE.json: {"image", "digest", "revision", "pushed_to"}.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+service=${1:?usage: services/build.sh SERVICE --repository REPO}
+shift
+context=services/$service repository='' pull_repository='' base='' tag='' local_registry='' push=yes
+while [ $# -gt 0 ]; do
+  case $1 in
+    --repository) repository=$2; shift ;;
+    --context) context=$2; shift ;;
+    --pull-repository) pull_repository=$2; shift ;;
+    --base) base=$2; shift ;;
+    --tag) tag=$2; shift ;;
+    --local) local_registry=yes ;;
+    --no-push) push= ;;
+    *) echo "build: unknown option $1. Next: head -n 8 services/build.sh" >&2; exit 2 ;;
+  esac
+  shift
+done
+[ -n "$repository" ] || { echo "build: --repository is missing, such as ghcr.io/example/cimt/$service" >&2; exit 2; }
+[ -f "$context/Dockerfile" ] || { echo "build: there is no $context/Dockerfile. Services with an image of ours: $(cd services && echo */Dockerfile | sed 's,/Dockerfile,,g')" >&2; exit 2; }
+command -v buildah >/dev/null || { echo "build: buildah is missing. Next: sudo apt-get install buildah" >&2; exit 1; }
+if [ -n "$local_registry" ] && ! curl -fsS -o /dev/null --max-time 10 "http://${repository%%/*}/v2/"; then
+  echo "build: the registry ${repository%%/*} does not answer. Next: python -m local clouds start" >&2
+  exit 1
+fi
+
+revision=$(git rev-parse HEAD)
+if [ -n "$(git status --porcelain -- "$context")" ]; then
+  content=$(cd "$context" && find . -type f -not -path '*/__pycache__/*' -print0 | sort -z | xargs -0 sha256sum | sha256sum)
+  revision=$revision-dirty-${content:0:8}
+fi
+image=$repository:${tag:-$revision}
+
+options=(--format docker --isolation chroot --layers --pull-always=false --build-arg "REVISION=$revision" --tag "$image")
+[ -z "$base" ] || options+=(--build-arg "BASE_IMAGE=$base")
+if [ -n "${SSL_CERT_FILE:-}" ]; then options+=(--secret "id=ca,src=$SSL_CERT_FILE"); fi
+echo "build: $image"
+buildah bud "${options[@]}" "$context"
+[ -n "$push" ] || exit 0
+
+mkdir -p .local/build
+work=$(mktemp -d .local/build/.work.XXXXXX)
+trap 'rm -rf "$work"' EXIT
+options=(--digestfile "$work/digest")
+[ -z "$local_registry" ] || options+=(--tls-verify=false --disable-compression)
+echo "build: pushing $image"
+buildah push --quiet "${options[@]}" "$image"
+digest=$(cat "$work/digest")
+printf '{"image": "%s", "digest": "%s", "revision": "%s", "pushed_to": "%s"}\n' \
+  "${pull_repository:-$repository}@$digest" "$digest" "$revision" "$repository" >"$work/json"
+mv "$work/json" ".local/build/$service.json"
+echo "build: ${pull_repository:-$repository}@$digest"
