@@ -21,6 +21,16 @@ endif
 play = ansible-playbook -i inventory/$(ENV) playbooks/$(1).yml
 release_args = $(if $(IMAGE),-e release_image='$(IMAGE)') $(if $(REVISION),-e release_revision='$(REVISION)')
 
+# Where images go. Locally the registry of `make up`, which the droplet sees as 10.0.2.2; else IMAGE_REPOSITORY.
+ifeq ($(ENV),local)
+registry_port = $(shell sed -n 's/.*"registry": *\([0-9]*\).*/\1/p' .local/ports.json 2>/dev/null)
+repository = 127.0.0.1:$(registry_port)/cimt/$(1) --pull-repository 10.0.2.2:$(registry_port)/cimt/$(1) --local --base $(shell python -m local.base_image)
+else
+repository = $(or $(IMAGE_REPOSITORY),$(error not set: IMAGE_REPOSITORY, such as ghcr.io/example/cimt. Next: docs/setup.md says where it comes from))/$(1)
+endif
+build_args = --repository $(call repository,$(SERVICE)) $(if $(filter 0,$(PUSH)),--no-push)
+panel_version = $(shell sed -n 's/^easypanel_version: "\(.*\)"/\1/p' roles/easypanel/defaults/main.yml)
+
 ##@ The local droplet (a real VM on this machine, no account anywhere)
 .PHONY: up packages
 packages:
@@ -38,6 +48,10 @@ logs: .venv/.installed ## Last lines of every local log; NAME=provision for one 
 ssh: .venv/.installed ## A shell on the local droplet
 	@python -m local ssh
 
+.PHONY: panel-image
+panel-image: setup ## Build the stand-in panel's image and push it to the local registry
+	@services/build.sh easypanel --context local/easypanel --tag $(panel_version) --repository $(call repository,easypanel)
+
 ##@ Daily verbs (ENV=local or ENV=production)
 .PHONY: provision plan
 provision: setup ## Make the host and its panel what the files here say
@@ -47,13 +61,13 @@ plan: setup ## Show what `provision` would change; changes nothing
 
 .PHONY: build
 build: setup ## Build and push the image of SERVICE (default api); prints its digest
-	@python -m services build $(SERVICE)
+	@services/build.sh $(SERVICE) $(build_args)
 
 .PHONY: migrate migrate-plan
 migrate: setup ## Apply the pending database migrations
-	@python -m services migrate
+	@python supabase/migrate.py
 migrate-plan: setup ## Show the pending migrations; applies nothing
-	@python -m services migrate --plan
+	@python supabase/migrate.py --plan
 
 .PHONY: deploy rollback history
 deploy: setup ## Release SERVICE: IMAGE=…@sha256:… REVISION=… (local default: the last build)
