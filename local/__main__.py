@@ -1,0 +1,137 @@
+"""`python -m local`: the local droplet and the local clouds, verb by verb."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+import time
+
+from local import clouds, droplet, image, up
+from local.settings import LocalError, Settings, load
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    main = argparse.ArgumentParser(prog="python -m local", description=__doc__)
+    verbs = main.add_subparsers(dest="verb", required=True)
+    for verb, text in {
+        "up": "from nothing to a running product",
+        "down": "remove the droplet and the clouds; caches and ports stay",
+        "start": "droplet and clouds only, not provisioned",
+        "stop": "power the droplet off and stop the clouds; everything is kept",
+        "status": "what runs here, and where",
+        "image": "make sure that the droplet's disk image exists",
+        "droplet": "make sure that the droplet runs",
+    }.items():
+        verbs.add_parser(verb, help=text, description=text)
+    logs = verbs.add_parser("logs", help="last lines of the logs")
+    logs.add_argument("name", nargs="?", default="", help="one of them, such as provision, registry, console")
+    ssh = verbs.add_parser("ssh", help="a shell or a command on the droplet")
+    ssh.add_argument("command", nargs=argparse.REMAINDER)
+    cloud = verbs.add_parser("clouds", help="the registry and Postgres")
+    cloud.add_argument("action", choices=["start", "stop", "status"])
+    cloud.add_argument("name", nargs="?", choices=list(clouds.CLOUDS), help="only this one")
+    return main
+
+
+def status(settings: Settings) -> int:
+    """Say what runs; exit code 1 when the droplet does not."""
+    pid = droplet.running_pid(settings)
+    about = droplet.state(settings)
+    if pid:
+        minutes = (time.time() - about.get("started", time.time())) / 60
+        print(
+            f"droplet   runs: {about.get('image')}, {about.get('acceleration')}, pid {pid}, up {minutes:.0f} min"
+        )
+        print(f"          ssh 127.0.0.1:{settings.ports['ssh']} (make ssh)")
+        print(f"          https://api.cimt.localhost:{settings.ports['https']}/healthz")
+    else:
+        print(f"droplet   {'is off' if about else 'does not exist'}. Next: make up")
+    for name in clouds.CLOUDS:
+        running = clouds.running_pid(settings, name)
+        where = f"runs: 127.0.0.1:{settings.ports[name]}, pid {running}" if running else "is off"
+        print(f"{name:<9} {where}")
+    return 0 if pid else 1
+
+
+def logs(settings: Settings, name: str) -> int:
+    """Last lines of every log, or of one."""
+    files = {path.stem: path for path in settings.logs.glob("*.log")}
+    files |= {path.stem: path for path in settings.clouds.glob("*.log")}
+    files["console"] = settings.droplet / "console.log"
+    files = {key: path for key, path in files.items() if path.exists()}
+    if name and name not in files:
+        raise LocalError(f"there is no log '{name}'. Logs: {', '.join(sorted(files)) or 'none yet'}")
+    for key, path in sorted(files.items()):
+        if name in ("", key):
+            print(f"== {key} ({os.path.relpath(path)})")
+            lines = path.read_text(errors="replace").splitlines()
+            print("\n".join(lines[-(200 if name else 8) :]))
+    return 0
+
+
+def down(settings: Settings) -> int:
+    """Remove all that `up` made, but for caches and the chosen ports."""
+    for name in clouds.CLOUDS:
+        clouds.stop(settings, name)
+    there = droplet.destroy(settings)
+    for path in (settings.clouds, settings.logs, settings.state / "build"):
+        if path.exists():
+            shutil.rmtree(path)
+    (settings.state / "panel-password").unlink(missing_ok=True)
+    print(f"down: {'droplet and clouds removed' if there else 'there was no droplet'}. ", end="")
+    print(f"Kept: ports in .local/ports.json, images in {settings.cache}")
+    return 0
+
+
+def run(arguments: argparse.Namespace, settings: Settings) -> int:
+    """Exit code of one verb."""
+    verb = arguments.verb
+    one = getattr(arguments, "name", None)
+    chosen = [one] if verb == "clouds" and one else list(clouds.CLOUDS)
+    if verb == "up":
+        return up.main(settings)
+    if verb == "image":
+        print(f"image: {image.ensure(settings)}")
+    if verb in ("droplet", "start"):
+        droplet.start(settings)
+    if verb == "start" or (verb == "clouds" and arguments.action == "start"):
+        for name in chosen:
+            clouds.start(settings, name)
+    if verb == "stop" or (verb == "clouds" and arguments.action == "stop"):
+        for name in chosen:
+            clouds.stop(settings, name)
+    if verb == "stop":
+        print("droplet: off" if droplet.stop(settings) else "droplet: was off")
+    if verb == "status" or (verb == "clouds" and arguments.action == "status"):
+        return status(settings)
+    if verb == "logs":
+        return logs(settings, arguments.name)
+    if verb == "down":
+        return down(settings)
+    if verb == "ssh":
+        if not droplet.running_pid(settings):
+            raise LocalError("the droplet is off. Next: make up")
+        command = droplet.ssh_command(settings, *arguments.command)
+        os.execvp(command[0], command)
+    return 0
+
+
+def main() -> int:
+    """Parse, run, and turn an expected error into one line."""
+    arguments = parser().parse_args()
+    try:
+        settings = load()
+        return run(arguments, settings)
+    except LocalError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nstopped", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
