@@ -1,0 +1,1 @@
+"""Stand-in for the EasyPanel panel, for development and tests only. See README.md."""

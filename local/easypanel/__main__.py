@@ -1,0 +1,28 @@
+"""Entry point of the stand-in's image: ``setup``, ``serve`` (the panel) or ``proxy`` (Caddy)."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> int:
+    """Run one command; each imports only what it needs, because an emulated CPU pays for imports."""
+    command = sys.argv[1] if len(sys.argv) > 1 else ""
+    if command == "setup":
+        from . import setup
+
+        return setup.main()
+    if command == "serve":
+        from . import serve
+
+        return serve.main()
+    if command == "proxy":
+        from . import proxy
+
+        return proxy.main()
+    print("usage: setup | serve | proxy (this image is a stand-in for development and tests)")
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

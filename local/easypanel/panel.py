@@ -1,0 +1,542 @@
+"""What the panel does: its operations on state, machine and proxy, independent of HTTP."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from . import models
+from .engine import App, DeployFailed, Engine, Log
+from .errors import BadRequest, Internal, NotFound, Unauthorized, invariant
+from .models import Body
+from .proxy import Proxy, ProxyRefused
+from .store import State, Store
+
+PROJECT_LIMIT = 3  # the free plan
+KEPT_ACTIONS = 50
+SESSION_SECONDS = 30 * 24 * 3600
+MB = 2**20
+CORE = 10**9
+
+
+class Operation(NamedTuple):
+    """One operation: how it is called, what it takes, and whether it needs a token."""
+
+    method: str
+    body: type[Body]
+    run: Callable[[Any], Any]
+    open: bool = False
+
+
+class Panel:
+    """The panel. Every public method named in ``operations`` takes a validated body."""
+
+    def __init__(self, store: Store, engine: Engine, proxy: Proxy, version: str) -> None:
+        self.store = store
+        self.engine = engine
+        self.proxy = proxy
+        self.version = version
+        self._live: dict[str, dict[str, Any]] = {}  # actions under way, with their logs
+        self._guard = threading.Lock()
+        self._busy: dict[str, threading.Lock] = {}  # one deploy of a service at a time
+        self._interrupt_left_actions()
+
+    def operations(self) -> dict[str, Operation]:
+        """Every operation by its flat name (panel 2.33 and newer)."""
+        read, write = "GET", "POST"
+        m = models
+        return {
+            "getSetupStatus": Operation(read, m.Empty, self.setup_status, open=True),
+            "setup": Operation(write, m.Setup, self.setup, open=True),
+            "login": Operation(write, m.Login, self.login, open=True),
+            "listUsers": Operation(read, m.Empty, self.users),
+            "generateApiToken": Operation(write, m.Id, lambda b: self.set_api_token(b, True)),
+            "revokeApiToken": Operation(write, m.Id, lambda b: self.set_api_token(b, False)),
+            "getUpdateStatus": Operation(read, m.Empty, self.update_status),
+            "listProjects": Operation(read, m.Empty, lambda b: self.store.read()["projects"]),
+            "listProjectsAndServices": Operation(read, m.Empty, self.projects_and_services),
+            "canCreateProject": Operation(read, m.Empty, lambda b: self.may_create_project()),
+            "createProject": Operation(write, m.ProjectName, self.create_project),
+            "inspectProject": Operation(read, m.Project, self.inspect_project),
+            "destroyProject": Operation(write, m.ProjectName, self.destroy_project),
+            "createAppService": Operation(write, m.CreateApp, self.create_app),
+            "inspectAppService": Operation(read, m.Service, lambda b: self.shown(self.app(b))),
+            "destroyAppService": Operation(write, m.Service, self.destroy_app),
+            "updateAppSourceImage": Operation(write, m.UpdateSourceImage, self.update_source),
+            "updateAppEnv": Operation(write, m.UpdateEnv, lambda b: self.update(b, env=b.env)),
+            "updateAppDeploy": Operation(
+                write, m.UpdateDeploy, lambda b: self.update(b, deploy=dumped(b.deploy))
+            ),
+            "updateAppResources": Operation(
+                write, m.UpdateResources, lambda b: self.update(b, resources=dumped(b.resources))
+            ),
+            "deployAppService": Operation(write, m.DeployService, self.deploy_app),
+            "startAppService": Operation(write, m.Service, lambda b: self.scale(b, "start")),
+            "stopAppService": Operation(write, m.Service, lambda b: self.scale(b, "stop")),
+            "restartAppService": Operation(write, m.Service, self.restart),
+            "refreshAppDeployToken": Operation(
+                write, m.Service, lambda b: self.update(b, token=secrets.token_hex(24))
+            ),
+            "listMounts": Operation(read, m.Service, lambda b: self.app(b)["mounts"]),
+            "createMount": Operation(write, m.CreateMount, lambda b: self.add(b, "mounts")),
+            "updateMount": Operation(write, m.UpdateMount, lambda b: self.replace(b, "mounts")),
+            "deleteMount": Operation(write, m.Indexed, lambda b: self.drop(b, "mounts")),
+            "listPorts": Operation(read, m.Service, lambda b: self.app(b)["ports"]),
+            "createPort": Operation(write, m.CreatePort, lambda b: self.add(b, "ports")),
+            "updatePort": Operation(write, m.UpdatePort, lambda b: self.replace(b, "ports")),
+            "deletePort": Operation(write, m.Indexed, lambda b: self.drop(b, "ports")),
+            "listDomains": Operation(read, m.ServiceFilter, self.domains),
+            "createDomain": Operation(write, m.Domain, self.create_domain),
+            "updateDomain": Operation(write, m.Domain, self.update_domain),
+            "deleteDomain": Operation(write, m.Id, self.delete_domain),
+            "setPrimaryDomain": Operation(write, m.Id, self.set_primary_domain),
+            "listActions": Operation(read, m.ListActions, self.actions),
+            "getAction": Operation(read, m.Id, self.action),
+            "getDockerTaskStats": Operation(read, m.Empty, lambda b: self.engine.task_counts()),
+            "listNodes": Operation(read, m.Empty, lambda b: self.engine.nodes()),
+            "getDockerContainers": Operation(
+                read, m.ContainerFilter, lambda b: self.engine.containers(b.service)
+            ),
+        }
+
+    # -- set-up, users -------------------------------------------------------------------------
+
+    def setup_status(self, _: Body) -> dict[str, bool]:
+        return {"isComplete": bool(self.store.read()["users"])}
+
+    def setup(self, body: models.Setup) -> None:
+        if not body.terms:
+            raise BadRequest("Input validation failed", {"terms": "The terms must be accepted"})
+        with self.store.change() as state:
+            if state["users"]:
+                raise BadRequest("Setup is already complete.")
+            salt = secrets.token_bytes(16)
+            state["users"].append(
+                {
+                    "id": new_id(),
+                    "email": body.email,
+                    "admin": True,
+                    "salt": salt.hex(),
+                    "password": hashed(body.password, salt),
+                    "apiToken": None,
+                    "createdAt": now(),
+                }
+            )
+
+    def login(self, body: models.Login) -> dict[str, str]:
+        user = next((u for u in self.store.read()["users"] if u["email"] == body.email), None)
+        # The same work for an unknown user, so that the answer's time tells nothing.
+        salt = bytes.fromhex(user["salt"]) if user else b"0" * 16
+        given = hashed(body.password, salt)
+        if user is None or not hmac.compare_digest(given, user["password"]):
+            raise Unauthorized("Invalid email or password")
+        token = secrets.token_hex(32)
+        with self.store.change() as state:
+            state["sessions"] = [s for s in state["sessions"] if s["expires"] > time.time()]
+            session = {"token": token, "userId": user["id"], "expires": time.time() + SESSION_SECONDS}
+            state["sessions"].append(session)
+        return {"token": token}
+
+    def authenticate(self, header: str | None) -> None:
+        """Raise Unauthorized unless the header is a live session or an API token, bare or Bearer."""
+        token = (header or "").removeprefix("Bearer ").strip().encode()
+        state = self.store.read()
+        known = [u["apiToken"] for u in state["users"] if u["apiToken"]]
+        known += [s["token"] for s in state["sessions"] if s["expires"] > time.time()]
+        if not token or not any(hmac.compare_digest(token, k.encode()) for k in known):
+            raise Unauthorized("Unauthorized")
+
+    def users(self, _: Body) -> list[dict[str, Any]]:
+        hidden = {"salt", "password"}
+        return [{k: v for k, v in u.items() if k not in hidden} for u in self.store.read()["users"]]
+
+    def set_api_token(self, body: models.Id, give: bool) -> None:
+        with self.store.change() as state:
+            user = next((u for u in state["users"] if u["id"] == body.id), None)
+            invariant(user)
+            user["apiToken"] = secrets.token_hex(32) if give else None  # type: ignore[index]
+
+    def update_status(self, _: Body) -> dict[str, Any]:
+        return {"version": self.version, "releaseTag": self.version, "available": False}
+
+    # -- projects ------------------------------------------------------------------------------
+
+    def projects_and_services(self, _: Body) -> dict[str, Any]:
+        state = self.store.read()
+        return {"projects": state["projects"], "services": [self.shown(app) for app in state["apps"]]}
+
+    def may_create_project(self) -> bool:
+        return len(self.store.read()["projects"]) < PROJECT_LIMIT
+
+    def create_project(self, body: models.ProjectName) -> dict[str, Any]:
+        with self.store.change() as state:
+            if any(project["name"] == body.name for project in state["projects"]):
+                raise BadRequest("Project already exists.")
+            if len(state["projects"]) >= PROJECT_LIMIT:
+                raise BadRequest(f"The plan allows {PROJECT_LIMIT} projects.")
+            project = {"name": body.name, "createdAt": now()}
+            state["projects"].append(project)
+            self.engine.create_project(body.name)
+        return project
+
+    def inspect_project(self, body: models.Project) -> dict[str, Any]:
+        state = self.store.read()
+        project = next((p for p in state["projects"] if p["name"] == body.projectName), None)
+        invariant(project)
+        apps = [a for a in state["apps"] if a["projectName"] == body.projectName]
+        return {"project": project, "services": [self.shown(app) for app in apps]}
+
+    def destroy_project(self, body: models.ProjectName) -> None:
+        invariant(any(p["name"] == body.name for p in self.store.read()["projects"]))
+        for app in [a for a in self.store.read()["apps"] if a["projectName"] == body.name]:
+            self.destroy_app(models.Service(projectName=body.name, serviceName=app["name"]))
+        self.engine.destroy_project(body.name)
+        with self.store.change() as state:
+            state["projects"] = [p for p in state["projects"] if p["name"] != body.name]
+
+    # -- apps ----------------------------------------------------------------------------------
+
+    def app(self, key: models.Service, state: State | None = None) -> dict[str, Any]:
+        """The app's record; raises as the panel does when there is none."""
+        for app in (state or self.store.read())["apps"]:
+            if (app["projectName"], app["name"]) == (key.projectName, key.serviceName):
+                return dict(app) if state is None else app
+        raise BadRequest("Invariant failed")
+
+    def shown(self, app: dict[str, Any]) -> dict[str, Any]:
+        """A record as inspect answers it; the panel echoes the environment with CRLF."""
+        address = f"http://{self.engine.address()}:3000"
+        return {
+            **app,
+            "env": app["env"].replace("\r\n", "\n").replace("\n", "\r\n"),
+            "deploymentUrl": f"{address}/api/deploy/{app['token']}",
+        }
+
+    def create_app(self, body: models.CreateApp) -> dict[str, Any]:
+        with self.store.change() as state:
+            invariant(any(p["name"] == body.projectName for p in state["projects"]))
+            if any(
+                (a["projectName"], a["name"]) == (body.projectName, body.serviceName)
+                for a in state["apps"]
+            ):
+                raise BadRequest("Service already exists.")
+            app = {
+                "projectName": body.projectName,
+                "name": body.serviceName,
+                "type": "app",
+                "enabled": True,
+                "token": secrets.token_hex(24),
+                "source": dumped(body.source),
+                "build": None,
+                "env": body.env,
+                "deploy": dumped(body.deploy),
+                "mounts": [dumped(mount) for mount in body.mounts],
+                "ports": [dumped(port) for port in body.ports],
+                "resources": dumped(body.resources),
+                "primaryDomainId": None,
+                "createdAt": now(),
+            }
+            state["apps"].append(app)
+        if body.source:  # with an inline source the call deploys, and blocks until it is done
+            self.deploy_app(models.DeployService(**key_of(body)))
+        return self.shown(app)
+
+    def destroy_app(self, body: models.Service) -> None:
+        self.app(body)
+        with self._lock(body):
+            self.engine.remove(f"{body.projectName}_{body.serviceName}")
+            with self.store.change() as state:
+                state["apps"] = [
+                    a
+                    for a in state["apps"]
+                    if (a["projectName"], a["name"]) != (body.projectName, body.serviceName)
+                ]
+                state["domains"] = [d for d in state["domains"] if not points_to(d, body)]
+        self._apply_domains()
+
+    def update(self, body: models.Service, **fields: Any) -> None:
+        with self.store.change() as state:
+            self.app(body, state).update(fields)
+
+    def update_source(self, body: models.UpdateSourceImage) -> None:
+        source = {"type": "image", "image": body.image}
+        for name in ("username", "password"):
+            if getattr(body, name) is not None:
+                source[name] = getattr(body, name)
+        self.update(body, source=source)
+
+    def add(self, body: Any, kind: str) -> None:
+        with self.store.change() as state:
+            self.app(body, state)[kind].append(dumped(body.values))
+
+    def replace(self, body: Any, kind: str) -> None:
+        with self.store.change() as state:
+            items = self.app(body, state)[kind]
+            invariant(0 <= body.index < len(items))
+            items[int(body.index)] = dumped(body.values)
+
+    def drop(self, body: models.Indexed, kind: str) -> None:
+        with self.store.change() as state:
+            items = self.app(body, state)[kind]
+            invariant(0 <= body.index < len(items))
+            del items[int(body.index)]
+
+    # -- deploys -------------------------------------------------------------------------------
+
+    def deploy_app(self, body: models.DeployService) -> None:
+        self._finish(body, "deployment", self._begin(body, "deployment"), self._deploy)
+
+    def hook(self, token: str) -> None:
+        """Deploy the app that this hook token belongs to, in the background."""
+        for app in self.store.read()["apps"]:
+            if hmac.compare_digest(app["token"], token):
+                key = models.Service(projectName=app["projectName"], serviceName=app["name"])
+                action = self._begin(key, "deployment")
+
+                def work() -> None:
+                    try:
+                        self._finish(key, "deployment", action, self._deploy)
+                    except Internal as error:  # the action says it; nobody waits for this thread
+                        print(f"panel: {error.message}", flush=True)
+
+                threading.Thread(target=work, name=f"hook-{app['name']}").start()
+                return
+        raise NotFound("Not found")
+
+    def scale(self, body: models.Service, kind: str) -> None:
+        def run(app: App, log: Log) -> None:
+            if kind == "start" and not self.engine.exists(app.service):
+                self.engine.deploy(app, log)
+            else:
+                self.engine.scale(app, app.replicas if kind == "start" else 0, log)
+
+        self.update(body, enabled=kind == "start")
+        self._finish(body, kind, self._begin(body, kind), run)
+
+    def restart(self, body: models.Service) -> None:
+        self._finish(body, "start", self._begin(body, "start"), self.engine.restart)
+
+    def _deploy(self, app: App, log: Log) -> None:
+        self.engine.deploy(app, log)
+
+    def _lock(self, key: models.Service) -> threading.Lock:
+        with self._guard:
+            return self._busy.setdefault(f"{key.projectName}_{key.serviceName}", threading.Lock())
+
+    def _begin(self, key: models.Service, kind: str) -> str:
+        invariant(self.app(key)["source"])
+        action = {
+            "id": new_id(),
+            "type": kind,
+            "status": "pending",
+            "projectName": key.projectName,
+            "serviceName": key.serviceName,
+            "description": f"{kind} of {key.serviceName}",
+            "meta": {},
+            "noKill": True,
+            "noLogs": False,
+            "isApiAction": True,
+            "isSystemAction": False,
+            "createdAt": now(),
+            "updatedAt": now(),
+            "log": "",
+        }
+        with self.store.change() as state:
+            state["actions"] = [*state["actions"][-KEPT_ACTIONS + 1 :], action]
+        self._live[action["id"]] = action
+        return str(action["id"])
+
+    def _finish(
+        self, key: models.Service, kind: str, action_id: str, run: Callable[[App, Log], None]
+    ) -> None:
+        """Run a pending action; raises Internal with its reason when it fails."""
+        action = self._live[action_id]
+
+        def log(line: str) -> None:
+            action["log"] += f"{line}\n"
+            action["updatedAt"] = now()
+
+        with self._lock(key):
+            action["status"] = "running"
+            problem = ""
+            try:
+                run(self._runnable(key), log)
+                log("### Success")
+            except DeployFailed as error:
+                problem = str(error)
+            except Exception as error:  # noqa: BLE001 - whatever it was, the action must end
+                problem = f"{type(error).__name__}: {error}"
+            if problem:
+                log(f"### Error: {problem}")
+            action["status"] = "error" if problem else "done"
+            try:
+                with self.store.change() as state:
+                    state["actions"] = [
+                        dict(action) if a["id"] == action_id else a for a in state["actions"]
+                    ]
+                del self._live[action_id]
+            except Internal as error:  # a full disk: the action lives on in memory
+                log(f"### {error.message}")
+        if problem:
+            raise Internal(f"{kind} failed: {problem}")
+
+    def _runnable(self, key: models.Service) -> App:
+        """The app as the engine takes it."""
+        record = self.app(key)
+        deploy, resources = record["deploy"], record["resources"] or {}
+        primary = next(
+            (d["host"] for d in self.store.read()["domains"] if d["id"] == record["primaryDomainId"]),
+            next((d["host"] for d in self.store.read()["domains"] if points_to(d, key)), ""),
+        )
+        magic = {
+            "$(PROJECT_NAME)": key.projectName,
+            "$(SERVICE_NAME)": key.serviceName,
+            "$(PRIMARY_DOMAIN)": primary,
+        }
+        env = record["env"]
+        for name, value in magic.items():
+            env = env.replace(name, value)
+        return App(
+            project=key.projectName,
+            name=key.serviceName,
+            image=record["source"]["image"],
+            username=record["source"].get("username"),
+            password=record["source"].get("password"),
+            env=[line for line in env.splitlines() if "=" in line and not line.startswith("#")],
+            replicas=int(deploy["replicas"]),
+            command=deploy.get("command"),
+            start_first=deploy["zeroDowntime"],
+            cap_add=deploy.get("capAdd") or [],
+            cap_drop=deploy.get("capDrop") or [],
+            sysctls=deploy.get("sysctls") or {},
+            groups=deploy.get("groups") or [],
+            init=deploy.get("tiniInit"),
+            memory_reservation=int(resources.get("memoryReservation", 0) * MB),
+            memory_limit=int(resources.get("memoryLimit", 0) * MB),
+            cpu_reservation=int(resources.get("cpuReservation", 0) * CORE),
+            cpu_limit=int(resources.get("cpuLimit", 0) * CORE),
+            mounts=record["mounts"],
+            ports=record["ports"],
+        )
+
+    def _interrupt_left_actions(self) -> None:
+        """Actions that a killed panel left under way will never end by themselves."""
+        if any(a["status"] in ("pending", "running") for a in self.store.read()["actions"]):
+            with self.store.change() as state:
+                for action in state["actions"]:
+                    if action["status"] in ("pending", "running"):
+                        action["status"] = "error"
+                        action["log"] += "### Error: interrupted: the panel was restarted\n"
+
+    def actions(self, body: models.ListActions) -> list[dict[str, Any]]:
+        wanted = {
+            "projectName": body.projectName,
+            "serviceName": body.serviceName,
+            "type": body.type,
+        }
+        found = [
+            {k: v for k, v in self._live.get(a["id"], a).items() if k != "log"}
+            for a in self.store.read()["actions"]
+            if all(value in (None, a[name]) for name, value in wanted.items())
+        ]
+        return found[::-1][: int(body.limit)]
+
+    def action(self, body: models.Id) -> dict[str, Any]:
+        for action in self.store.read()["actions"]:
+            if action["id"] == body.id:
+                return dict(self._live.get(body.id, action))
+        raise BadRequest("Invariant failed")
+
+    # -- domains -------------------------------------------------------------------------------
+
+    def domains(self, body: models.ServiceFilter) -> list[dict[str, Any]]:
+        def wanted(domain: dict[str, Any]) -> bool:
+            target = domain.get("serviceDestination") or {}
+            return body.projectName in (None, target.get("projectName")) and body.serviceName in (
+                None,
+                target.get("serviceName"),
+            )
+
+        return [domain for domain in self.store.read()["domains"] if wanted(domain)]
+
+    def create_domain(self, body: models.Domain) -> dict[str, Any]:
+        domain = self._checked(body) | {"id": new_id()}  # the id that was sent is ignored
+        with self.store.change() as state:
+            state["domains"].append(domain)
+        self._apply_domains()
+        return domain
+
+    def update_domain(self, body: models.Domain) -> None:
+        domain = self._checked(body)
+        with self.store.change() as state:
+            invariant(any(d["id"] == body.id for d in state["domains"]))
+            state["domains"] = [domain if d["id"] == body.id else d for d in state["domains"]]
+        self._apply_domains()
+
+    def delete_domain(self, body: models.Id) -> None:
+        with self.store.change() as state:
+            invariant(any(d["id"] == body.id for d in state["domains"]))
+            state["domains"] = [d for d in state["domains"] if d["id"] != body.id]
+        self._apply_domains()
+
+    def set_primary_domain(self, body: models.Id) -> None:
+        domain = next((d for d in self.store.read()["domains"] if d["id"] == body.id), None)
+        invariant(domain and domain["destinationType"] == "service")
+        target = domain["serviceDestination"]  # type: ignore[index]
+        key = models.Service(projectName=target["projectName"], serviceName=target["serviceName"])
+        self.update(key, primaryDomainId=body.id)
+
+    def _checked(self, body: models.Domain) -> dict[str, Any]:
+        field = f"{body.destinationType}Destination"
+        if getattr(body, field) is None:
+            raise BadRequest("Input validation failed", {field: "Required"})
+        return dict(dumped(body))
+
+    def _apply_domains(self) -> None:
+        try:
+            self.proxy.apply(self.store.read()["domains"])
+        except ProxyRefused as error:
+            raise Internal(str(error)) from error
+
+
+def points_to(domain: dict[str, Any], key: models.Service) -> bool:
+    """Whether the domain belongs to the app."""
+    target = domain.get("serviceDestination") or {}
+    return (target.get("projectName"), target.get("serviceName")) == (
+        key.projectName,
+        key.serviceName,
+    )
+
+
+def key_of(body: models.Service) -> dict[str, str]:
+    """The two names that identify a service."""
+    return {"projectName": body.projectName, "serviceName": body.serviceName}
+
+
+def dumped(body: Body | None) -> Any:
+    """A body as JSON-able data without the fields that were left out; None stays None."""
+    if body is None:
+        return None
+    given = body.model_fields_set
+    return {k: v for k, v in body.model_dump().items() if v is not None or k in given}
+
+
+def hashed(password: str, salt: bytes) -> str:
+    """scrypt of a password, as hex."""
+    return hashlib.scrypt(password.encode(), salt=salt, n=2**14, r=8, p=1).hex()
+
+
+def new_id() -> str:
+    """An id in the style of the panel's."""
+    return "c" + secrets.token_hex(12)
+
+
+def now() -> str:
+    """The time, as the panel writes it."""
+    seconds = time.time()
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{int(seconds * 1000) % 1000:03d}Z"
