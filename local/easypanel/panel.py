@@ -520,10 +520,7 @@ def key_of(body: models.Service) -> dict[str, str]:
 
 def dumped(body: Body | None) -> Any:
     """A body as JSON-able data without the fields that were left out; None stays None."""
-    if body is None:
-        return None
-    given = body.model_fields_set
-    return {k: v for k, v in body.model_dump().items() if v is not None or k in given}
+    return None if body is None else body.model_dump(exclude_none=True)
 
 
 def hashed(password: str, salt: bytes) -> str:

@@ -1,0 +1,276 @@
+"""The stand-in panel's contract, over HTTP, with a machine in memory instead of Swarm."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import pathlib
+import threading
+import time
+from typing import Any
+
+import httpx
+import pytest
+
+from local.easypanel.engine import App, DeployFailed, Log
+from local.easypanel.panel import Panel
+from local.easypanel.serve import application
+from local.easypanel.store import Store
+
+ADMIN = {"email": "admin@example.com", "password": "long enough"}
+APP = {"projectName": "cimt", "serviceName": "api"}
+
+
+class Machine:
+    """Remembers what it was asked to run; fails when told to."""
+
+    def __init__(self) -> None:
+        self.deployed: list[App] = []
+        self.fails = ""
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def deploy(self, app: App, log: Log) -> None:
+        log(f"### Pulling image {app.image}")
+        self.gate.wait(10)
+        if self.fails:
+            raise DeployFailed(self.fails)
+        self.deployed.append(app)
+
+    def create_project(self, project: str) -> None: ...
+    def destroy_project(self, project: str) -> None: ...
+    def remove(self, service: str) -> None: ...
+    def exists(self, service: str) -> bool:
+        return any(app.service == service for app in self.deployed)
+
+    def address(self) -> str:
+        return "192.0.2.1"
+
+    def task_counts(self) -> dict[str, dict[str, int]]:
+        return {app.service: {"actual": 1, "desired": 1} for app in self.deployed}
+
+
+class Routes:
+    """Takes domains in place of the proxy."""
+
+    def __init__(self) -> None:
+        self.domains: list[dict[str, Any]] = []
+
+    def apply(self, domains: list[dict[str, Any]]) -> None:
+        self.domains = domains
+
+
+class Client:
+    """A panel and somebody who calls it."""
+
+    def __init__(self, path: pathlib.Path) -> None:
+        self.path = path
+        self.machine, self.routes = Machine(), Routes()
+        self.token = ""
+        self.open()
+
+    def open(self) -> None:
+        """Start the panel, as after a crash, on the state that is on disk."""
+        self.panel = Panel(Store(self.path), self.machine, self.routes, "2.33.1")
+        self.web = application(self.panel)
+
+    def request(self, method: str, path: str, **options: Any) -> httpx.Response:
+        async def ask() -> httpx.Response:
+            transport = httpx.ASGITransport(self.web, raise_app_exceptions=False)
+            async with httpx.AsyncClient(transport=transport, base_url="http://panel") as client:
+                headers = {"Authorization": self.token} if self.token else {}
+                return await client.request(method, path, headers=headers, **options)
+
+        return asyncio.run(ask())
+
+    def read(self, operation: str, **params: str) -> Any:
+        answer = self.request("GET", f"/api/{operation}", params=params)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    def write(self, operation: str, **body: Any) -> Any:
+        answer = self.request("POST", f"/api/{operation}", json=body)
+        assert answer.status_code == 200, answer.text
+        return answer.json() if answer.content else None
+
+    def refused(self, operation: str, **body: Any) -> tuple[int, dict[str, Any]]:
+        answer = self.request("POST", f"/api/{operation}", json=body)
+        assert answer.status_code >= 400
+        return answer.status_code, answer.json()
+
+    def inspect(self) -> Any:
+        return self.read("inspectAppService", **APP)
+
+
+@pytest.fixture
+def fresh(tmp_path: pathlib.Path) -> Client:
+    return Client(tmp_path / "data/panel.json")
+
+
+@pytest.fixture
+def panel(fresh: Client) -> Client:
+    """A panel with an admin, a token, a project and an app that has an image."""
+    fresh.write("setup", **ADMIN, subscribe=False, source="test", terms=True)
+    fresh.token = fresh.write("login", **ADMIN)["token"]
+    user = fresh.read("listUsers")[0]
+    fresh.write("generateApiToken", id=user["id"])
+    fresh.token = fresh.read("listUsers")[0]["apiToken"]
+    fresh.write("createProject", name="cimt")
+    fresh.write("createAppService", **APP)
+    fresh.write("updateAppSourceImage", **APP, image="registry.example/api@sha256:" + "0" * 64)
+    return fresh
+
+
+def test_setup_is_open_once_and_then_shut(fresh: Client) -> None:
+    assert fresh.read("getSetupStatus") == {"isComplete": False}
+    weak = {**ADMIN, "password": "short"}
+    status, body = fresh.refused("setup", **weak, subscribe=False, source="test", terms=True)
+    assert status == 400
+    assert "password" in body["data"]["zodErrors"]
+    fresh.write("setup", **ADMIN, subscribe=False, source="test", terms=True)
+    assert fresh.read("getSetupStatus") == {"isComplete": True}
+    assert fresh.refused("setup", **ADMIN, subscribe=False, source="x", terms=True)[0] == 400
+
+
+def test_without_a_token_nothing_but_setup_answers(panel: Client) -> None:
+    for header in ("", "wrong", "Bearer wrong"):
+        panel.token = header
+        answer = panel.request("GET", "/api/listProjects")
+        assert (answer.status_code, answer.json()["code"]) == (401, "UNAUTHORIZED")
+    panel.token = ""
+    assert panel.refused("login", **{**ADMIN, "password": "something else"})[0] == 401
+
+
+def test_input_is_validated_in_the_panel_s_words(panel: Client) -> None:
+    status, body = panel.refused("createProject", name="Not Allowed")
+    assert (status, body["code"], body["message"]) == (400, "BAD_REQUEST", "Input validation failed")
+    assert "name" in body["data"]["zodErrors"]
+    assert panel.refused("updateAppEnv")[1]["data"]["zodErrors"]["projectName"] == "Required"
+    answer = panel.request("GET", "/api/listActions", params={"limit": "5"})
+    assert answer.json()["data"]["zodErrors"]["limit"] == "Expected number, received string"
+    assert panel.refused("createProject", name="cimt")[1]["message"] == "Project already exists."
+    assert panel.request("POST", "/api/noSuchOperation", json={}).status_code == 404
+    missing = {"projectName": "cimt", "serviceName": "nothing"}
+    assert panel.refused("deployAppService", **missing)[1]["message"] == "Invariant failed"
+
+
+def test_unknown_keys_are_dropped_and_left_out_ones_wiped(panel: Client) -> None:
+    panel.write("updateAppSourceImage", **APP, image="r/i:1", username="u", password="p")
+    panel.write("updateAppSourceImage", **APP, image="r/i:2", colour="blue")
+    assert panel.inspect()["source"] == {"type": "image", "image": "r/i:2"}
+    panel.write("updateAppEnv", **APP, env="A=1\nB=2")
+    assert panel.inspect()["env"] == "A=1\r\nB=2"
+    panel.write("updateAppEnv", **APP)
+    assert panel.inspect()["env"] == ""
+    panel.write("updateAppDeploy", **APP, replicas=3)  # flat: dropped
+    assert panel.inspect()["deploy"]["replicas"] == 1
+
+
+def test_mounts_are_found_by_position(panel: Client) -> None:
+    for name in ("a", "b", "c"):
+        values = {"type": "volume", "name": name, "mountPath": f"/{name}"}
+        panel.write("createMount", **APP, values=values)
+    panel.write("deleteMount", **APP, index=0)
+    bind = {"type": "bind", "hostPath": "/srv", "mountPath": "/srv"}
+    panel.write("updateMount", **APP, index=1, values=bind)
+    assert [mount["mountPath"] for mount in panel.read("listMounts", **APP)] == ["/b", "/srv"]
+    assert panel.refused("deleteMount", **APP, index=2)[1]["message"] == "Invariant failed"
+
+
+def test_a_domain_is_a_whole_object_and_reaches_the_proxy(panel: Client) -> None:
+    domain = {
+        "id": "new",
+        "host": "api.example.com",
+        "https": True,
+        "path": "/",
+        "middlewares": [],
+        "certificateResolver": "",
+        "wildcard": False,
+        "destinationType": "service",
+        "serviceDestination": {"protocol": "http", "port": 8000, "path": "/", **APP},
+    }
+    partial = {key: value for key, value in domain.items() if key != "wildcard"}
+    assert panel.refused("createDomain", **partial)[1]["data"]["zodErrors"] == {"wildcard": "Required"}
+    panel.write("createDomain", **domain)
+    panel.write("createDomain", **domain)  # the panel makes two rules of it
+    first, second = panel.read("listDomains", **APP)
+    assert first["id"] != second["id"] != "new"
+    panel.write("deleteDomain", id=second["id"])
+    panel.write("updateDomain", **{**first, "host": "www.example.com"})
+    assert [d["host"] for d in panel.routes.domains] == ["www.example.com"]
+
+
+def test_a_plan_has_three_projects(panel: Client) -> None:
+    panel.write("createProject", name="two")
+    panel.write("createProject", name="three")
+    assert panel.read("canCreateProject") is False
+    assert panel.refused("createProject", name="four")[0] == 400
+
+
+def wait_for_action(panel: Client, status: str) -> dict[str, Any]:
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        actions = panel.read("listActions", type="deployment", **APP)
+        if actions and actions[0]["status"] == status:
+            return panel.read("getAction", id=actions[0]["id"])
+        time.sleep(0.02)
+    raise AssertionError(f"no action became {status}: {actions}")
+
+
+def test_the_hook_answers_at_once_and_the_action_tells_the_end(panel: Client) -> None:
+    token = panel.inspect()["token"]
+    panel.machine.gate.clear()
+    for method in ("GET", "POST"):
+        assert panel.request(method, f"/api/deploy/{token}").status_code == 200
+    assert panel.machine.deployed == []
+    panel.machine.gate.set()
+    assert "### Success" in wait_for_action(panel, "done")["log"]
+
+    panel.machine.fails = "no such image"
+    panel.request("POST", f"/api/deploy/{token}")
+    assert "no such image" in wait_for_action(panel, "error")["log"]
+
+    panel.write("refreshAppDeployToken", **APP)
+    assert panel.request("POST", f"/api/deploy/{token}").status_code == 404
+
+
+def test_what_the_panel_runs_is_what_it_was_told(panel: Client) -> None:
+    resources = {"memoryReservation": 64, "memoryLimit": 128, "cpuReservation": 0, "cpuLimit": 0.5}
+    panel.write("updateAppResources", **APP, resources=resources)
+    panel.write("updateAppEnv", **APP, env="WHO=$(SERVICE_NAME)")
+    panel.write("updateAppDeploy", **APP, deploy={"zeroDowntime": False, "replicas": 2})
+    panel.write("deployAppService", **APP)
+    app = panel.machine.deployed[-1]
+    assert (app.env, app.replicas, app.start_first) == (["WHO=api"], 2, False)
+    assert (app.memory_limit, app.cpu_limit) == (128 * 2**20, 500_000_000)
+
+
+def test_a_killed_panel_ends_what_it_left_under_way(panel: Client) -> None:
+    panel.machine.gate.clear()
+    panel.request("POST", f"/api/deploy/{panel.inspect()['token']}")
+    wait_for_action(panel, "running")
+    panel.open()
+    assert "interrupted" in wait_for_action(panel, "error")["log"]
+    panel.machine.gate.set()
+
+
+def test_a_full_disk_is_said_and_loses_nothing(panel: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = panel.path.read_bytes()
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        status, body = panel.refused("updateAppEnv", **APP, env="A=1")
+    assert status == 500
+    assert "No space left on device" in body["message"]
+    assert panel.path.read_bytes() == before
+    assert panel.inspect()["env"] == ""
+
+
+def test_a_crash_before_the_rename_leaves_the_old_state(panel: Client) -> None:
+    panel.path.with_suffix(".tmp").write_text('{"users": [')
+    panel.open()
+    assert panel.inspect()["name"] == "api"
