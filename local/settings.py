@@ -47,22 +47,28 @@ class Settings:
 
     @property
     def droplet(self) -> Path:
+        """Disk, keys, PID and console of the virtual machine."""
         return self.state / "droplet"
 
     @property
     def clouds(self) -> Path:
+        """Data, PIDs and logs of the registry and of Postgres."""
         return self.state / "clouds"
 
     @property
     def logs(self) -> Path:
+        """One log per stage of `make up`."""
         return self.state / "logs"
 
     @property
     def ssh_config(self) -> Path:
+        """For `ssh -F`; names the host `droplet`."""
         return self.state / "ssh_config"
 
 
-def load(root: Path = ROOT, env: Mapping[str, str] = os.environ, *, running: bool = False) -> Settings:
+def load(
+    root: Path = ROOT, env: Mapping[str, str] = os.environ, *, running: bool = False
+) -> Settings:
     """Read the switches from the environment and the ports from `.local/ports.json`.
 
     What was chosen at the first start stays; the environment may change it only while
@@ -85,16 +91,22 @@ def load(root: Path = ROOT, env: Mapping[str, str] = os.environ, *, running: boo
     twice = [name for name in ports if list(ports.values()).count(ports[name]) > 1]
     if twice:
         variables = ", ".join(PORTS[name][0] for name in twice)
-        raise LocalError(f"port {ports[twice[0]]} is wanted twice: give {variables} different values.")
+        raise LocalError(
+            f"port {ports[twice[0]]} is wanted twice: give {variables} different values."
+        )
     acceleration = env.get("DROPLET_ACCEL", "")
     if acceleration not in ("", "kvm", "tcg"):
-        raise LocalError(f"DROPLET_ACCEL={acceleration!r} is unknown: choose kvm or tcg, or leave it out.")
+        raise LocalError(
+            f"DROPLET_ACCEL={acceleration!r} is unknown: choose kvm or tcg, or leave it out."
+        )
     image = env.get("DROPLET_IMAGE", "") or _droplet_image(root) or IMAGES[0]
     if image not in IMAGES:
         raise LocalError(f"DROPLET_IMAGE={image!r} is unknown: choose one of {', '.join(IMAGES)}.")
     return Settings(
         root=root,
-        cache=Path(env.get("CIMT_CACHE") or Path(env.get("HOME", "~")).expanduser() / ".cache/cimt"),
+        cache=Path(
+            env.get("CIMT_CACHE") or Path(env.get("HOME", "~")).expanduser() / ".cache/cimt"
+        ),
         ports=ports,
         image=image,
         bare=env.get("DROPLET_BARE", "") not in ("", "0"),
@@ -138,7 +150,9 @@ def check_tools(*names: str) -> None:
     """Raise LocalError for the first program that is not installed."""
     for name in names:
         if shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin") is None:
-            raise LocalError(f"the program {name} is missing. Next: make up (installs what is needed)")
+            raise LocalError(
+                f"the program {name} is missing. Next: make up (installs what is needed)"
+            )
 
 
 def _holder(port: int) -> str:
@@ -155,7 +169,7 @@ def _holder(port: int) -> str:
                 inodes.add(f"socket:[{columns[9]}]")
     for descriptors in Path("/proc").glob("[0-9]*/fd"):
         try:
-            if any(os.readlink(item) in inodes for item in descriptors.iterdir()):
+            if any(str(item.readlink()) in inodes for item in descriptors.iterdir()):
                 name = (descriptors.parent / "comm").read_text().strip()
                 return f" by {name} (pid {descriptors.parent.name})"
         except OSError:
@@ -182,6 +196,8 @@ def _extra_ca(env: Mapping[str, str]) -> Path | None:
     if env.get("CIMT_EXTRA_CA"):
         path = Path(env["CIMT_EXTRA_CA"])
         if not path.is_file():
-            raise LocalError(f"CIMT_EXTRA_CA={path} is not a file: give a PEM certificate, or leave it out.")
+            raise LocalError(
+                f"CIMT_EXTRA_CA={path} is not a file: give a PEM certificate, or leave it out."
+            )
         return path.resolve()
     return None

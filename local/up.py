@@ -123,7 +123,11 @@ def summary(settings: Settings, timings: dict[str, float], total: float, console
     console.print()
     console.print(table)
     kind = droplet.state(settings).get("acceleration")
-    speed = "accelerated by KVM" if kind == "kvm" else "emulated: several times slower than a real droplet"
+    speed = (
+        "accelerated by KVM"
+        if kind == "kvm"
+        else "emulated: several times slower than a real droplet"
+    )
     console.print(f"\nThe product runs. The droplet is {speed}.")
     url = f"https://api.cimt.localhost:{settings.ports['https']}"
     console.print(f"  {url}/healthz")
