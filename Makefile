@@ -114,7 +114,8 @@ lock: .venv/.installed ## Compile the lock files again after editing a *.in
 	@touch $@
 node_modules/.installed: package.json package-lock.json
 	@echo "setup: locked npm tools in node_modules"
-	@npm ci --no-progress --loglevel=error
+	@# Not `npm ci`: it refuses a lock without the Supabase CLI's binaries for every other platform, which a partial mirror does not hold.
+	@npm install --no-save --no-progress --loglevel=error
 	@touch $@
 
 .PHONY: help

@@ -7,6 +7,7 @@ CPU, at every start of the panel and of ``setup``.
 from __future__ import annotations
 
 import base64
+import contextlib
 import http.client
 import json
 import socket
@@ -79,10 +80,8 @@ class EngineApi:
             response = connection.getresponse()
             if response.status >= 400:
                 text = response.read().decode(errors="replace")
-                try:
+                with contextlib.suppress(ValueError, KeyError, TypeError):
                     text = json.loads(text)["message"]
-                except (ValueError, KeyError, TypeError):
-                    pass
                 connection.close()
                 raise EngineError(response.status, text.strip())
         except (OSError, http.client.HTTPException) as error:
@@ -131,14 +130,20 @@ class EngineApi:
     def container_log(self, container: str, lines: int) -> list[str]:
         """The last lines that a container wrote to stdout and stderr."""
         query = {"stdout": True, "stderr": True, "tail": lines}
-        connection, response = self._open("GET", f"/containers/{container}/logs", query, None, None, None)
+        connection, response = self._open(
+            "GET", f"/containers/{container}/logs", query, None, None, None
+        )
         try:
             data = response.read()
         finally:
             connection.close()
         # Without a terminal every piece has a header: stream (1 byte), 3 zeros, length (4 bytes).
         text, position = b"", 0
-        while len(data) - position >= 8 and data[position] <= 2 and data[position + 1 : position + 4] == b"\0\0\0":
+        while (
+            len(data) - position >= 8
+            and data[position] <= 2
+            and data[position + 1 : position + 4] == b"\0\0\0"
+        ):
             (size,) = struct.unpack(">I", data[position + 4 : position + 8])
             text += data[position + 8 : position + 8 + size]
             position += 8 + size

@@ -365,9 +365,18 @@ def parse(model: type[Model], data: Any) -> Model:
         fields: dict[str, str] = {}
         for error in failure.errors():
             where = error["loc"]
-            if where and where[0] in _UNIONS and model is not CreatePort and model is not UpdatePort:
+            if (
+                where
+                and where[0] in _UNIONS
+                and model is not CreatePort
+                and model is not UpdatePort
+            ):
                 # zod does not say which member of a union was meant, unless nothing was given.
-                message = "Required" if error["type"] == "missing" and len(where) == 1 else "Invalid input"
+                message = (
+                    "Required"
+                    if error["type"] == "missing" and len(where) == 1
+                    else "Invalid input"
+                )
                 fields.setdefault(str(where[0]), message)
             else:
                 fields.setdefault(".".join(str(part) for part in where), _message(error))

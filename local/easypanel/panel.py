@@ -58,9 +58,9 @@ class Panel:
             "generateApiToken": Operation(write, m.Id, lambda b: self.set_api_token(b, True)),
             "revokeApiToken": Operation(write, m.Id, lambda b: self.set_api_token(b, False)),
             "getUpdateStatus": Operation(read, m.Empty, self.update_status),
-            "listProjects": Operation(read, m.Empty, lambda b: self.store.read()["projects"]),
+            "listProjects": Operation(read, m.Empty, lambda _: self.store.read()["projects"]),
             "listProjectsAndServices": Operation(read, m.Empty, self.projects_and_services),
-            "canCreateProject": Operation(read, m.Empty, lambda b: self.may_create_project()),
+            "canCreateProject": Operation(read, m.Empty, lambda _: self.may_create_project()),
             "createProject": Operation(write, m.ProjectName, self.create_project),
             "inspectProject": Operation(read, m.Project, self.inspect_project),
             "destroyProject": Operation(write, m.ProjectName, self.destroy_project),
@@ -97,8 +97,8 @@ class Panel:
             "setPrimaryDomain": Operation(write, m.Id, self.set_primary_domain),
             "listActions": Operation(read, m.ListActions, self.actions),
             "getAction": Operation(read, m.Id, self.action),
-            "getDockerTaskStats": Operation(read, m.Empty, lambda b: self.engine.task_counts()),
-            "listNodes": Operation(read, m.Empty, lambda b: self.engine.nodes()),
+            "getDockerTaskStats": Operation(read, m.Empty, lambda _: self.engine.task_counts()),
+            "listNodes": Operation(read, m.Empty, lambda _: self.engine.nodes()),
             "getDockerContainers": Operation(
                 read, m.ContainerFilter, lambda b: self.engine.containers(b.service)
             ),
@@ -138,7 +138,11 @@ class Panel:
         token = secrets.token_hex(32)
         with self.store.change() as state:
             state["sessions"] = [s for s in state["sessions"] if s["expires"] > time.time()]
-            session = {"token": token, "userId": user["id"], "expires": time.time() + SESSION_SECONDS}
+            session = {
+                "token": token,
+                "userId": user["id"],
+                "expires": time.time() + SESSION_SECONDS,
+            }
             state["sessions"].append(session)
         return {"token": token}
 
@@ -168,7 +172,10 @@ class Panel:
 
     def projects_and_services(self, _: Body) -> dict[str, Any]:
         state = self.store.read()
-        return {"projects": state["projects"], "services": [self.shown(app) for app in state["apps"]]}
+        return {
+            "projects": state["projects"],
+            "services": [self.shown(app) for app in state["apps"]],
+        }
 
     def may_create_project(self) -> bool:
         return len(self.store.read()["projects"]) < PROJECT_LIMIT
@@ -297,16 +304,16 @@ class Panel:
             if hmac.compare_digest(app["token"], token):
                 key = models.Service(projectName=app["projectName"], serviceName=app["name"])
                 action = self._begin(key, "deployment")
-
-                def work() -> None:
-                    try:
-                        self._finish(key, "deployment", action, self._deploy)
-                    except Internal as error:  # the action says it; nobody waits for this thread
-                        print(f"panel: {error.message}", flush=True)
-
-                threading.Thread(target=work, name=f"hook-{app['name']}").start()
+                threading.Thread(target=self._deploy_quietly, args=(key, action)).start()
                 return
         raise NotFound("Not found")
+
+    def _deploy_quietly(self, key: models.Service, action: str) -> None:
+        """A deploy that nobody waits for: its action says how it ended."""
+        try:
+            self._finish(key, "deployment", action, self._deploy)
+        except Internal as error:
+            print(f"panel: {error.message}", flush=True)
 
     def scale(self, body: models.Service, kind: str) -> None:
         def run(app: App, log: Log) -> None:
@@ -390,7 +397,11 @@ class Panel:
         record = self.app(key)
         deploy, resources = record["deploy"], record["resources"] or {}
         primary = next(
-            (d["host"] for d in self.store.read()["domains"] if d["id"] == record["primaryDomainId"]),
+            (
+                d["host"]
+                for d in self.store.read()["domains"]
+                if d["id"] == record["primaryDomainId"]
+            ),
             next((d["host"] for d in self.store.read()["domains"] if points_to(d, key)), ""),
         )
         magic = {
@@ -536,4 +547,7 @@ def new_id() -> str:
 def now() -> str:
     """The time, as the panel writes it."""
     seconds = time.time()
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{int(seconds * 1000) % 1000:03d}Z"
+    return (
+        time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
+        + f".{int(seconds * 1000) % 1000:03d}Z"
+    )

@@ -34,7 +34,9 @@ def configuration(domains: list[dict[str, Any]], root: Path = ROOT) -> dict[str,
                 "headers": {"Location": [location]},
             }
             plain.append({"match": [_match(domain)], "handle": [redirect], "terminal": True})
-            secure.append({"match": [_match(domain)], "handle": _handlers(domain), "terminal": True})
+            secure.append(
+                {"match": [_match(domain)], "handle": _handlers(domain), "terminal": True}
+            )
         else:
             plain.append({"match": [_match(domain)], "handle": _handlers(domain), "terminal": True})
     names = sorted({_host(domain) for domain in domains if domain["https"]})
@@ -56,7 +58,10 @@ def configuration(domains: list[dict[str, Any]], root: Path = ROOT) -> dict[str,
         "apps": {
             "pki": {
                 "certificate_authorities": {
-                    "local": {"name": "EasyPanel stand-in (development only)", "install_trust": False}
+                    "local": {
+                        "name": "EasyPanel stand-in (development only)",
+                        "install_trust": False,
+                    }
                 }
             },
             "tls": {
@@ -103,7 +108,9 @@ def _handlers(domain: dict[str, Any]) -> list[dict[str, Any]]:
         servers = [urlsplit(server["url"]) for server in domain["customDestination"]["servers"]]
         encrypted = any(server.scheme == "https" for server in servers)
         upstreams = [
-            {"dial": f"{server.hostname}:{server.port or (443 if server.scheme == 'https' else 80)}"}
+            {
+                "dial": f"{server.hostname}:{server.port or (443 if server.scheme == 'https' else 80)}"
+            }
             for server in servers
         ]
     transport: dict[str, Any] = {
@@ -243,4 +250,4 @@ def main() -> int:
     with contextlib.suppress(FileNotFoundError):
         (ROOT / "run/admin.sock").unlink()  # left by a killed Caddy
     os.environ |= {"HOME": str(ROOT / "caddy"), "XDG_DATA_HOME": str(ROOT / "caddy")}
-    os.execvp("caddy", ["caddy", "run", "--config", str(config)])
+    os.execvp("caddy", ["caddy", "run", "--config", str(config)])  # noqa: S606 - its own arguments

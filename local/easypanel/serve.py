@@ -75,8 +75,11 @@ def main() -> int:
 
     store = Store(DATA)
     proxy = Proxy()
-    panel = Panel(store, Swarm(EngineApi(), PROJECTS), proxy, os.environ.get("RELEASE_TAG", "unknown"))
+    panel = Panel(
+        store, Swarm(EngineApi(), PROJECTS), proxy, os.environ.get("RELEASE_TAG", "unknown")
+    )
     proxy.apply(store.read()["domains"])
     proxy.start()
-    uvicorn.run(application(panel), host="0.0.0.0", port=3000, log_level="warning", access_log=False)  # noqa: S104
+    host = "0.0.0.0"  # noqa: S104 - the container's own address
+    uvicorn.run(application(panel), host=host, port=3000, log_level="warning", access_log=False)
     return 0

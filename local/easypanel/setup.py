@@ -60,7 +60,9 @@ def services(image: str, version: str) -> dict[str, dict[str, Any]]:
     def bind(path: str, read_only: bool = False) -> dict[str, Any]:
         return {"Type": "bind", "Source": path, "Target": path, "ReadOnly": read_only}
 
-    def spec(name: str, command: str, ports: list[int], mounts: list[dict[str, Any]]) -> dict[str, Any]:
+    def spec(
+        name: str, command: str, ports: list[int], mounts: list[dict[str, Any]]
+    ) -> dict[str, Any]:
         return {
             "Name": name,
             "TaskTemplate": {
@@ -124,7 +126,9 @@ def _wait(api: EngineApi, name: str) -> None:
     deadline = time.monotonic() + TIMEOUT
     said = ""
     while True:
-        tasks = api.call("GET", "/tasks", {"filters": {"service": [name], "desired-state": ["running"]}})
+        tasks = api.call(
+            "GET", "/tasks", {"filters": {"service": [name], "desired-state": ["running"]}}
+        )
         states = [task["Status"] for task in tasks or []]
         if any(status["State"] == "running" for status in states):
             return

@@ -41,7 +41,9 @@ def ensure_network(api: EngineApi, name: str) -> bool:
     except EngineError as error:
         if error.status != 404:
             raise
-    api.call("POST", "/networks/create", body={"Name": name, "Driver": "overlay", "Attachable": True})
+    api.call(
+        "POST", "/networks/create", body={"Name": name, "Driver": "overlay", "Attachable": True}
+    )
     return True
 
 
@@ -309,7 +311,11 @@ class Swarm:
             if state != "updating" and len(running) == len(wanted) == replicas:
                 steady_since = steady_since or time.monotonic()
                 # A completed update was already watched by Swarm.
-                if replicas == 0 or state == "completed" or time.monotonic() - steady_since >= MONITOR:
+                if (
+                    replicas == 0
+                    or state == "completed"
+                    or time.monotonic() - steady_since >= MONITOR
+                ):
                     return
             else:
                 steady_since = None

@@ -22,7 +22,9 @@ ROOT = pathlib.Path(__file__).parents[2]
 LOCAL = ROOT / ".local"
 DOMAIN = "api.cimt.localhost"
 APP = {"projectName": "cimt", "serviceName": "api"}
-GENEROUS = 900  # seconds; an emulated droplet on a busy machine is slow, and a wait ends on its condition
+GENEROUS = (
+    900  # seconds; an emulated droplet on a busy machine is slow, and a wait ends on its condition
+)
 
 
 def make(*arguments: str, timeout: float = GENEROUS) -> subprocess.CompletedProcess[str]:
@@ -45,7 +47,17 @@ def make(*arguments: str, timeout: float = GENEROUS) -> subprocess.CompletedProc
 def on_droplet(command: str, timeout: float = 120) -> str:
     """Output of a shell command on the droplet, as root."""
     done = subprocess.run(
-        ["ssh", "-F", str(LOCAL / "ssh_config"), "droplet", "sudo", "bash", "-euo", "pipefail", "-s"],
+        [
+            "ssh",
+            "-F",
+            str(LOCAL / "ssh_config"),
+            "droplet",
+            "sudo",
+            "bash",
+            "-euo",
+            "pipefail",
+            "-s",
+        ],
         cwd=ROOT,
         input=command,
         capture_output=True,

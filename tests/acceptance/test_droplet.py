@@ -162,7 +162,9 @@ def stopped_registry() -> Iterator[None]:
 def test_a_release_without_its_registry_fails_and_the_app_goes_on(
     client: Client, traffic: Traffic, images: dict[str, Image], live_build: Image
 ) -> None:
-    on_droplet(f"docker image rm --force {images['not pulled before'].reference} >/dev/null 2>&1; true")
+    on_droplet(
+        f"docker image rm --force {images['not pulled before'].reference} >/dev/null 2>&1; true"
+    )
     with stopped_registry():
         done = release(images["not pulled before"])
     assert done.returncode != 0

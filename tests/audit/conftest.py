@@ -32,8 +32,10 @@ def declared() -> dict[str, Any]:
     REPORTS.mkdir(parents=True, exist_ok=True)
     file = REPORTS / f"expectations-{ENV}.json"
     done = subprocess.run(
-        ["ansible-playbook", "-i", f"inventory/{ENV}", "playbooks/audit.yml"]
-        + ["--tags", "expectations", "-e", f"expectations_file={file}"],
+        [
+            *("ansible-playbook", "-i", f"inventory/{ENV}", "playbooks/audit.yml"),
+            *("--tags", "expectations", "-e", f"expectations_file={file}"),
+        ],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -42,7 +44,9 @@ def declared() -> dict[str, Any]:
     if done.returncode:
         told = " ".join(done.stdout.split())
         start = told.find("not set:")
-        stop(told[start:].split("PLAY RECAP")[0] if start >= 0 else done.stdout[-2000:] + done.stderr)
+        stop(
+            told[start:].split("PLAY RECAP")[0] if start >= 0 else done.stdout[-2000:] + done.stderr
+        )
     return dict(json.loads(file.read_text()))
 
 

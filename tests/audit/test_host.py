@@ -11,7 +11,9 @@ import pytest
 
 def test_settings_of_the_kernel_are_live(declared: dict[str, Any], found: dict[str, Any]) -> None:
     """Without forwarding containers are cut off; the rest keeps spoofed packets out."""
-    assert found["sysctl"] == {name: str(value) for name, value in declared["baseline_sysctl"].items()}
+    assert found["sysctl"] == {
+        name: str(value) for name, value in declared["baseline_sysctl"].items()
+    }
 
 
 def test_there_is_swap_for_the_rare_peak(declared: dict[str, Any], found: dict[str, Any]) -> None:
@@ -49,7 +51,9 @@ def test_the_clock_is_right(found: dict[str, Any]) -> None:
     assert abs(found["time"] - time.time()) < 30
 
 
-def test_sshd_takes_keys_of_declared_users_only(declared: dict[str, Any], found: dict[str, Any]) -> None:
+def test_sshd_takes_keys_of_declared_users_only(
+    declared: dict[str, Any], found: dict[str, Any]
+) -> None:
     """The settings in effect, with every file read, not the file that we wrote."""
     root = declared["ssh_permit_root_login"].replace("prohibit-password", "without-password")
     expected = {
@@ -75,7 +79,9 @@ def test_the_firewall_in_the_kernel_is_the_declared_one(
     chains = {item["chain"]["name"]: item["chain"] for item in items if "chain" in item}
     for hook in ("input", "forward"):
         assert (chains[hook]["hook"], chains[hook]["policy"]) == (hook, "drop")
-    public = [item["rule"]["expr"] for item in items if item.get("rule", {}).get("chain") == "public"]
+    public = [
+        item["rule"]["expr"] for item in items if item.get("rule", {}).get("chain") == "public"
+    ]
     opened = {
         port
         for expressions in public

@@ -11,7 +11,32 @@ from typing import Any
 from .conftest import ENV, ROOT
 
 SILENCE = 5  # seconds without a byte or an end of the connection: nobody is there
-WELL_KNOWN = [21, 22, 25, 80, 111, 443, 2375, 2376, 2377, 3000, 4243, 4789, 5000, 5355, 5432, 5678, 6379, 7946, 8000, 8080, 8443, 9000, 9090, 9323]  # noqa: E501
+WELL_KNOWN = [
+    21,
+    22,
+    25,
+    80,
+    111,
+    443,
+    2375,
+    2376,
+    2377,
+    3000,
+    4243,
+    4789,
+    5000,
+    5355,
+    5432,
+    5678,
+    6379,
+    7946,
+    8000,
+    8080,
+    8443,
+    9000,
+    9090,
+    9323,
+]
 
 
 def answers(address: tuple[str, int]) -> bool:

@@ -52,18 +52,24 @@ def test_the_panel_is_pinned_and_taken(declared: dict[str, Any], found: dict[str
     assert found["panel_setup"] == {"isComplete": True}
 
 
-def test_secrets_on_the_host_are_root_s_alone(declared: dict[str, Any], found: dict[str, Any]) -> None:
+def test_secrets_on_the_host_are_root_s_alone(
+    declared: dict[str, Any], found: dict[str, Any]
+) -> None:
     """The panel's token is root on this host."""
     assert found["modes"]["/etc/cimt"] == "0:0 0700"
     assert found["modes"][declared["easypanel_token_file"]] == "0:0 0600"
 
 
-def test_every_declared_app_runs_as_declared(declared: dict[str, Any], found: dict[str, Any]) -> None:
+def test_every_declared_app_runs_as_declared(
+    declared: dict[str, Any], found: dict[str, Any]
+) -> None:
     """Swarm's own view: replicas, limits, order of updates and environment."""
     services = swarm_services(found)
     for app in declared["services_apps"]:
         name = f"{declared['services_project']}_{app['name']}"
-        assert name in services, f"{name} was never released. Next: make deploy SERVICE={app['name']}"
+        assert name in services, (
+            f"{name} was never released. Next: make deploy SERVICE={app['name']}"
+        )
         spec = services[name]
         task = spec["TaskTemplate"]
         assert spec["UpdateConfig"]["Order"] == (
@@ -78,7 +84,8 @@ def test_every_declared_app_runs_as_declared(declared: dict[str, Any], found: di
         running = [
             item
             for item in found["tasks"]
-            if item["Name"].rpartition(".")[0] == name and item["CurrentState"].startswith("Running")
+            if item["Name"].rpartition(".")[0] == name
+            and item["CurrentState"].startswith("Running")
         ]
         assert len(running) == app["replicas"]
 
@@ -98,7 +105,9 @@ def test_what_runs_is_what_the_ledger_says(declared: dict[str, Any], found: dict
             assert running == live[app["name"]]["to"]
 
 
-def test_there_is_room_for_the_next_release(declared: dict[str, Any], found: dict[str, Any]) -> None:
+def test_there_is_room_for_the_next_release(
+    declared: dict[str, Any], found: dict[str, Any]
+) -> None:
     """A release is refused below this; it should be seen before that."""
     assert found["free_disk_mb"] > 2 * declared["release_min_free_mb"]
     assert found["available_memory_mb"] > 128

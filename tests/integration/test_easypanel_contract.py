@@ -144,7 +144,11 @@ def test_without_a_token_nothing_but_setup_answers(panel: Client) -> None:
 
 def test_input_is_validated_in_the_panel_s_words(panel: Client) -> None:
     status, body = panel.refused("createProject", name="Not Allowed")
-    assert (status, body["code"], body["message"]) == (400, "BAD_REQUEST", "Input validation failed")
+    assert (status, body["code"], body["message"]) == (
+        400,
+        "BAD_REQUEST",
+        "Input validation failed",
+    )
     assert "name" in body["data"]["zodErrors"]
     assert panel.refused("updateAppEnv")[1]["data"]["zodErrors"]["projectName"] == "Required"
     answer = panel.request("GET", "/api/listActions", params={"limit": "5"})
@@ -191,7 +195,9 @@ def test_a_domain_is_a_whole_object_and_reaches_the_proxy(panel: Client) -> None
         "serviceDestination": {"protocol": "http", "port": 8000, "path": "/", **APP},
     }
     partial = {key: value for key, value in domain.items() if key != "wildcard"}
-    assert panel.refused("createDomain", **partial)[1]["data"]["zodErrors"] == {"wildcard": "Required"}
+    assert panel.refused("createDomain", **partial)[1]["data"]["zodErrors"] == {
+        "wildcard": "Required"
+    }
     panel.write("createDomain", **domain)
     panel.write("createDomain", **domain)  # the panel makes two rules of it
     first, second = panel.read("listDomains", **APP)
@@ -255,7 +261,9 @@ def test_a_killed_panel_ends_what_it_left_under_way(panel: Client) -> None:
     panel.machine.gate.set()
 
 
-def test_a_full_disk_is_said_and_loses_nothing(panel: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_said_and_loses_nothing(
+    panel: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = panel.path.read_bytes()
 
     def full(_: int) -> None:

@@ -28,7 +28,9 @@ def domain() -> str:
     if LOCAL:
         return "api.cimt.localhost"
     if not (name := os.environ.get("API_DOMAIN")):
-        stop("not set: API_DOMAIN (domain of the api). Next: docs/setup.md says where it comes from")
+        stop(
+            "not set: API_DOMAIN (domain of the api). Next: docs/setup.md says where it comes from"
+        )
     return str(name)
 
 
@@ -38,7 +40,9 @@ def ask(domain: str) -> Ask:
     if not LOCAL:
         context = ssl.create_default_context()
 
-        def ask_public(method: str, path: str, scheme: str = "https", **options: object) -> httpx.Response:
+        def ask_public(
+            method: str, path: str, scheme: str = "https", **options: object
+        ) -> httpx.Response:
             with httpx.Client(verify=context, timeout=60) as client:
                 return client.request(method, f"{scheme}://{domain}{path}", **options)
 
@@ -52,7 +56,9 @@ def ask(domain: str) -> Ask:
     read = ["ssh", "-F", str(config), "droplet", "cat", "/etc/easypanel/traefik/ca.crt"]
     done = subprocess.run(read, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     if done.returncode:
-        stop(f"no certificate authority on the droplet: {done.stderr.strip()}. Next: make provision")
+        stop(
+            f"no certificate authority on the droplet: {done.stderr.strip()}. Next: make provision"
+        )
     ca = ROOT / ".local/ca.crt"
     ca.write_text(done.stdout)
     context = ssl.create_default_context(cafile=ca)

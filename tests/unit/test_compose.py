@@ -34,7 +34,9 @@ services:
 
 
 def test_an_app_is_translated_whole() -> None:
-    declared = compose.panel_apps(SAMPLE, {"API_DOMAIN": "api.example.com"}, {"DB_PASSWORD": "s3cret"})
+    declared = compose.panel_apps(
+        SAMPLE, {"API_DOMAIN": "api.example.com"}, {"DB_PASSWORD": "s3cret"}
+    )
     app = declared["apps"][0]
     assert app["released"] is True
     assert app["zero_downtime"] is True
@@ -59,7 +61,9 @@ def test_a_value_that_holds_a_secret_travels_apart() -> None:
 
 
 def test_every_missing_variable_is_named_at_once() -> None:
-    with pytest.raises(AnsibleFilterError, match=r"API_DOMAIN, DB_PASSWORD \(the database password\)"):
+    with pytest.raises(
+        AnsibleFilterError, match=r"API_DOMAIN, DB_PASSWORD \(the database password\)"
+    ):
         compose.panel_apps(SAMPLE, {})
 
 
@@ -77,9 +81,11 @@ def test_every_missing_variable_is_named_at_once() -> None:
         ("services:", "services: [", "not YAML"),
     ],
 )
-def test_a_wrong_file_is_one_line_that_names_the_place(wrong: str, right: str, message: str) -> None:
+def test_a_wrong_file_is_one_line_that_names_the_place(
+    wrong: str, right: str, message: str
+) -> None:
     assert wrong in SAMPLE
-    with pytest.raises(AnsibleFilterError, match="^services/compose.yaml: ") as caught:
+    with pytest.raises(AnsibleFilterError, match=r"^services/compose\.yaml: ") as caught:
         compose.panel_apps(SAMPLE.replace(wrong, right), {"API_DOMAIN": "a"}, {"DB_PASSWORD": "b"})
     assert message in caught.value.message
     assert "\n" not in caught.value.message

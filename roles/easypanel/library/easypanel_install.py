@@ -69,7 +69,7 @@ def busy_ports() -> list[int]:
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                probe.bind(("0.0.0.0", port))
+                probe.bind(("0.0.0.0", port))  # noqa: S104 - as the proxy will
             except OSError:
                 busy.append(port)
     return busy

@@ -163,9 +163,15 @@ class Release:
         swarm = self.swarm()
         wanted = [task for task in self.tasks() if task["DesiredState"] == "Running"]
         running = [
-            task for task in wanted if digest in task["Image"] and task["CurrentState"].startswith("Running")
+            task
+            for task in wanted
+            if digest in task["Image"] and task["CurrentState"].startswith("Running")
         ]
-        return bool(swarm) and digest in swarm["image"] and len(running) == len(wanted) == swarm["replicas"]
+        return (
+            bool(swarm)
+            and digest in swarm["image"]
+            and len(running) == len(wanted) == swarm["replicas"]
+        )
 
     def health(self) -> str:
         """Revision that the health address reports, through the proxy; raises OSError or ValueError."""
@@ -179,7 +185,9 @@ class Release:
             if url.scheme == "https":
                 context = ssl.create_default_context(cafile=self.params["ca_file"] or None)
                 connection.sock = context.wrap_socket(raw, server_hostname=host)
-            connection.request("GET", url.path or "/", headers={"Host": host, "Connection": "close"})
+            connection.request(
+                "GET", url.path or "/", headers={"Host": host, "Connection": "close"}
+            )
             response = connection.getresponse()
             body = response.read(65536)
         if response.status != 200:
@@ -251,9 +259,13 @@ class Release:
                     self.say(f"health: {seen}, {STEADY} times in a row")
                     return
                 if not right and time.monotonic() - completed_at > self.params["revision_timeout"]:
-                    raise Failed(f"the new container runs, but reports {seen}; wanted revision {revision}")
+                    raise Failed(
+                        f"the new container runs, but reports {seen}; wanted revision {revision}"
+                    )
             time.sleep(0.5 if steady else POLL)
-        raise Failed(f"not live after {self.params['timeout']} s; last seen: {seen}\n{self.last_words()}")
+        raise Failed(
+            f"not live after {self.params['timeout']} s; last seen: {seen}\n{self.last_words()}"
+        )
 
     def _updated(self, before: dict[str, Any], digest: str) -> bool:
         if not self.runs(digest):
@@ -281,7 +293,17 @@ class Release:
         ]
         # A task that cannot be reached would keep `docker service logs` waiting.
         _, out, err = self.module.run_command(
-            ["timeout", "20", self.docker, "service", "logs", "--raw", "--tail", "15", self.swarm_name]
+            [
+                "timeout",
+                "20",
+                self.docker,
+                "service",
+                "logs",
+                "--raw",
+                "--tail",
+                "15",
+                self.swarm_name,
+            ]
         )
         return "\n".join([*errors, *(line[:300] for line in (out + err).splitlines()[-15:])])
 
@@ -306,7 +328,10 @@ class Release:
         if params["action"] == "history":
             entries = self.entries()[-params["entries"] :]
             self.module.exit_json(
-                changed=False, timeline=[], entries=entries, ledger=[shown(entry) for entry in entries]
+                changed=False,
+                timeline=[],
+                entries=entries,
+                ledger=[shown(entry) for entry in entries],
             )
         if params["action"] == "deploy":
             self._check_image(params["image"], params["revision"])
@@ -317,7 +342,10 @@ class Release:
             self.module.exit_json(
                 changed=now != image,
                 timeline=[],
-                diff={"before": f"{params['service']}: {now}\n", "after": f"{params['service']}: {image}\n"},
+                diff={
+                    "before": f"{params['service']}: {now}\n",
+                    "after": f"{params['service']}: {image}\n",
+                },
             )
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the controller may go away
         what = f"{params['action']} of {params['service']} {params['image']}".strip()
@@ -369,10 +397,18 @@ class Release:
             with contextlib.suppress(ValueError):
                 left = json.loads(self.inflight.read_text())
                 previous, previous_revision = left["from"], left["from_revision"]
-                self.say(f"an earlier release by {left['who']} was cut short; it started from {previous}")
-        elif previous == image and match and self.runs(match["digest"]) and previous_revision == revision:
+                self.say(
+                    f"an earlier release by {left['who']} was cut short; it started from {previous}"
+                )
+        elif (
+            previous == image
+            and match
+            and self.runs(match["digest"])
+            and previous_revision == revision
+        ):
             self.module.exit_json(
-                changed=False, timeline=[f"{params['service']} already runs {image}, revision {revision}"]
+                changed=False,
+                timeline=[f"{params['service']} already runs {image}, revision {revision}"],
             )
         self.say(f"{params['action']} {params['service']}: {previous or 'nothing'} -> {image}")
         note = {"from": previous, "from_revision": previous_revision, "who": params["who"]}
@@ -434,7 +470,9 @@ class Release:
 
 def shown(entry: dict[str, Any]) -> str:
     """A ledger entry on one line, for people."""
-    before, after = (image.rpartition("@sha256:")[2][:12] or "nothing" for image in (entry["from"], entry["to"]))
+    before, after = (
+        image.rpartition("@sha256:")[2][:12] or "nothing" for image in (entry["from"], entry["to"])
+    )
     reason = f"  ({entry['reason']})" if entry["reason"] else ""
     return (
         f"{entry['time']}  {entry['who']:<12} {entry['action']:<8} {entry['service']:<8} {before} -> {after}  "
@@ -480,7 +518,9 @@ def main() -> None:
     except PanelError as error:
         module.fail_json(msg=str(error))
     except OSError as error:
-        module.fail_json(msg=f"{error}. Next, on the droplet: df -h; a full disk is the usual reason")
+        module.fail_json(
+            msg=f"{error}. Next, on the droplet: df -h; a full disk is the usual reason"
+        )
 
 
 if __name__ == "__main__":

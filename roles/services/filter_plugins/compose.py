@@ -170,7 +170,9 @@ def panel_apps(
             name + (f" ({message})" if message else "")
             for name, message in sorted(interpolation.missing.items())
         )
-        raise _problem("variables", f"no value for {names}; see docs/setup.md for where each comes from")
+        raise _problem(
+            "variables", f"no value for {names}; see docs/setup.md for where each comes from"
+        )
     return {
         "apps": [app for app, _ in apps],
         "secret_env": {app["name"]: secret for app, secret in apps if secret},
@@ -198,11 +200,16 @@ def _app(
     env: dict[str, str] = {}
     secret_env: dict[str, str] = {}
     for key, template in environment.items():
-        if isinstance(template, bool):
-            template = str(template).lower()
-        value, secret = interpolation.text("" if template is None else str(template))
+        text = (
+            str(template).lower()
+            if isinstance(template, bool)
+            else ("" if template is None else str(template))
+        )
+        value, secret = interpolation.text(text)
         if "\n" in value:
-            raise _problem(f"{where}.environment.{key}", "the panel keeps one line a value; encode it")
+            raise _problem(
+                f"{where}.environment.{key}", "the panel keeps one line a value; encode it"
+            )
         (secret_env if secret else env)[key] = value
 
     command = service.get("command")
@@ -232,4 +239,5 @@ class FilterModule:
     """Filters of the services role."""
 
     def filters(self) -> dict[str, Callable[..., Any]]:
+        """Name in a template to function."""
         return {"panel_apps": panel_apps}

@@ -59,7 +59,9 @@ DEPLOY_TIMEOUT = 900  # seconds; the panel answers a deploy only when it has fin
 class App:
     """One declared app, and what the panel has of it."""
 
-    def __init__(self, panel: Panel, project: str, declared: dict[str, Any], secret: dict[str, str]):
+    def __init__(
+        self, panel: Panel, project: str, declared: dict[str, Any], secret: dict[str, str]
+    ) -> None:
         self.panel = panel
         self.name: str = declared["name"]
         self.key = {"projectName": project, "serviceName": self.name}
@@ -86,7 +88,8 @@ class App:
                 "capDrop": deploy.get("capDrop") or [],
             },
             "resources": {
-                name: float(value or 0) for name, value in (panel_app.get("resources") or {}).items()
+                name: float(value or 0)
+                for name, value in (panel_app.get("resources") or {}).items()
             },
             "mounts": panel_app.get("mounts") or [],
             "domains": [
@@ -110,7 +113,8 @@ class App:
         domains = [dict(domain) for domain in self.observed.get("domains", [])]
         for domain in declared["domains"]:
             same = next(
-                (d for d in domains if (d["host"], d["path"]) == (domain["host"], domain["path"])), None
+                (d for d in domains if (d["host"], d["path"]) == (domain["host"], domain["path"])),
+                None,
             )
             if same is None:
                 same = {
@@ -288,7 +292,9 @@ class Convergence:
         if self.panel is not None:
             listing = self.panel.read("listProjectsAndServices")
             project_exists = any(p["name"] == params["project"] for p in listing["projects"])
-            existing = {s["name"] for s in listing["services"] if s["projectName"] == params["project"]}
+            existing = {
+                s["name"] for s in listing["services"] if s["projectName"] == params["project"]
+            }
         if not project_exists:
             self.changes.append(f"project {params['project']}")
             if not self.module.check_mode:
@@ -315,7 +321,9 @@ class Convergence:
         credentials = (params["registry_username"], params["registry_password"])
         wanted = app.wanted(credentials)
         before = app.observed if exists else {}
-        fields = [field for field in wanted if not before or not same(field, before[field], wanted[field])]
+        fields = [
+            field for field in wanted if not before or not same(field, before[field], wanted[field])
+        ]
         if not wanted["image"]:  # credentials are written with the first release
             fields = [field for field in fields if field != "registry"]
             wanted["registry"] = before["registry"] if before else ("", "")
@@ -343,7 +351,9 @@ class Convergence:
                     msg=f"the panel did not keep {app.name}.{field}. Next: make plan, and compare with the panel"
                 )
         if wanted["image"] and pending.exists():
-            app.panel.write("deployAppService", timeout=DEPLOY_TIMEOUT, **app.key, forceRebuild=False)
+            app.panel.write(
+                "deployAppService", timeout=DEPLOY_TIMEOUT, **app.key, forceRebuild=False
+            )
             pending.unlink()
 
 
@@ -379,7 +389,9 @@ def main() -> None:
     except PanelError as error:
         module.fail_json(msg=str(error))
     except OSError as error:
-        module.fail_json(msg=f"{error}. Next: df -h on the droplet; a full disk is the usual reason")
+        module.fail_json(
+            msg=f"{error}. Next: df -h on the droplet; a full disk is the usual reason"
+        )
     module.exit_json(
         changed=bool(convergence.changes),
         changes=convergence.changes,
