@@ -1,0 +1,141 @@
+"""What every request passes: size limit, security headers, one log line, metrics. Buffers nothing."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from datetime import UTC, datetime
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+SECURITY_HEADERS = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"strict-transport-security", b"max-age=31536000"),
+]
+# From a cached answer to a long streamed one, in seconds.
+BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+
+log = logging.getLogger("cimt_api.access")
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object per line; `extra={"fields": {…}}` adds to it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, without its end."""
+        line: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **getattr(record, "fields", {}),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False)
+
+
+class Edge:
+    """The outermost ASGI layer.
+
+    `draining` is set by the server after SIGTERM: answers then carry `Connection: close`, so that the
+    proxy stops reusing its connections before they are cut.
+    """
+
+    def __init__(self, app: ASGIApp, *, max_body_bytes: int, version: str, revision: str) -> None:
+        self.app = app
+        self.max_body_bytes = max_body_bytes
+        self.draining = False
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "http_requests",
+            "Finished requests.",
+            ["method", "route", "status"],
+            registry=self.registry,
+        )
+        self.seconds = Histogram(
+            "http_request_duration_seconds",
+            "From the request's head to the last byte of the answer.",
+            ["method", "route"],
+            buckets=BUCKETS,
+            registry=self.registry,
+        )
+        self.running = Gauge(
+            "http_requests_running", "Requests in progress.", registry=self.registry
+        )
+        build = Gauge(
+            "cimt_api_build_info", "Always 1.", ["version", "revision"], registry=self.registry
+        )
+        build.labels(version, revision).set(1)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request, or one event of the server's life, which passes untouched."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        status = 500  # what the client gets when the application fails before it answers
+        received = 0
+
+        async def limited_receive() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > self.max_body_bytes:  # no Content-Length, or a false one
+                raise HTTPException(413, f"The body is larger than {self.max_body_bytes} bytes.")
+            return message
+
+        async def marked_send(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = [*message.get("headers", []), *SECURITY_HEADERS]
+                if not any(name == b"cache-control" for name, _ in headers):
+                    headers.append((b"cache-control", b"no-store"))
+                if self.draining:
+                    headers.append((b"connection", b"close"))
+                message = {**message, "headers": headers}
+            await send(message)
+
+        self.running.inc()
+        try:
+            if self._declared_length(scope) > self.max_body_bytes:
+                text = f"The body is larger than {self.max_body_bytes} bytes."
+                await JSONResponse({"detail": text}, 413)(scope, receive, marked_send)
+            else:
+                await self.app(scope, limited_receive, marked_send)
+        finally:
+            self.running.dec()
+            self._observe(scope, status, time.perf_counter() - started)
+
+    @staticmethod
+    def _declared_length(scope: Scope) -> int:
+        """Content-Length in bytes; 0 when there is none (the server has checked that it is a number)."""
+        return next(
+            (int(value) for name, value in scope["headers"] if name == b"content-length"), 0
+        )
+
+    def _observe(self, scope: Scope, status: int, seconds: float) -> None:
+        # Labels have few values whatever a client sends: the route's template, never the path.
+        method = scope["method"] if scope["method"] in METHODS else "other"
+        route = getattr(scope.get("route"), "path", "unmatched")
+        self.requests.labels(method, route, str(status)).inc()
+        self.seconds.labels(method, route).observe(seconds)
+        # Neither query, headers nor body: they may hold secrets and what people wrote.
+        fields = {
+            "method": method,
+            "path": scope["path"][:200],
+            "status": status,
+            "duration_ms": round(seconds * 1000, 1),
+        }
+        # The image's HEALTHCHECK asks every few seconds; its successes are no news.
+        quiet = route == "/healthz" and status == 200
+        log.log(logging.DEBUG if quiet else logging.INFO, "request", extra={"fields": fields})
