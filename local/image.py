@@ -30,6 +30,7 @@ PACKAGES = """
 linux-image-cloud-amd64 initramfs-tools lz4 systemd systemd-sysv systemd-resolved systemd-timesyncd
 libpam-systemd udev dbus kmod e2fsprogs netbase iproute2 iputils-ping procps
 openssh-server sudo cloud-init python3 python3-apt apparmor nftables ca-certificates curl gpg less vim-tiny
+tzdata unattended-upgrades
 """.split()  # noqa: SIM905 - a list of names reads best as words
 DOCKER = {"debian-13": "docker.io docker-cli iptables", "debian-12": "docker.io iptables"}
 

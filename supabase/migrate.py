@@ -100,8 +100,8 @@ def lock(connection: psycopg.Connection) -> None:
             return
         if time.monotonic() > deadline:
             raise TimeoutError(
-                f"another runner has held the migration lock for {LOCK_WAIT} s. Next: see who, with "
-                "select * from pg_stat_activity where application_name = 'cimt migrate'"
+                f"another runner has held the migration lock for {LOCK_WAIT} s. Next: look in "
+                "pg_stat_activity for application_name 'cimt migrate'"
             )
         if not told:
             print("migrate: another runner is at work; waiting for it", flush=True)

@@ -9,17 +9,17 @@ def main() -> int:
     """Run one command; each imports only what it needs, because an emulated CPU pays for imports."""
     command = sys.argv[1] if len(sys.argv) > 1 else ""
     if command == "setup":
-        from . import setup
+        from .setup import main as run_setup
 
-        return setup.main()
+        return run_setup()
     if command == "serve":
-        from . import serve
+        from .serve import main as run_serve
 
-        return serve.main()
+        return run_serve()
     if command == "proxy":
-        from . import proxy
+        from .proxy import main as run_proxy
 
-        return proxy.main()
+        return run_proxy()
     print("usage: setup | serve | proxy (this image is a stand-in for development and tests)")
     return 2
 

@@ -250,7 +250,9 @@ class Panel:
             }
             state["apps"].append(app)
         if body.source:  # with an inline source the call deploys, and blocks until it is done
-            self.deploy_app(models.DeployService(**key_of(body)))
+            self.deploy_app(
+                models.DeployService(projectName=body.projectName, serviceName=body.serviceName)
+            )
         return self.shown(app)
 
     def destroy_app(self, body: models.Service) -> None:
@@ -355,7 +357,7 @@ class Panel:
         }
         with self.store.change() as state:
             state["actions"] = [*state["actions"][-KEPT_ACTIONS + 1 :], action]
-        self._live[action["id"]] = action
+        self._live[str(action["id"])] = action
         return str(action["id"])
 
     def _finish(
@@ -522,11 +524,6 @@ def points_to(domain: dict[str, Any], key: models.Service) -> bool:
         key.projectName,
         key.serviceName,
     )
-
-
-def key_of(body: models.Service) -> dict[str, str]:
-    """The two names that identify a service."""
-    return {"projectName": body.projectName, "serviceName": body.serviceName}
 
 
 def dumped(body: Body | None) -> Any:
