@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import sys
@@ -55,6 +56,12 @@ def status(settings: Settings) -> int:
         running = clouds.running_pid(settings, name)
         where = f"runs: 127.0.0.1:{settings.ports[name]}, pid {running}" if running else "is off"
         print(f"{name:<9} {where}")
+    try:
+        timings = json.loads((settings.logs / "timings.json").read_text())
+        stages = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in timings.items())
+        print(f"last up   {stages}")
+    except (OSError, ValueError):
+        pass  # there was none
     return 0 if pid else 1
 
 

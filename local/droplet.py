@@ -148,7 +148,7 @@ def alone(settings: Settings, name: str = "droplet") -> Iterator[None]:
             lock.seek(0)
             holder = lock.read().strip() or "unknown"
             raise LocalError(
-                f"another run works on the {name} (pid {holder}). Next: wait for it, or: kill {holder}"
+                f"another run of `{name}` is at work (pid {holder}). Next: wait for it, or: kill {holder}"
             ) from None
         lock.truncate(0)
         lock.write(str(os.getpid()))

@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
+from rich.console import Console, RenderableType
+from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 
-from local import droplet
-from local.settings import LocalError, Settings, check_ports, save_ports, write_atomic
+from local import clouds, droplet
+from local.settings import (
+    DROPLET_PORTS,
+    LocalError,
+    Settings,
+    check_ports,
+    save_ports,
+    write_atomic,
+)
 
-HEARTBEAT = 30  # seconds between two signs of life of a long stage
+HEARTBEAT = 30.0  # seconds between two signs of life of a long stage, where there is no terminal
 TAIL = 25  # lines of a failed stage's log
+AT_ONCE = 2  # stages at the same moment: an emulated droplet keeps a core busy by itself
+END_SECONDS = 20.0  # for a stage to end when asked to
 
 
 @dataclass(frozen=True)
@@ -28,23 +40,34 @@ class Stage:
     name: str
     does: str
     command: list[str]
+    after: tuple[str, ...] = ()
 
 
 def stages() -> list[Stage]:
-    """In their order."""
+    """In their order; one that needs nothing of its neighbours runs beside them."""
     local = [sys.executable, "-m", "local"]
     make = ["make", "--no-print-directory"]
     return [
-        Stage("image", "disk image of the droplet, from packages", [*local, "image"]),
-        Stage("droplet", "virtual machine: 2 vCPU, 2 GB, 25 GB", [*local, "droplet"]),
+        Stage("image", "disk image of the droplet", [*local, "image"]),
         Stage("clouds", "registry and Postgres on loopback", [*local, "clouds", "start"]),
-        Stage("panel-image", "stand-in for EasyPanel's image", [*make, "panel-image"]),
-        Stage("provision", "playbooks/provision.yml", [*make, "provision"]),
-        Stage("build", "image of the api, pushed by digest", [*make, "build"]),
-        Stage("migrate", "migrations/ by the Supabase CLI", [*make, "migrate"]),
-        Stage("deploy", "release by the panel's deploy hook", [*make, "deploy"]),
-        Stage("smoke", "the product through its TLS proxy", [*make, "smoke"]),
-        Stage("audit", "testinfra inside, ports outside", [*make, "audit"]),
+        Stage("droplet", "virtual machine: 2 vCPU, 2 GB, 25 GB", [*local, "droplet"], ("image",)),
+        Stage("panel-image", "stand-in for EasyPanel's image", [*make, "panel-image"], ("clouds",)),
+        Stage(
+            "provision",
+            "playbooks/provision.yml",
+            [*make, "provision"],
+            ("droplet", "clouds", "panel-image"),
+        ),
+        Stage("build", "image of the api, pushed by digest", [*make, "build"], ("panel-image",)),
+        Stage("migrate", "migrations by the Supabase CLI", [*make, "migrate"], ("clouds",)),
+        Stage(
+            "deploy",
+            "release by the panel's deploy hook",
+            [*make, "deploy"],
+            ("provision", "build", "migrate"),
+        ),
+        Stage("smoke", "the product through its TLS proxy", [*make, "smoke"], ("deploy",)),
+        Stage("audit", "testinfra inside, ports outside", [*make, "audit"], ("smoke",)),
     ]
 
 
@@ -52,27 +75,112 @@ class StageFailed(Exception):
     """A stage ended with an error; the text is what to show."""
 
 
-def up(settings: Settings) -> None:
-    """Run every stage; raises StageFailed with name, log and next command of the one that failed."""
-    console = Console(highlight=False, soft_wrap=True)
-    with droplet.alone(settings, "up"):
-        if not droplet.running_pid(settings):
-            check_ports(settings, ("ssh", "http", "https", "panel", "swarm"))
-            save_ports(settings)
-        started = time.monotonic()
-        timings: dict[str, float] = {}
-        for stage in stages():
-            timings[stage.name] = run(stage, settings.logs, console)
-            write_atomic(settings.logs / "timings.json", json.dumps(timings) + "\n")
-        summary(settings, timings, time.monotonic() - started, console)
+@dataclass
+class Job:
+    """A stage on its way; `seconds` is final once `process` has ended."""
+
+    stage: Stage
+    log: Path
+    process: subprocess.Popen[bytes]
+    started: float
+    said: float
+    seconds: float = 0.0
 
 
-def run(stage: Stage, logs: Path, console: Console) -> float:
-    """Seconds that the stage took."""
+class Progress:
+    """What is shown meanwhile: a live table on a terminal, plain lines elsewhere."""
+
+    def __init__(self, todo: Sequence[Stage], console: Console) -> None:
+        self.todo = todo
+        self.console = console
+        self.jobs: dict[str, Job] = {}
+        self.live = (
+            Live(console=console, get_renderable=self.table, refresh_per_second=2)
+            if console.is_terminal
+            else None
+        )
+
+    def table(self) -> RenderableType:
+        """Every stage with its time and, while it runs, the last line of its log."""
+        table = Table("stage", "seconds", "", box=None, pad_edge=False)
+        table.columns[1].justify = "right"
+        table.columns[2].no_wrap = True
+        for stage in self.todo:
+            job = self.jobs.get(stage.name)
+            if job is None:
+                table.add_row(stage.name, "", stage.does, style="dim")
+            elif job.process.returncode is None:
+                seconds = time.monotonic() - job.started
+                table.add_row(
+                    stage.name, f"{seconds:.0f}", escape(last_line(job.log)), style="bold"
+                )
+            else:
+                style, word = (
+                    ("bold red", "failed") if job.process.returncode else ("green", stage.does)
+                )
+                table.add_row(stage.name, f"{job.seconds:.0f}", word, style=style)
+        return table
+
+    def line(self, stage: Stage, text: str, style: str = "") -> None:
+        """One line, where there is no table."""
+        if self.live is None:
+            self.console.print(f"{stage.name:<12} {escape(text)}", style=style)
+
+    def heartbeat(self) -> None:
+        """A sign of life for each stage that has been silent for long."""
+        now = time.monotonic()
+        for job in self.jobs.values():
+            if job.process.returncode is None and now - job.said >= HEARTBEAT:
+                job.said = now
+                self.line(job.stage, f"{now - job.started:4.0f} s  {last_line(job.log)}", "dim")
+
+
+def run_all(
+    todo: Sequence[Stage],
+    logs: Path,
+    console: Console,
+    finished: Callable[[dict[str, float]], None] = lambda _: None,
+) -> dict[str, float]:
+    """Seconds by stage. Raises StageFailed at the first that fails, after ending those beside it."""
     logs.mkdir(parents=True, exist_ok=True)
+    progress = Progress(todo, console)
+    jobs = progress.jobs
+    done: dict[str, float] = {}
+    if progress.live:
+        progress.live.start()
+    try:
+        while len(done) < len(todo):
+            running = [job for job in jobs.values() if job.process.returncode is None]
+            for stage in todo:
+                free = len(running) < AT_ONCE and stage.name not in jobs
+                if free and all(name in done for name in stage.after):
+                    jobs[stage.name] = _start(stage, logs)
+                    running.append(jobs[stage.name])
+                    progress.line(stage, f"{stage.does} …")
+            if not running:
+                raise LocalError(f"up: nothing can follow {', '.join(done)}: wrong order of stages")
+            time.sleep(0.1)
+            progress.heartbeat()
+            for job in running:
+                if job.process.poll() is None:
+                    continue
+                job.seconds = time.monotonic() - job.started
+                if job.process.returncode:
+                    progress.line(job.stage, f"failed after {job.seconds:.0f} s", "bold red")
+                    raise StageFailed(_report(job, [other for other in running if other != job]))
+                done[job.stage.name] = job.seconds
+                finished(done)
+                progress.line(job.stage, f"{job.seconds:4.0f} s  done", "green")
+    finally:
+        for job in jobs.values():
+            _end(job)
+        if progress.live:
+            progress.live.stop()
+    return done
+
+
+def _start(stage: Stage, logs: Path) -> Job:
     path = logs / f"{stage.name}.log"
-    console.print(f"{stage.name:<12} {stage.does} …")
-    started = time.monotonic()
     # A session of its own: Ctrl-C reaches us alone, and we end the whole stage.
     with path.open("w") as log:
         process = subprocess.Popen(
@@ -83,60 +191,102 @@ def run(stage: Stage, logs: Path, console: Console) -> float:
             start_new_session=True,
             env=os.environ | {"ANSIBLE_NOCOLOR": "1", "ENV": "local"},
         )
-        try:
-            while True:
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    code = process.wait(timeout=HEARTBEAT)
-                    break
-                seconds = time.monotonic() - started
-                console.print(f"{'':<12} {seconds:4.0f} s  {last_line(path)}", style="dim")
-        except BaseException:
-            os.killpg(process.pid, 15)
-            process.wait()
-            raise
-    seconds = time.monotonic() - started
-    if code:
-        console.print(f"{stage.name:<12} failed after {seconds:.0f} s", style="bold red")
-        lines = path.read_text(errors="replace").splitlines()[-TAIL:]
-        retry = f"make {stage.name}" if stage.command[0] == "make" else "make up"
-        raise StageFailed(
-            "\n".join(f"  {line}" for line in lines)
-            + f"\n\nup: stage {stage.name} failed (whole log: {os.path.relpath(path)}). "
-            + f"Next: {retry}, and when that works: make up (goes on from there)"
-        )
-    console.print(f"{stage.name:<12} {seconds:4.0f} s  done", style="green")
-    return seconds
+    now = time.monotonic()
+    return Job(stage, path, process, now, now)
+
+
+def _end(job: Job) -> None:
+    """Nothing of a stage stays behind: asked first, then killed. Daemons it started live on."""
+    if job.process.poll() is not None:
+        return
+    os.killpg(job.process.pid, signal.SIGTERM)
+    try:
+        job.process.wait(END_SECONDS)
+    except subprocess.TimeoutExpired:
+        os.killpg(job.process.pid, signal.SIGKILL)
+        job.process.wait()
+    job.seconds = time.monotonic() - job.started
+
+
+def _report(job: Job, others: Sequence[Job]) -> str:
+    """What the user needs to know about a failed stage, with the command to type next at the end."""
+    name = job.stage.name
+    lines = [f"  {line}" for line in job.log.read_text(errors="replace").splitlines()[-TAIL:]]
+    beside = [other.stage.name for other in others if other.process.returncode is None]
+    stopped = f" Stopped with it: {', '.join(beside)}." if beside else ""
+    retry = "make up (goes on from there)"
+    if job.stage.command[0] == "make":
+        retry = f"make {name}, and when that works: {retry}"
+    lines += [
+        "",
+        f"up: stage {name} failed (whole log: {os.path.relpath(job.log)}).{stopped} Next: {retry}",
+    ]
+    return "\n".join(lines)
 
 
 def last_line(path: Path) -> str:
     """The last line of a log that says something, cut to a terminal's width."""
-    lines = [line for line in path.read_text(errors="replace").splitlines() if line.strip()]
+    with path.open("rb") as log:
+        log.seek(max(0, path.stat().st_size - 4096))
+        text = log.read().decode(errors="replace").replace("\r", "\n")
+    lines = [line for line in text.splitlines() if line.strip()]
     return lines[-1].strip()[:100] if lines else "(nothing yet)"
 
 
-def summary(settings: Settings, timings: dict[str, float], total: float, console: Console) -> None:
+def check(settings: Settings) -> None:
+    """All that can be known to be wrong before anything is made; raises LocalError."""
+    droplet.check_image(settings)
+    if not droplet.running_pid(settings):
+        check_ports(settings, DROPLET_PORTS)
+    check_ports(
+        settings, [name for name in clouds.CLOUDS if not clouds.running_pid(settings, name)]
+    )
+
+
+def up(settings: Settings) -> None:
+    """Run every stage; raises StageFailed with name, log and next command of the one that failed."""
+    console = Console(highlight=False, soft_wrap=True)
+    with droplet.alone(settings, "up"):
+        check(settings)
+        save_ports(settings)
+        started = time.monotonic()
+        timings = settings.logs / "timings.json"
+
+        def keep(done: dict[str, float]) -> None:
+            write_atomic(timings, json.dumps(done | {"total": time.monotonic() - started}) + "\n")
+
+        done = run_all(stages(), settings.logs, console, keep)
+        summary(settings, done, time.monotonic() - started, console)
+
+
+def summary(settings: Settings, done: dict[str, float], total: float, console: Console) -> None:
     """The table of stages, the addresses, and what to try next."""
-    table = Table("stage", "seconds", box=None)
-    for name, seconds in timings.items():
+    table = Table("stage", "seconds", box=None, pad_edge=False)
+    table.columns[1].justify = "right"
+    for name, seconds in done.items():
         table.add_row(name, f"{seconds:.0f}")
     table.add_row("total", f"{total:.0f}", style="bold")
     console.print()
     console.print(table)
     kind = droplet.state(settings).get("acceleration")
     speed = (
-        "accelerated by KVM"
-        if kind == "kvm"
-        else "emulated: several times slower than a real droplet"
+        "accelerated by KVM" if kind == "kvm" else "emulated: several times slower than a real one"
     )
     console.print(f"\nThe product runs. The droplet is {speed}.")
     url = f"https://api.cimt.localhost:{settings.ports['https']}"
-    console.print(f"  {url}/healthz")
+    console.print(f"  curl --cacert .local/ca.crt {url}/healthz")
     console.print(f"  curl --cacert .local/ca.crt -X POST {url}/chat")
     console.print("Next: make audit, make history, make ssh, make deploy, make down", markup=False)
 
 
 def main(settings: Settings) -> int:
     """Exit code of `python -m local up`."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGTERM, signal.SIGHUP):  # like Ctrl-C: end the stages, then go
+        signal.signal(number, interrupt)
     try:
         up(settings)
     except StageFailed as failure:
@@ -146,6 +296,6 @@ def main(settings: Settings) -> int:
         print("\nup: stopped. Next: make up (goes on from there), or: make down", file=sys.stderr)
         return 130
     except LocalError as error:
-        print(f"up: {error}", file=sys.stderr)
+        print(f"up: {str(error).removeprefix('up: ')}", file=sys.stderr)
         return 1
     return 0
