@@ -32,11 +32,16 @@ def test_a_pid_file_that_is_not_our_qemu_counts_as_off(settings: Settings, pid: 
 def test_our_own_process_is_known_by_its_pid_file(settings: Settings) -> None:
     settings.droplet.mkdir(parents=True)
     path = settings.droplet / "qemu.pid"
-    sleep = [sys.executable, "-c", "import time; time.sleep(60)", "-pidfile", str(path)]
-    with subprocess.Popen(sleep) as process:
-        path.write_text(str(process.pid))
-        assert droplet.running_pid(settings) == process.pid
-        process.kill()
+    # It says a word when it runs: only then is its command line its own.
+    sleep = [sys.executable, "-c", "print(1, flush=True); import time; time.sleep(60)"]
+    with subprocess.Popen([*sleep, "-pidfile", str(path)], stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"1\n"
+            path.write_text(str(process.pid))
+            assert droplet.running_pid(settings) == process.pid
+        finally:
+            process.kill()
     assert droplet.running_pid(settings) == 0
 
 
