@@ -56,7 +56,7 @@ def test_a_stale_pid_of_a_cloud_counts_as_off(settings: Settings) -> None:
 def test_the_second_of_two_is_refused_with_the_pid_of_the_first(settings: Settings) -> None:
     with (
         droplet.alone(settings, "up"),
-        pytest.raises(LocalError, match=rf"another run of `up` is at work \(pid {os.getpid()}\\)"),
+        pytest.raises(LocalError, match=rf"another run of `up` is at work \(pid {os.getpid()}\)"),
         droplet.alone(settings, "up"),
     ):
         pass
