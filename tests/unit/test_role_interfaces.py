@@ -37,7 +37,9 @@ def test_public_variables_carry_the_name_of_their_role(role: Path) -> None:
 
 @pytest.mark.parametrize("role", ROLES, ids=lambda role: role.name)
 def test_every_option_has_a_type_and_a_description(role: Path) -> None:
-    assert [name for name, spec in options(role).items() if not {"type", "description"} <= set(spec)] == []
+    assert [
+        name for name, spec in options(role).items() if not {"type", "description"} <= set(spec)
+    ] == []
 
 
 @pytest.mark.parametrize("role", ROLES, ids=lambda role: role.name)
@@ -45,7 +47,8 @@ def test_every_default_is_used(role: Path) -> None:
     text = "".join(
         path.read_text(encoding="utf-8")
         for path in role.rglob("*")
-        if path.suffix in {".yml", ".j2"} and path.parent.name in {"tasks", "templates", "handlers", "vars"}
+        if path.suffix in {".yml", ".j2"}
+        and path.parent.name in {"tasks", "templates", "handlers", "vars"}
     )
     defaults = read(role / "defaults" / "main.yml")
     own = "".join(str(value) for value in defaults.values())  # a default may be made of another

@@ -1,14 +1,14 @@
-"""The files that the host roles write, judged by the programs that read them: nft, and sshd's own words.
+"""The files that the host roles write, judged by what reads them.
 
-The policy is also tried: three network namespaces stand for a client, the droplet and a container, and the kernel decides.
-Needs root, nft, ip and iptables-free kernels: the same as the local droplet.
+The firewall policy is judged by the kernel: one network namespace is the droplet, one a client
+outside, one a container behind Docker's address translation, and they try to reach each other.
+Needs nft, ip, unshare and nsenter, as root or where a user may create user namespaces.
 """
 
 import json
-import socket
+import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,22 +20,293 @@ from ansible.plugins.loader import init_plugin_loader
 from ansible.template import Templar, trust_as_template
 
 ROLES = Path(__file__).parents[2] / "roles"
-PLUGINS: list[None] = []
+ENVIRONMENT = {**os.environ, "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin"}
+ROOT = os.geteuid() == 0
+
+CLIENT, DROPLET, CONTAINER = "192.0.2.2", "192.0.2.1", "172.18.0.2"
+OTHER_CLIENT = "198.51.100.2"
+CLIENT6, DROPLET6 = "2001:db8::2", "2001:db8::1"
+# What Docker does for ports that containers publish, whether or not anyone wants them public.
+DOCKER_NAT = """
+table ip nat {
+  chain prerouting {
+    type nat hook prerouting priority dstnat
+    fib daddr type local tcp dport { 80, 443, 2377, 3000 } dnat to 172.18.0.2
+    fib daddr type local tcp dport 8080 dnat to 172.18.0.2:443
+  }
+  chain postrouting {
+    type nat hook postrouting priority srcnat
+    ip saddr 172.18.0.0/16 oifname != "docker_gwbridge" masquerade
+  }
+}
+"""
+LISTEN = """
+import socket, sys, threading
+def serve(server):
+    while True:
+        server.accept()[0].close()
+for port in sys.argv[1:]:
+    both = dict(family=socket.AF_INET6, dualstack_ipv6=True)
+    server = socket.create_server(("::", int(port)), **both)
+    threading.Thread(target=serve, args=(server,)).start()
+print("listening", flush=True)
+"""
+CONNECT = """
+import asyncio, json, sys
+async def reach(host, port, source):
+    local = (source, 0) if source else None
+    try:
+        writer = (await asyncio.wait_for(asyncio.open_connection(host, port, local_addr=local), 1))[1]
+        writer.close()
+        return "open"
+    except TimeoutError:
+        return "silent"
+    except OSError:
+        return "refused"
+async def main():
+    print(json.dumps(await asyncio.gather(*(reach(*target) for target in json.loads(sys.argv[1])))))
+asyncio.run(main())
+"""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _plugins() -> None:
+    init_plugin_loader()
 
 
 def defaults(role: str) -> dict[str, Any]:
-    return yaml.safe_load((ROLES / role / "defaults" / "main.yml").read_text(encoding="utf-8"))
+    path = ROLES / role / "defaults" / "main.yml"
+    values: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return values
 
 
 def render(role: str, template: str, **overrides: Any) -> str:
-    """The template of a role, rendered by Ansible's own engine over the role's defaults."""
-    if not PLUGINS:
-        init_plugin_loader()
-        PLUGINS.append(None)
-    values = {**defaults(role), **overrides}
-    assert set(overrides) <= set(defaults(role)), "a scenario sets only what the role takes"
-    text = (ROLES / role / "templates" / template).read_text(encoding="utf-8")
-    templar = Templar(loader=DataLoader(), variables=values)
-    return str(templar.template(trust_as_template(text)))
+    """A role's template as its tasks render it, over the role's defaults and a scenario."""
+    values = defaults(role)
+    assert set(overrides) <= set(values), "a scenario sets only what the role takes"
+    path = ROLES / role / "templates" / template
+    templar = Templar(loader=DataLoader(), variables={**values, **overrides})
+    expression = f"{{{{ lookup('ansible.builtin.template', '{path}') }}}}"
+    return str(templar.template(trust_as_template(expression)))
 
 
+class Network:
+    """A network namespace: a machine with nothing but its network."""
+
+    def __init__(self, inside: "Network | None" = None) -> None:
+        new = ["unshare", "--net"] if ROOT or inside else ["unshare", "--map-root-user", "--net"]
+        prefix: list[str] = inside.prefix if inside else []
+        self.process = subprocess.Popen(
+            [*prefix, *new, "sh", "-c", "echo; exec sleep infinity"],
+            env=ENVIRONMENT,
+            stdout=subprocess.PIPE,
+        )
+        assert self.process.stdout
+        assert self.process.stdout.readline() == b"\n"
+        users = [] if ROOT else ["--user", "--preserve-credentials"]
+        self.prefix: list[str] = ["nsenter", f"--target={self.process.pid}", "--net", *users, "--"]
+        self.servers: list[subprocess.Popen[str]] = []
+        self.run("ip", "link", "set", "lo", "up")
+
+    def run(self, *argv: str, stdin: str = "") -> str:
+        done = subprocess.run(
+            [*self.prefix, *argv], input=stdin, env=ENVIRONMENT, text=True, capture_output=True
+        )
+        assert done.returncode == 0, f"{' '.join(argv)}: {done.stderr}"
+        return done.stdout
+
+    def listen(self, *ports: int) -> None:
+        server = subprocess.Popen(
+            [*self.prefix, sys.executable, "-c", LISTEN, *map(str, ports)],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.servers.append(server)
+        assert server.stdout
+        assert server.stdout.readline() == "listening\n"
+
+    def reach(self, *targets: tuple[str, int] | tuple[str, int, str]) -> list[str]:
+        """For each (host, port[, own address]) whether it is open, refused or silent."""
+        asked = json.dumps([[*target, None][:3] for target in targets])
+        answers: list[str] = json.loads(self.run(sys.executable, "-c", CONNECT, asked))
+        return answers
+
+    def stop(self) -> None:
+        processes: list[subprocess.Popen[Any]] = [*self.servers, self.process]
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
+class Site:
+    """A client, the droplet and a container, cabled as in production."""
+
+    def __init__(self) -> None:
+        self.droplet = Network()
+        self.client = Network(self.droplet)
+        self.container = Network(self.droplet)
+        for name, far in (("eth0", self.client), ("docker_gwbridge", self.container)):
+            pid = str(far.process.pid)
+            self.droplet.run(*f"ip link add {name} type veth peer name eth0 netns {pid}".split())
+            self.droplet.run("ip", "link", "set", name, "up")
+            far.run("ip", "link", "set", "eth0", "up")
+        for network, commands in (
+            (
+                self.droplet,
+                [
+                    f"addr add {DROPLET}/24 dev eth0",
+                    f"addr add {DROPLET6}/64 dev eth0 nodad",
+                    "addr add 172.18.0.1/16 dev docker_gwbridge",
+                    "route add 198.51.100.0/24 dev eth0",
+                ],
+            ),
+            (
+                self.client,
+                [
+                    f"addr add {CLIENT}/24 dev eth0",
+                    f"addr add {OTHER_CLIENT}/32 dev eth0",
+                    f"addr add {CLIENT6}/64 dev eth0 nodad",
+                    f"route add 172.18.0.0/16 via {DROPLET}",
+                ],
+            ),
+            (
+                self.container,
+                [f"addr add {CONTAINER}/16 dev eth0", "route add default via 172.18.0.1"],
+            ),
+        ):
+            for command in commands:
+                network.run("ip", *command.split())
+        self.droplet.run("sysctl", "--quiet", "net.ipv4.ip_forward=1")
+        self.droplet.run("nft", "--file", "-", stdin=DOCKER_NAT)
+        # 3000 is also the listening socket of Docker's proxy, which takes what is not translated (IPv6).
+        self.droplet.listen(22, 3000, 8080, 8443)
+        self.container.listen(80, 443, 2377, 3000)
+        self.client.listen(53)
+
+    def load(self, **scenario: Any) -> None:
+        policy = render("firewall", "firewall.nft.j2", **scenario)
+        self.droplet.run("nft", "--check", "--file", "-", stdin=policy)
+        self.droplet.run("nft", "--file", "-", stdin=policy)
+
+
+@pytest.fixture(scope="module")
+def site() -> Iterator[Site]:
+    cabled = Site()
+    yield cabled
+    for network in (cabled.client, cabled.container, cabled.droplet):
+        network.stop()
+
+
+@pytest.fixture
+def firewalled(site: Site) -> Site:
+    site.load()
+    return site
+
+
+def test_without_a_policy_docker_opens_every_hole(site: Site) -> None:
+    """The other tests prove something only if all of this answers when no policy is loaded."""
+    targets = [(DROPLET, port) for port in (22, 80, 443, 2377, 3000, 8080, 8443)]
+    targets += [(CONTAINER, 3000), (DROPLET6, 3000), (DROPLET6, 22)]
+    assert site.client.reach(*targets) == ["open"] * len(targets)
+
+
+def test_declared_ports_answer_and_no_other(firewalled: Site) -> None:
+    assert firewalled.client.reach((DROPLET, 22), (DROPLET, 80), (DROPLET, 443)) == ["open"] * 3
+    shut = [(DROPLET, port) for port in (2377, 3000, 8443)]
+    assert firewalled.client.reach(*shut) == ["silent"] * len(shut)
+
+
+def test_the_published_port_counts_not_the_containers_own(firewalled: Site) -> None:
+    """8080 is translated to the container's 443, which is declared; 8080 is not."""
+    assert firewalled.client.reach((DROPLET, 8080)) == ["silent"]
+
+
+def test_a_containers_own_address_is_not_reached_from_outside(firewalled: Site) -> None:
+    assert firewalled.client.reach((CONTAINER, 80), (CONTAINER, 3000)) == ["silent"] * 2
+
+
+def test_ipv6_is_no_way_around(firewalled: Site) -> None:
+    assert firewalled.client.reach((DROPLET6, 22), (DROPLET6, 3000)) == ["open", "silent"]
+
+
+def test_containers_reach_the_world_and_the_host_reaches_itself(firewalled: Site) -> None:
+    assert firewalled.container.reach((CLIENT, 53)) == ["open"]
+    assert (
+        firewalled.droplet.reach(("127.0.0.1", 3000), (CONTAINER, 3000), (CLIENT, 53))
+        == ["open"] * 3
+    )
+
+
+def test_containers_reach_only_declared_ports_of_the_host(firewalled: Site) -> None:
+    assert firewalled.container.reach(("172.18.0.1", 8443)) == ["silent"]
+
+
+def test_web_sources_limit_the_web_and_nothing_else(site: Site) -> None:
+    site.load(firewall_web_sources=["198.51.100.0/24", "2001:db8:ffff::/48"])
+    assert site.client.reach(
+        (DROPLET, 443, OTHER_CLIENT), (DROPLET, 443, CLIENT), (DROPLET, 22, CLIENT)
+    ) == ["open", "silent", "open"]
+
+
+def test_ssh_is_limited_per_source(site: Site) -> None:
+    site.load(firewall_ssh_rate="1/minute", firewall_ssh_burst=5)
+    first = site.client.reach(*[(DROPLET, 22, CLIENT)] * 12)
+    assert 5 <= first.count("open") <= 7
+    assert site.client.reach((DROPLET, 22, OTHER_CLIENT), (DROPLET, 80, CLIENT)) == ["open"] * 2
+
+
+def test_loading_again_leaves_dockers_tables_and_no_old_rule(firewalled: Site) -> None:
+    firewalled.load(firewall_public_tcp_ports=[443])
+    assert "dnat to 172.18.0.2" in firewalled.droplet.run("nft", "list", "table", "ip", "nat")
+    assert firewalled.client.reach((DROPLET, 80), (DROPLET, 443)) == ["silent", "open"]
+
+
+def test_stopping_the_unit_removes_our_table_only(firewalled: Site) -> None:
+    unit = render("firewall", "cimt-firewall.service.j2")
+    stop = next(line for line in unit.splitlines() if line.startswith("ExecStop="))
+    firewalled.droplet.run("nft", stop.partition("nft ")[2].strip("'"))
+    assert firewalled.droplet.run("nft", "list", "tables").split("\n") == ["table ip nat", ""]
+
+
+@pytest.mark.parametrize(
+    "scenario",
+    [
+        {"firewall_log_drops": True},
+        {"firewall_public_udp_ports": [443], "firewall_ssh_port": 2222},
+        {"firewall_public_tcp_ports": []},
+        {"firewall_web_sources": ["2001:db8::/32"], "firewall_public_tcp_ports": [443, 8443]},
+    ],
+    ids=str,
+)
+def test_every_variant_of_the_policy_loads(site: Site, scenario: dict[str, Any]) -> None:
+    site.load(**scenario)
+
+
+def test_docker_configuration_is_json_without_what_swarm_refuses() -> None:
+    plain = json.loads(render("docker", "daemon.json.j2"))
+    assert plain == {"log-driver": "local", "log-opts": {"max-size": "10m", "max-file": "3"}}
+    pools = [{"base": "10.201.0.0/16", "size": 24}]
+    full = json.loads(
+        render(
+            "docker",
+            "daemon.json.j2",
+            docker_insecure_registries=["192.0.2.9:5000"],
+            docker_address_pools=pools,
+        )
+    )
+    assert full["insecure-registries"] == ["192.0.2.9:5000"]
+    assert full["default-address-pools"] == pools
+    assert "live-restore" not in full
+
+
+def test_every_setting_of_the_ssh_server_is_one_line() -> None:
+    text = render("ssh", "sshd.conf.j2", ssh_permit_root_login="prohibit-password")
+    settings = [line.split() for line in text.splitlines() if line and not line.startswith("#")]
+    assert [line for line in settings if len(line) != 2] == []
+    assert ["PermitRootLogin", "prohibit-password"] in settings
+    assert ["PasswordAuthentication", "no"] in settings
+
+
+def test_declared_kernel_settings_are_written() -> None:
+    text = render("baseline", "sysctl.conf.j2", baseline_sysctl={"vm.swappiness": 1})
+    assert text.splitlines()[1:] == ["vm.swappiness = 1"]

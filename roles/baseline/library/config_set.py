@@ -1,10 +1,11 @@
 #!/usr/bin/python
 """Ansible module `config_set`: files that belong together change together, or not at all.
 
-Why not `template` tasks and handlers: a template task is two module calls, a handler is lost when a run is interrupted
-between the file and the handler, and a validator sees one file at a time. Here one call compares the whole set, validates the
-complete candidate, installs it, puts it in force, and puts everything back if that fails. A set that can lock us out is
-installed *on trial*: the machine itself restores what was before, unless a second call over a new connection confirms it.
+Why not `template` tasks and handlers: a template task is two module calls, a handler is lost when
+a run is interrupted between the file and the handler, and a validator sees one file at a time.
+Here one call compares the whole set, validates the complete candidate, installs it, puts it in
+force, and puts everything back if that fails. A set that can lock us out is installed *on trial*:
+the machine itself restores what was before, unless a second call over a new connection confirms it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import stat
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
@@ -23,46 +25,69 @@ DOCUMENTATION = r"""
 module: config_set
 short_description: Install a set of configuration files as one transaction
 description:
-  - Compares every file of the set with the machine; when any differs, validates the whole candidate, installs it and activates it.
+  - Compares every file of the set with the machine. When any differs, validates the whole
+    candidate, installs it and activates it.
   - When activation fails, the previous files are put back and activated, and the module fails.
   - All files belong to root.
 options:
-  name: {description: Name of the set; its state is kept below /var/lib/cimt/config., type: str, required: true}
+  name:
+    description: Name of the set; its state is kept below /var/lib/cimt/config.
+    type: str
+    required: true
   state:
     description: C(present) installs the set. C(confirmed) ends its trial.
     type: str
     choices: [present, confirmed]
     default: present
   files:
-    description: Each is a regular file (C(content)), a symbolic link (C(link)), a directory (C(directory)) or C(absent).
+    description: Each says exactly one of C(content), C(link), C(directory) and C(absent).
     type: list
     elements: dict
     default: []
     suboptions:
       path: {description: Absolute path., type: path, required: true}
-      content: {description: The whole content., type: str}
-      link: {description: Target of the symbolic link., type: str}
+      content: {description: The whole content of a regular file., type: str}
+      link: {description: Target of a symbolic link., type: str}
       directory: {description: Whether it is a directory., type: bool, default: false}
       absent: {description: Whether it must not exist., type: bool, default: false}
       mode: {description: Octal mode of a file ('0644') or a directory ('0755')., type: str}
   validate:
-    description: Commands run before anything is installed, in a private mount namespace where the candidate is already in place.
+    description:
+      - Commands run before anything is installed, in a private mount namespace where the
+        candidate is already in place. In check mode, one whose program is missing is left out.
     type: list
     elements: dict
     default: []
     suboptions:
       argv: {description: The command; it must exit 0., type: list, elements: str, required: true}
-      prints: {description: Lines which its output must contain., type: list, elements: str, default: []}
+      prints: {description: Lines its output must contain., type: list, elements: str, default: []}
       message: {description: What to tell when it fails., type: str, default: ''}
-  activate: {description: Commands that put the files in force., type: list, elements: list, default: []}
-  revert: {description: 'Commands that undo a first activation, run before its files are removed.', type: list, elements: list, default: []}
-  units: {description: systemd units to be enabled and active., type: list, elements: str, default: []}
-  observe:
-    description: Command whose output is what is in force. It is recorded after activation; when it differs later, the set is activated again.
+  activate:
+    description: Commands that put the files in force.
+    type: list
+    elements: list
+    default: []
+  revert:
+    description: Commands that undo a first activation, run before its files are removed.
+    type: list
+    elements: list
+    default: []
+  units:
+    description: systemd units to be enabled and active.
     type: list
     elements: str
     default: []
-  trial_seconds: {description: Restore the previous files after so many seconds unless confirmed. 0 is no trial., type: int, default: 0}
+  observe:
+    description:
+      - Command whose output is what is in force. It is recorded after activation; when it
+        differs later, the set is activated again.
+    type: list
+    elements: str
+    default: []
+  trial_seconds:
+    description: Restore the previous files after so many seconds unless confirmed. 0 is no trial.
+    type: int
+    default: 0
 """
 
 STATE_ROOT = Path("/var/lib/cimt/config")
@@ -85,7 +110,10 @@ WantedBy=sysinit.target
 
 @dataclass(frozen=True)
 class Entry:
-    """One member of a set: what must be at `path`. `kind` is file, link, directory or absent; `data` is a content or a target."""
+    """One member of a set: what must be at `path`.
+
+    `kind` is file, link, directory or absent; `data` is a content or a target.
+    """
 
     path: Path
     kind: str
@@ -93,7 +121,7 @@ class Entry:
     mode: int = 0
 
     @classmethod
-    def from_params(cls, params: dict) -> Entry:
+    def from_params(cls, params: dict[str, Any]) -> Entry:
         """Build from one item of `files`. Raises ValueError when it does not say exactly one thing."""
         path = Path(params["path"])
         given = [
@@ -115,14 +143,17 @@ class Entry:
         return cls(path, given[0], data, int(params.get("mode") or default_mode, 8))
 
     def found(self) -> Entry:
-        """What is at the path now, as an entry of the same shape (`kind` is "other" for what we would never replace)."""
+        """What is at the path now, in the same shape.
+
+        `kind` is "other" for what we would never replace, such as a device.
+        """
         try:
             status = self.path.lstat()
         except (FileNotFoundError, NotADirectoryError):
             return Entry(self.path, "absent")
         mode = stat.S_IMODE(status.st_mode)
         if stat.S_ISLNK(status.st_mode):
-            return Entry(self.path, "link", os.readlink(self.path))
+            return Entry(self.path, "link", str(self.path.readlink()))
         if stat.S_ISDIR(status.st_mode):
             return Entry(self.path, "directory", "", mode)
         if stat.S_ISREG(status.st_mode):
@@ -175,45 +206,55 @@ class Entry:
 
 
 def restore_script(
-    name: str, differing: list[Entry], found: list[Entry], activate: list, revert: list, new: bool
+    name: str,
+    differing: list[Entry],
+    found: list[Entry],
+    activate: list[list[str]],
+    revert: list[list[str]],
+    new: bool,
 ) -> str:
-    """The shell script that puts back `found`. It claims the trial by renaming it, so that it and a confirmation exclude each other.
+    """The shell script that puts back `found`, and exits with 1 when that did not work.
 
-    With the argument `boot` it restores files only: services have not started yet, and they will read what was restored.
+    It claims the trial by renaming it, so that it and a confirmation exclude each other. With the
+    argument `boot` it restores files only: services start later, and will read what was restored.
     """
     home = STATE_ROOT / name
-    lines = [
-        "#!/bin/sh",
-        f"# Puts back what was before the last change of {name}.",
-        f"mv -T {home}/trial {home}/expired 2>/dev/null || exit 0",
-        f"cd {home}/expired || exit 1",
-        f"rm -f {home}/observed",
-    ]
-    if new and revert:
-        lines += [
-            'if [ "${1:-}" != boot ]; then',
-            *(f"  {shlex.join(argv)}" for argv in revert),
-            "fi",
-        ]
-    for index, (entry, before) in enumerate(zip(differing, found)):
+    restore = []
+    # Last first: a directory is empty again when its turn comes.
+    for index, (entry, before) in reversed(list(enumerate(zip(differing, found, strict=True)))):
         path = shlex.quote(str(entry.path))
         if before.kind == "directory":
-            lines.append(f"chmod {before.mode:04o} {path}")
-        elif before.kind == "absent":
-            lines.append(
-                f"rmdir {path} 2>/dev/null" if entry.kind == "directory" else f"rm -f {path}"
-            )
+            restore.append(f"chmod {before.mode:04o} {path} || failed=1")
+        elif before.kind != "absent":
+            restore.append(f"cp -a --remove-destination {index} {path} || failed=1")
+        elif entry.kind == "directory":
+            restore.append(f"rmdir {path} 2>/dev/null")  # not ours to empty
         else:
-            lines.append(f"cp -a --remove-destination {index} {path}")
-    lines += ["systemctl daemon-reload"]
-    if not (new and revert):
-        lines += [
-            'if [ "${1:-}" != boot ]; then',
-            *(f"  {shlex.join(argv)}" for argv in activate),
-            "  :",
-            "fi",
+            restore.append(f"rm -f {path} || failed=1")
+
+    def unless_boot(commands: list[list[str]], then: str) -> list[str]:
+        steps = [f"  {shlex.join(argv)}{then}" for argv in commands]
+        return ['if [ "${1:-}" != boot ]; then', "  :", *steps, "fi"]
+
+    # What was never in force may be unable to come into force without its files: no failure then.
+    activation = unless_boot(activate, "" if new else " || failed=1")
+    return "\n".join(
+        [
+            "#!/bin/sh",
+            f"# Puts back what was before the last change of {name}.",
+            f"mv -T {home}/trial {home}/expired 2>/dev/null || exit 0",
+            f"cd {home}/expired || exit 1",
+            "failed=0",
+            f"rm -f {home}/observed",
+            *(unless_boot(revert, "") if new and revert else []),
+            *restore,
+            "systemctl daemon-reload",
+            *([] if new and revert else activation),
+            f"rm -rf {home}/expired",
+            "exit $failed",
+            "",
         ]
-    return "\n".join([*lines, f"rm -rf {home}/expired", ""])
+    )
 
 
 class ConfigSet:
@@ -242,8 +283,6 @@ class ConfigSet:
             return 127, f"{argv[0]}: {error.strerror}"
         return status, out + err
 
-    # -- compare ---------------------------------------------------------------------------------------------------------------
-
     def idle_units(self) -> list[str]:
         """Which of `units` are not enabled or not active."""
         idle = []
@@ -257,8 +296,8 @@ class ConfigSet:
                 idle.append(unit)
         return idle
 
-    def drift(self) -> dict | None:
-        """The diff between what is in force and what was recorded when it was activated; None when there is none."""
+    def drift(self) -> dict[str, str] | None:
+        """The diff between what is in force and what was once activated; None without one."""
         if not self.module.params["observe"]:
             return None
         status, live = self.run(self.module.params["observe"])
@@ -273,11 +312,9 @@ class ConfigSet:
             "after": recorded,
         }
 
-    # -- validate --------------------------------------------------------------------------------------------------------------
-
     def validate(self, differing: list[Entry]) -> list[str]:
-        """Run the validators on the complete candidate. Returns those that had to be left out, which happens in check mode only."""
-        left_out = []
+        """Run the validators on the complete candidate. Returns those left out (check mode only)."""
+        left_out: list[str] = []
         if not self.module.params["validate"]:
             return left_out
         with tempfile.TemporaryDirectory(prefix="cimt-candidate-") as scratch:
@@ -320,14 +357,18 @@ class ConfigSet:
                         else out.strip()
                     )
                     self.module.fail_json(
-                        msg=f"Nothing was changed: the new files of {self.name} do not pass `{shlex.join(argv)}`: {why}",
+                        msg=f"Nothing was changed: the new files of {self.name} do not pass "
+                        f"`{shlex.join(argv)}`: {why}",
                         output=out,
                     )
         return left_out
 
     @staticmethod
     def overlay(tops: list[str]) -> str:
-        """Shell script: show $1/tree merged into the file system to this process only, then run the rest of the arguments."""
+        """Shell script that runs its other arguments where $1/tree is merged into the file system.
+
+        Only that process and its children see it so: it runs in a mount namespace of its own.
+        """
         steps = [
             "set -e",
             'scratch=$1; shift; mkdir -p "$scratch/tree" "$scratch/mnt"',
@@ -335,13 +376,12 @@ class ConfigSet:
         ]
         for top in tops:
             steps += [
-                f'mkdir -p "$scratch/mnt/{top}"',
-                f'cp -a "$scratch/tree/{top}" "$scratch/mnt/{top}/upper"; mkdir "$scratch/mnt/{top}/work"',
-                f'mount -t overlay none -o "lowerdir=/{top},upperdir=$scratch/mnt/{top}/upper,workdir=$scratch/mnt/{top}/work" /{top}',
+                f'layer="$scratch/mnt/{top}"; mkdir "$layer" "$layer/work"',
+                f'cp -a "$scratch/tree/{top}" "$layer/upper"',
+                f'layers="lowerdir=/{top},upperdir=$layer/upper,workdir=$layer/work"',
+                f'mount -t overlay none -o "$layers" /{top}',
             ]
         return "\n".join([*steps, 'exec "$@"'])
-
-    # -- install ---------------------------------------------------------------------------------------------------------------
 
     def prepare(self, differing: list[Entry], found: list[Entry]) -> None:
         """Keep what is there now, with the script that puts it back."""
@@ -426,7 +466,8 @@ class ConfigSet:
         ]
         if blocked:
             module.fail_json(
-                msg=f"config_set {self.name}: move these away first, they are not files: {', '.join(blocked)}"
+                msg=f"config_set {self.name}: move these away first, they are not files: "
+                f"{', '.join(blocked)}"
             )
         diff = [
             {
@@ -487,8 +528,9 @@ class ConfigSet:
             self.trial.rename(kept)  # from here on the restore script finds nothing to claim
         except FileNotFoundError:
             self.module.fail_json(
-                msg=f"config_set {self.name}: the trial ended before it was confirmed, and the previous configuration "
-                "was put back. Run the same command again; if it happens again, raise the trial's seconds."
+                msg=f"config_set {self.name}: the trial ended before it was confirmed, and the "
+                "previous configuration was put back. Run the same command again; if it happens "
+                "again, raise the trial's seconds."
             )
         self.disarm()
         shutil.rmtree(kept)
@@ -497,6 +539,7 @@ class ConfigSet:
 
 def main() -> None:
     """Entry point."""
+    os.umask(0o022)  # directories on the way to a file are readable, whatever the admin's umask
     module = AnsibleModule(
         argument_spec={
             "name": {"type": "str", "required": True},

@@ -1,9 +1,10 @@
 #!/usr/bin/python
 """Ansible module `package_set`: Debian packages that must be installed, at which version, held or not.
 
-Why not `apt`: it cannot say in check mode what it would install on a machine whose package lists are empty, it opens the whole
-package cache even when there is nothing to do, and it stops at a dpkg which an interrupted run left half-way. One
-`dpkg-query` answers all that when nothing changes; apt-get itself does the work when something does.
+Why not `apt`: it cannot say in check mode what it would install on a machine whose package lists
+are empty, it opens the whole package cache even when there is nothing to do, and it stops at a dpkg
+which an interrupted run left half-way. One `dpkg-query` answers all that when nothing changes;
+apt-get itself does the work when something does.
 """
 
 from __future__ import annotations
@@ -29,7 +30,11 @@ options:
     elements: str
     required: true
   hold: {description: Whether to hold these packages at their version., type: bool, default: false}
-  conflicts: {description: Packages which must not be installed; nothing is changed when one is., type: list, elements: str, default: []}
+  conflicts:
+    description: Packages which must not be installed; nothing is changed when one is.
+    type: list
+    elements: str
+    default: []
   conflict_advice: {description: What to do about such a package., type: str, default: ''}
   source:
     description: An apt repository from which they come.
@@ -69,7 +74,10 @@ def parse_dpkg(listing: str) -> dict[str, tuple[str, str]]:
 
 
 def half_way(installed: dict[str, tuple[str, str]]) -> dict[str, bool]:
-    """Packages which dpkg left half-way, and whether each must be unpacked again (dpkg(1), "package states" and "flags")."""
+    """Packages which dpkg left half-way, and whether each must be unpacked again.
+
+    Source: dpkg(1), "package states" and "package flags".
+    """
     return {
         name: status[2] == "R" or status[1] == "H"
         for name, (status, _) in installed.items()
@@ -89,7 +97,10 @@ def wanting(wanted: list[str], installed: dict[str, tuple[str, str]]) -> list[st
 
 
 def fingerprints(armored: str) -> list[str]:
-    """Fingerprints of the primary keys in an ASCII-armored OpenPGP key file (RFC 4880 §4.2, §6.2 and §12.2). Raises ValueError."""
+    """Fingerprints of the primary keys in an ASCII-armored OpenPGP key file.
+
+    Source: RFC 4880 §4.2, §6.2 and §12.2. Raises ValueError.
+    """
     lines = [line.strip() for line in armored.strip().splitlines()]
     try:
         body = lines[lines.index("", lines.index("-----BEGIN PGP PUBLIC KEY BLOCK-----")) + 1 :]
@@ -143,7 +154,7 @@ class PackageSet:
         if status:
             tail = "\n".join((out + err).strip().splitlines()[-8:])
             self.module.fail_json(msg=f"`{' '.join(argv)}` failed:\n{tail}", rc=status)
-        return out
+        return str(out)
 
     def installed(self) -> dict[str, tuple[str, str]]:
         """All packages dpkg knows."""
@@ -158,7 +169,7 @@ class PackageSet:
         )
 
     def wait_for_dpkg(self) -> None:
-        """Return when no other program holds dpkg's lock: a package may be half-way because it is being installed right now."""
+        """Return when no other program holds dpkg's lock: what is half-way may be under way."""
         deadline = time.monotonic() + LOCK_SECONDS
         with open("/var/lib/dpkg/lock-frontend", "w", encoding="ascii") as lock:
             while True:
@@ -225,8 +236,9 @@ class PackageSet:
                 self.module.fail_json(msg=f"{source['key_url']}: {error}")
             if found != [source["key_fingerprint"]]:
                 self.module.fail_json(
-                    msg=f"{source['key_url']} has the key {', '.join(found) or 'none'}, not {source['key_fingerprint']}. "
-                    "Nothing was installed. Compare with the vendor's documentation before you change the fingerprint."
+                    msg=f"{source['key_url']} has the key {', '.join(found) or 'none'}, not "
+                    f"{source['key_fingerprint']}. Nothing was installed. Compare with the vendor's "
+                    "documentation before you change the fingerprint."
                 )
         path.parent.mkdir(mode=0o755, exist_ok=True)
         beside = path.with_name(f".{path.name}.cimt")
@@ -248,7 +260,8 @@ class PackageSet:
         ]
         if in_the_way:
             module.fail_json(
-                msg=f"Nothing was changed: {', '.join(in_the_way)} is installed. {module.params['conflict_advice']}".strip()
+                msg=f"Nothing was changed: {', '.join(in_the_way)} is installed. "
+                f"{module.params['conflict_advice']}".strip()
             )
         broken = half_way(installed)
         stale = {path: text for path, text in self.source_files().items() if self.stale(path, text)}
@@ -321,10 +334,9 @@ def main() -> None:
             "conflict_advice": {"type": "str", "default": ""},
             "source": {
                 "type": "dict",
-                "options": {
-                    key: text
-                    for key in ("name", "uri", "suite", "component", "key_url", "key_fingerprint")
-                },
+                "options": dict.fromkeys(
+                    ("name", "uri", "suite", "component", "key_url", "key_fingerprint"), text
+                ),
             },
         },
         supports_check_mode=True,

@@ -1,0 +1,251 @@
+"""The modules of role baseline, which the other host roles use too: run for real, below a temporary directory."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+LIBRARY = Path(__file__).parents[2] / "roles" / "baseline" / "library"
+# Without root, be root in a namespace of one's own: files belong to "root" there.
+AS_ROOT = [] if os.geteuid() == 0 else ["unshare", "--map-root-user"]
+RUN_CONFIG_SET = """
+import importlib.util, json, sys
+from pathlib import Path
+from ansible.module_utils.testing import patch_module_args
+library, home, arguments = sys.argv[1:]
+spec = importlib.util.spec_from_file_location("config_set", library + "/config_set.py")
+config_set = importlib.util.module_from_spec(spec)
+sys.modules["config_set"] = config_set
+spec.loader.exec_module(config_set)
+config_set.STATE_ROOT = Path(home, "state")
+config_set.RESTORE_UNIT = Path(home, "cimt-restore@.service")
+with patch_module_args(json.loads(arguments)):
+    config_set.main()
+"""
+# A key made for this test, and its fingerprint in GnuPG's words.
+KEY = """\
+-----BEGIN PGP PUBLIC KEY BLOCK-----
+
+mDMEawTuTRYJKwYBBAHaRw8BAQdAxU4Wo3HAaTV0aGa0G0K7Ug7mccnpQ7GONAbY
+yfL9yu60F3Rlc3QgPHRlc3RAZXhhbXBsZS5jb20+iJAEExYIADgWIQRgz23u0/V9
+e+P1tMbXfGkayXyoMQUCawTuTQIbAwULCQgHAgYVCgkICwIEFgIDAQIeAQIXgAAK
+CRDXfGkayXyoMU3qAQCqs0AmT/KH8y6P0Ef0vGris0ZCrgqg5wSLDweTjBSdbgD/
+SIv+hBfGnq2PmokzRUmfp04i5g7hig4euAB4smktngw=
+=sCpt
+-----END PGP PUBLIC KEY BLOCK-----
+"""
+FINGERPRINT = "60CF6DEED3F57D7BE3F5B4C6D77C691AC97CA831"
+
+
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, LIBRARY / f"{name}.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+package_set = load("package_set")
+
+
+class Machine:
+    """A directory that stands for a machine; what its systemctl and systemd-run were asked is in `asked`."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.state = home / "state"
+        self.asked = home / "asked"
+        self.asked.touch()
+        (home / "bin").mkdir()
+        for name in ("systemctl", "systemd-run"):
+            (home / "bin" / name).write_text(f'#!/bin/sh\necho "{name} $*" >> {self.asked}\n')
+            (home / "bin" / name).chmod(0o755)
+        self.path = f"{home / 'bin'}:{os.environ['PATH']}"
+
+    def config_set(self, check: bool = False, **params: Any) -> dict[str, Any]:
+        """What the module answers."""
+        arguments = json.dumps({"name": "sample", "_ansible_check_mode": check, **params})
+        done = subprocess.run(
+            [
+                *AS_ROOT,
+                sys.executable,
+                "-c",
+                RUN_CONFIG_SET,
+                str(LIBRARY),
+                str(self.home),
+                arguments,
+            ],
+            env={**os.environ, "PATH": self.path},
+            capture_output=True,
+            text=True,
+        )
+        assert done.stdout, done.stderr
+        answer: dict[str, Any] = json.loads(done.stdout)
+        return answer
+
+    def restore(self, *arguments: str) -> int:
+        """Run the restore script as the machine's timer would (or its boot, with that argument)."""
+        script = self.state / "sample" / "trial" / "restore"
+        command = [*AS_ROOT, "sh", str(script), *arguments]
+        return subprocess.run(command, env={**os.environ, "PATH": self.path}).returncode
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    return Machine(tmp_path)
+
+
+def test_a_set_is_installed_once(machine: Machine) -> None:
+    log = machine.home / "log"
+    files = [
+        {"path": str(machine.home / "etc/a.conf"), "content": "a\n", "mode": "0640"},
+        {"path": str(machine.home / "etc/link"), "link": "a.conf"},
+        {"path": str(machine.home / "run"), "directory": True, "mode": "0750"},
+    ]
+    activate = [["sh", "-c", f"cat {machine.home}/etc/link >> {log}"]]
+    checked = machine.config_set(check=True, files=files, activate=activate)
+    assert checked["changed"]
+    assert [part["after"] for part in checked["diff"]] == ["a\n", "-> a.conf\n", "directory\n"]
+    assert not (machine.home / "etc").exists()
+    assert machine.config_set(files=files, activate=activate)["changed"]
+    assert (machine.home / "etc/a.conf").stat().st_mode & 0o7777 == 0o640
+    assert (machine.home / "run").stat().st_mode & 0o7777 == 0o750
+    assert not machine.config_set(files=files, activate=activate)["changed"]
+    assert log.read_text() == "a\n", "activated exactly once, with every file in place"
+
+
+def test_a_changed_mode_is_a_change_and_absent_removes(machine: Machine) -> None:
+    path = machine.home / "a"
+    entry = {"path": str(path), "content": "a\n"}
+    machine.config_set(files=[entry])
+    path.chmod(0o666)
+    assert machine.config_set(files=[entry])["changed"]
+    assert path.stat().st_mode & 0o7777 == 0o644
+    assert machine.config_set(files=[{"path": str(path), "absent": True}])["changed"]
+    assert not path.exists()
+
+
+def test_the_candidate_is_validated_in_its_place_and_nothing_changes_when_it_is_wrong(
+    machine: Machine,
+) -> None:
+    path = machine.home / "etc" / "a.conf"
+    files = [
+        {"path": str(path), "content": "wrong\n"},
+        {"path": str(machine.home / "old"), "absent": True},
+    ]
+    (machine.home / "old").write_text("old\n")
+    sees = {"argv": ["cat", str(path)], "prints": ["right"]}
+    gone = {"argv": ["sh", "-c", f"! test -e {machine.home}/old"], "message": "old is still there"}
+    for check in (True, False):
+        answer = machine.config_set(check=check, files=files, validate=[gone, sees])
+        assert answer["failed"]
+        assert "it does not print: right" in answer["msg"]
+        assert not path.exists()
+        assert (machine.home / "old").exists()
+    files[0]["content"] = "right\n"
+    assert machine.config_set(files=files, validate=[gone, sees])["changed"]
+    assert path.read_text() == "right\n"
+
+
+def test_a_missing_validator_fails_for_real_and_is_reported_in_check_mode(machine: Machine) -> None:
+    entry = {"path": str(machine.home / "a"), "content": "a\n"}
+    validate = [{"argv": ["no-such-program"]}]
+    assert machine.config_set(check=True, files=[entry], validate=validate)["not_validated"] == [
+        "no-such-program"
+    ]
+    assert machine.config_set(files=[entry], validate=validate)["failed"]
+    assert not (machine.home / "a").exists()
+
+
+def test_a_failed_activation_puts_the_old_files_back_and_in_force(machine: Machine) -> None:
+    path, force, new = machine.home / "a", machine.home / "in-force", machine.home / "new"
+    activate = [["sh", "-c", f"cp {path} {force}; ! grep bad {path}"]]
+    machine.config_set(files=[{"path": str(path), "content": "good\n"}], activate=activate)
+    files = [{"path": str(path), "content": "bad\n"}, {"path": str(new), "content": "new\n"}]
+    answer = machine.config_set(files=files, activate=activate)
+    assert answer["failed"]
+    assert answer["msg"].endswith("The previous configuration was put back.")
+    assert (path.read_text(), force.read_text(), new.exists()) == ("good\n", "good\n", False)
+
+
+def test_what_is_in_force_is_set_right_when_something_else_changed_it(machine: Machine) -> None:
+    live = machine.home / "live"
+    params: dict[str, Any] = {
+        "files": [{"path": str(machine.home / "a"), "content": "a\n"}],
+        "activate": [["sh", "-c", f"echo wanted > {live}"]],
+        "observe": ["cat", str(live)],
+    }
+    machine.config_set(**params)
+    assert not machine.config_set(**params)["changed"]
+    live.write_text("meddled\n")
+    drift = machine.config_set(check=True, **params)
+    assert (drift["diff"][0]["before"], drift["diff"][0]["after"]) == ("meddled\n", "wanted\n")
+    assert machine.config_set(**params)["changed"]
+    assert live.read_text() == "wanted\n"
+
+
+def trial(machine: Machine, content: str) -> dict[str, Any]:
+    return machine.config_set(
+        files=[{"path": str(machine.home / "a"), "content": content}],
+        activate=[["systemctl", "reload", "sample"]],
+        trial_seconds=60,
+    )
+
+
+def test_a_trial_ends_with_the_old_files_unless_confirmed(machine: Machine) -> None:
+    assert trial(machine, "first\n")["on_trial"]
+    assert "--on-active=60s" in machine.asked.read_text()
+    assert not machine.config_set(state="confirmed").get("failed")
+    trial(machine, "second\n")
+    machine.asked.write_text("")
+    assert machine.restore() == 0
+    assert (machine.home / "a").read_text() == "first\n"
+    assert "systemctl reload sample" in machine.asked.read_text()
+    late = machine.config_set(state="confirmed")
+    assert "the trial ended before it was confirmed" in late["msg"]
+
+
+def test_a_reboot_during_a_trial_restores_without_touching_services(machine: Machine) -> None:
+    trial(machine, "first\n")
+    machine.asked.write_text("")
+    assert machine.restore("boot") == 0
+    assert not (machine.home / "a").exists()
+    assert "reload sample" not in machine.asked.read_text()
+
+
+def test_a_run_that_died_on_trial_is_begun_again(machine: Machine) -> None:
+    trial(machine, "first\n")
+    assert trial(machine, "first\n")["changed"], "not yet confirmed, so not yet done"
+    assert not machine.config_set(state="confirmed").get("failed")
+    assert not trial(machine, "first\n")["changed"]
+
+
+def test_an_entry_says_exactly_one_thing(machine: Machine) -> None:
+    answer = machine.config_set(files=[{"path": "/a", "content": "a", "link": "b"}])
+    assert "exactly one of content, link, directory, absent" in answer["msg"]
+
+
+DPKG = "docker.io\thi \t26.1.5-1\ncurl\tii \t8.14\nold\trc \t1\nhalf\tiF \t1\nagain\tiHR\t1\n"
+
+
+def test_packages_that_are_missing_or_of_another_version() -> None:
+    installed = package_set.parse_dpkg(DPKG)
+    wanted = ["curl", "docker.io=26.1.*", "docker.io=28.*", "old", "never-heard-of"]
+    assert package_set.wanting(wanted, installed) == ["docker.io=28.*", "old", "never-heard-of"]
+
+
+def test_packages_left_half_way_and_which_must_be_unpacked_again() -> None:
+    assert package_set.half_way(package_set.parse_dpkg(DPKG)) == {"half": False, "again": True}
+
+
+def test_a_signing_key_is_known_by_its_fingerprint() -> None:
+    assert package_set.fingerprints(KEY) == [FINGERPRINT]
+    with pytest.raises(ValueError, match="not an armored OpenPGP key"):
+        package_set.fingerprints("<html>not found</html>")
