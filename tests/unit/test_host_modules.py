@@ -104,7 +104,7 @@ def machine(tmp_path: Path) -> Machine:
 
 def test_a_set_is_installed_once(machine: Machine) -> None:
     log = machine.home / "log"
-    files = [
+    files: list[dict[str, Any]] = [
         {"path": str(machine.home / "etc/a.conf"), "content": "a\n", "mode": "0640"},
         {"path": str(machine.home / "etc/link"), "link": "a.conf"},
         {"path": str(machine.home / "run"), "directory": True, "mode": "0750"},
@@ -136,7 +136,7 @@ def test_the_candidate_is_validated_in_its_place_and_nothing_changes_when_it_is_
     machine: Machine,
 ) -> None:
     path = machine.home / "etc" / "a.conf"
-    files = [
+    files: list[dict[str, Any]] = [
         {"path": str(path), "content": "wrong\n"},
         {"path": str(machine.home / "old"), "absent": True},
     ]
