@@ -39,13 +39,12 @@ over() {
 
 lint_ruff() { ruff check --quiet --output-format concise .; }
 lint_format() {
-  ruff format --check --quiet . && return
-  ruff format --check . # again, for the names
+  ruff format --check --output-format concise . && return
   echo "Next: .venv/bin/ruff format ."
   return 1
 }
 lint_mypy() { over mypy --no-error-summary -- 'local/*.py' 'services/*.py' 'roles/*/module_utils/*.py'; }
-lint_ansible() { ansible-lint --nocolor -q; }
+lint_ansible() { ansible-lint --nocolor -q playbooks roles inventory; }
 lint_yaml() { over yamllint --strict -f parsable -- '*.yml' '*.yaml' .yamllint .ansible-lint; }
 lint_shell() { over shellcheck --external-sources -- '*.sh' .ci/run; }
 lint_docker() { over hadolint --config .hadolint.yaml -- '*Dockerfile' '*Dockerfile.*'; }
@@ -57,26 +56,39 @@ lint_locks() { python tests/lint/tree.py locks; }
 lint_marks() { python tests/lint/tree.py marks; }
 lint_modes() { python tests/lint/tree.py modes; }
 
-all=(ruff format mypy ansible yaml shell docker workflows compose actionlint zizmor locks marks modes)
+# The slow ones first: two run at a time.
+all=(ansible actionlint mypy ruff format yaml shell docker workflows compose zizmor locks marks modes)
 chosen=("$@")
 (($#)) || chosen=("${all[@]}")
-failed=()
 for name in "${chosen[@]}"; do
   [[ " ${all[*]} " == *" $name "* ]] || {
     echo "lint: no linter is called '$name'. Choose from: ${all[*]}" >&2
     exit 2
   }
 done
-for name in "${chosen[@]}"; do
-  start=${EPOCHREALTIME/./}
-  if output=$("lint_$name" 2>&1); then result=ok; else
-    result=FAILED
-    failed+=("$name")
-  fi
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+
+run() { # NAME: run one linter and say how it went, in one piece
+  local start=${EPOCHREALTIME/./} result=ok output took
+  output=$("lint_$1" 2>&1) || result=FAILED
   took=$((${EPOCHREALTIME/./} - start))
-  printf '%-11s %-6s %3d.%d s\n' "$name" "$result" $((took / 1000000)) $((took / 100000 % 10))
-  [[ -z $output ]] || printf '    %s\n' "${output//$'\n'/$'\n    '}"
+  [[ $result == ok ]] || touch "$work/$1.failed"
+  (
+    flock 9
+    printf '%-11s %-6s %3d.%d s\n' "$1" "$result" $((took / 1000000)) $((took / 100000 % 10))
+    [[ -z $output ]] || printf '    %s\n' "${output//$'\n'/$'\n    '}"
+  ) 9>"$work/terminal"
+}
+
+for name in "${chosen[@]}"; do
+  while (($(jobs -rp | wc -l) >= 2)); do wait -n; done
+  run "$name" &
 done
+wait
+
+failed=()
+for name in "${chosen[@]}"; do [[ ! -e $work/$name.failed ]] || failed+=("$name"); done
 ((${#failed[@]} == 0)) && exit 0
 echo "lint: ${#failed[@]} of ${#chosen[@]} failed. To run only these: tests/lint.sh ${failed[*]}" >&2
 exit 1
