@@ -5,6 +5,7 @@ Usage: python supabase/migrate.py [--plan]
 The database is named by SUPABASE_DB_URL (direct connection or session pooler); for ENV=local it is the one
 of `make up`. Exit codes: 0 applied, or nothing to do; 1 failed; 2 refused before anything was asked.
 The CLI has no lock of its own: two pushes at once race and one fails half way through its list.
+The password travels in the environment (PGPASSWORD), never in a command line.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -24,6 +26,7 @@ import psycopg
 ROOT = pathlib.Path(__file__).parents[1]
 FILE = re.compile(r"\d{14}_[a-z0-9_]+\.sql")
 LOCK = 0x43494D54  # "CIMT": one number for every runner of this project
+APPLICATION = "cimt migrate"
 LOCK_WAIT = 300  # seconds that a second runner waits for the first
 
 
@@ -45,10 +48,23 @@ def database_url() -> str:
             "not set: SUPABASE_DB_URL (the database, session pooler or direct). "
             "Next: docs/setup.md says where it comes from"
         )
-    parts = urllib.parse.urlsplit(url)
-    if parts.scheme not in ("postgres", "postgresql") or not parts.hostname:
-        raise Refused("SUPABASE_DB_URL is not postgresql://user:password@host:port/database")
-    if parts.port == 6543:
+    # The text of a parser's error is not shown: it may quote the password.
+    try:
+        parts = urllib.parse.urlsplit(url)
+        port, whole = parts.port, bool(parts.hostname and parts.username)
+    except ValueError:
+        port, whole = None, False
+    if not whole or parts.scheme not in ("postgres", "postgresql"):
+        raise Refused(
+            "SUPABASE_DB_URL is not postgresql://user:password@host:port/database. "
+            "Next: copy it from the dashboard again; in the password, write / # ? @ : as %2F %23 %3F %40 %3A"
+        )
+    if "password=" in parts.query:
+        raise Refused(
+            "SUPABASE_DB_URL has its password after the question mark. "
+            "Next: put it where it belongs, postgresql://user:password@host:port/database"
+        )
+    if port == 6543:
         raise Refused(
             "SUPABASE_DB_URL is the transaction pooler (port 6543), which keeps neither locks nor settings. "
             "Next: take the session pooler's URL (port 5432) from the dashboard: Connect, Session pooler"
@@ -78,16 +94,28 @@ def without_password(url: str) -> tuple[str, dict[str, str]]:
     return urllib.parse.urlunsplit(bare), {"PGPASSWORD": urllib.parse.unquote(parts.password)}
 
 
+def cli() -> str:
+    """The locked Supabase CLI."""
+    places = f"{ROOT / 'node_modules/.bin'}{os.pathsep}{os.environ.get('PATH', '')}"
+    found = shutil.which("supabase", path=places)
+    if not found:
+        raise Refused("the Supabase CLI is not installed. Next: make setup")
+    return found
+
+
 def push(url: str, *flags: str) -> int:
-    """Exit code of ``supabase db push``; its output goes to the terminal."""
-    bare, environment = without_password(url)
-    command = ["supabase", "db", "push", f"--remote={bare}", "--skip-vault", *flags]
-    return subprocess.run(
-        command,
+    """Exit code of ``supabase db push``, 0 or 1; its output goes to the terminal."""
+    bare, password = without_password(url)
+    # The whole URL stays with us: a child inherits only what it needs.
+    environment = {k: v for k, v in os.environ.items() if k != "SUPABASE_DB_URL"}
+    # --skip-vault: secrets are not this command's business.
+    result = subprocess.run(
+        [cli(), "db", "push", f"--remote={bare}", "--skip-vault", *flags],
         cwd=ROOT,
-        env=os.environ | environment | {"SUPABASE_TELEMETRY_DISABLED": "1"},
+        env=environment | password | {"SUPABASE_TELEMETRY_DISABLED": "1"},
         stdin=subprocess.DEVNULL,
-    ).returncode
+    )
+    return int(result.returncode != 0)
 
 
 def lock(connection: psycopg.Connection) -> None:
@@ -116,13 +144,14 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         check_names()
+        cli()
         url = database_url()
     except Refused as reason:
         print(f"migrate: {reason}", file=sys.stderr)
         return 2
     try:
         with psycopg.connect(
-            url, autocommit=True, application_name="cimt migrate", connect_timeout=30
+            url, autocommit=True, application_name=APPLICATION, connect_timeout=30
         ) as connection:
             if arguments.plan:
                 return push(url, "--dry-run")
