@@ -3,15 +3,22 @@
 # Usage: services/build.sh SERVICE --repository REPO [--context DIR] [--pull-repository REPO] [--base IMAGE] [--tag TAG] [--local] [--no-push]
 #   --repository       where to push, such as ghcr.io/example/cimt/api
 #   --pull-repository  how the droplet names that repository, when it sees it under another address
-#   --local            the local registry: plain HTTP, layers left uncompressed (an emulated droplet unpacks slowly)
+#   --local            the local registry: plain HTTP, and asked for before building
 # Writes .local/build/SERVICE.json: {"image", "digest", "revision", "pushed_to"}.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-service=${1:?usage: services/build.sh SERVICE --repository REPO}
+service=${1:-}
+case $service in
+  '' | -*) echo "build: which service? Next: services/build.sh api --repository ghcr.io/example/cimt/api" >&2; exit 2 ;;
+esac
 shift
 context=services/$service repository='' pull_repository='' base='' tag='' local_registry='' push=yes
 while [ $# -gt 0 ]; do
+  case $1 in
+    --local | --no-push) ;;
+    *) [ $# -gt 1 ] || { echo "build: $1 needs a value. Next: head -n 8 services/build.sh" >&2; exit 2; } ;;
+  esac
   case $1 in
     --repository) repository=$2; shift ;;
     --context) context=$2; shift ;;
@@ -34,14 +41,19 @@ fi
 
 revision=$(git rev-parse HEAD)
 if [ -n "$(git status --porcelain -- "$context")" ]; then
-  content=$(cd "$context" && find . -type f -not -path '*/__pycache__/*' -print0 | sort -z | xargs -0 sha256sum | sha256sum)
+  # What git would take: a cache left by a tool is no change. A deleted file has no content, so its name counts alone.
+  content=$(git ls-files -z --cached --others --exclude-standard -- "$context" | sort -zu |
+    while IFS= read -r -d '' file; do
+      printf '%s ' "$file"
+      if [ -f "$file" ]; then sha256sum <"$file"; else echo deleted; fi
+    done | sha256sum)
   revision=$revision-dirty-${content:0:8}
 fi
 image=$repository:${tag:-$revision}
 
 options=(--format docker --isolation chroot --layers --pull-always=false --build-arg "REVISION=$revision" --tag "$image")
 [ -z "$base" ] || options+=(--build-arg "BASE_IMAGE=$base")
-if [ -n "${SSL_CERT_FILE:-}" ]; then options+=(--secret "id=ca,src=$SSL_CERT_FILE"); fi
+if [ -s "${SSL_CERT_FILE:-}" ]; then options+=(--secret "id=ca,src=$SSL_CERT_FILE"); fi
 echo "build: $image"
 buildah bud "${options[@]}" "$context"
 [ -n "$push" ] || exit 0
@@ -50,7 +62,7 @@ mkdir -p .local/build
 work=$(mktemp -d .local/build/.work.XXXXXX)
 trap 'rm -rf "$work"' EXIT
 options=(--digestfile "$work/digest")
-[ -z "$local_registry" ] || options+=(--tls-verify=false --disable-compression)
+[ -z "$local_registry" ] || options+=(--tls-verify=false)
 echo "build: pushing $image"
 buildah push --quiet "${options[@]}" "$image"
 digest=$(cat "$work/digest")
