@@ -33,8 +33,8 @@ from local.settings import (
 MEMORY_MB = 2048
 CPUS = 2
 USER = "cimt"
-SSH_SECONDS = 300  # an emulated droplet answers in half a minute on an idle machine
-CLOUD_INIT_SECONDS = 300
+SSH_SECONDS = 600  # an emulated droplet answers in half a minute on an idle machine, in minutes on a busy one
+CLOUD_INIT_SECONDS = 600
 
 
 def start(settings: Settings) -> None:
