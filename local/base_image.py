@@ -1,4 +1,4 @@
-"""The container base of local builds: Debian 13 with Python, made from packages because no image registry is needed then.
+"""The container base of local builds: Debian 13 with Python, made from packages because no registry is needed then.
 
 Prints the image's name, `localhost/cimt/base:<hash of all that goes into it>`. The root file system is
 kept in the cache; the image itself lives in buildah's own storage.
@@ -51,7 +51,9 @@ def inputs() -> dict[str, object]:
 
 def name() -> str:
     """`localhost/cimt/base:<16 hex>`."""
-    return f"{NAME}:{hashlib.sha256(json.dumps(inputs(), sort_keys=True).encode()).hexdigest()[:16]}"
+    return (
+        f"{NAME}:{hashlib.sha256(json.dumps(inputs(), sort_keys=True).encode()).hexdigest()[:16]}"
+    )
 
 
 def ensure(settings: Settings) -> str:
@@ -83,7 +85,12 @@ def ensure(settings: Settings) -> str:
 
 
 def _exists(image: str) -> bool:
-    return subprocess.run(["buildah", "inspect", "--type", "image", image], capture_output=True).returncode == 0
+    return (
+        subprocess.run(
+            ["buildah", "inspect", "--type", "image", image], capture_output=True
+        ).returncode
+        == 0
+    )
 
 
 def _bootstrap(tar: Path) -> None:
@@ -101,7 +108,9 @@ def _run(command: list[str]) -> None:
     result = subprocess.run(command, stdout=sys.stderr, stdin=subprocess.DEVNULL)
     if result.returncode:
         program = shutil.which(command[0]) or command[0]
-        raise LocalError(f"base image: {program} failed with exit code {result.returncode} (its output is above).")
+        raise LocalError(
+            f"base image: {program} failed with exit code {result.returncode} (its output is above)."
+        )
 
 
 def _say(text: str) -> None:
