@@ -33,7 +33,9 @@ from local.settings import (
 MEMORY_MB = 2048
 CPUS = 2
 USER = "cimt"
-SSH_SECONDS = 600  # an emulated droplet answers in half a minute on an idle machine, in minutes on a busy one
+SSH_SECONDS = (
+    600  # an emulated droplet answers in half a minute on an idle machine, in minutes on a busy one
+)
 CLOUD_INIT_SECONDS = 600
 
 
@@ -198,7 +200,10 @@ def _boot(settings: Settings) -> None:
     command += ["-device", "virtio-rng-pci", "-qmp", "unix:qmp.sock,server=on,wait=off"]
     if kernel.exists():
         command += ["-kernel", str(kernel), "-initrd", str(home / "initrd.img")]
-        command += ["-append", "root=/dev/vda rw console=tty0 console=ttyS0 quiet loglevel=4"]
+        # Emulated on a busy machine, a device may take longer to appear than systemd waits for it.
+        patience = "systemd.default_device_timeout_sec=600 systemd.default_timeout_start_sec=300"
+        append = f"root=/dev/vda rw console=tty0 console=ttyS0 quiet loglevel=4 {patience}"
+        command += ["-append", append]
     command += ["-pidfile", str(home / "qemu.pid"), "-daemonize"]
     # Run in its directory: the path of a Unix socket may have 107 bytes only.
     result = subprocess.run(

@@ -225,12 +225,15 @@ def _report(job: Job, others: Sequence[Job]) -> str:
 
 
 def last_line(path: Path) -> str:
-    """The last line of a log that says something, cut to a terminal's width."""
+    """The last line of a log that says something (Ansible: its task), cut to a terminal's width."""
     with path.open("rb") as log:
         log.seek(max(0, path.stat().st_size - 4096))
         text = log.read().decode(errors="replace").replace("\r", "\n")
-    lines = [line for line in text.splitlines() if line.strip()]
-    return lines[-1].strip()[:100] if lines else "(nothing yet)"
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    tasks = [
+        line.rstrip("* ") for line in lines if line.startswith(("TASK [", "RUNNING HANDLER ["))
+    ]
+    return (tasks or lines or ["(nothing yet)"])[-1][:100]
 
 
 def check(settings: Settings) -> None:

@@ -95,6 +95,24 @@ def test_a_long_stage_gives_signs_of_life(tmp_path: Path, monkeypatch: pytest.Mo
     assert "[red] 5 of 9" in text(out)
 
 
+@pytest.mark.parametrize(
+    ("log", "said"),
+    [
+        ("", "(nothing yet)"),
+        ("first\n  second  \n\n", "second"),
+        ("10 %\r20 %\r", "20 %"),
+        (
+            "TASK [docker : Install] *****\nTuesday 24 (0:00:01) ***\nchanged: [droplet]\n",
+            "TASK [docker : Install]",
+        ),
+        ("x" * 9000, "x" * 100),
+    ],
+)
+def test_the_last_line_that_says_something(tmp_path: Path, log: str, said: str) -> None:
+    (tmp_path / "log").write_text(log)
+    assert up.last_line(tmp_path / "log") == said
+
+
 def test_stages_of_up_name_only_what_exists() -> None:
     names: list[str] = []
     makefile = (Path(up.__file__).parents[1] / "Makefile").read_text()
