@@ -1,24 +1,33 @@
-"""A read-only audit of one droplet: what the inventory declares against what is there.
+"""A read-only audit of one droplet: what the repository declares against what is there.
 
-One connection, two look-ups: the declaration is written down by Ansible itself, the droplet's state is
-collected by one script. `ENV` chooses the inventory.
+``ENV`` chooses the inventory; production is audited by the same tests. One SSH connection, one read of everything.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import pathlib
-import subprocess
+import re
+import time
+from collections.abc import Generator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 import testinfra
 from testinfra.host import Host
 
-ROOT = pathlib.Path(__file__).parents[2]
+from .declared import Declared, NotDeclared
+
 ENV = os.environ.get("ENV", "local")
-REPORTS = ROOT / ".local/reports"
+# Beside those that configuration sets name.
+UNITS = [
+    "ssh.service",
+    "unattended-upgrades.service",
+    "apt-daily-upgrade.timer",
+    "containerd.service",
+]
 
 
 def stop(message: str) -> None:
@@ -26,57 +35,155 @@ def stop(message: str) -> None:
     pytest.exit(f"audit: {message}", returncode=1)
 
 
-@pytest.fixture(scope="session")
-def declared() -> dict[str, Any]:
-    """What inventory and role defaults declare, without secrets."""
-    REPORTS.mkdir(parents=True, exist_ok=True)
-    file = REPORTS / f"expectations-{ENV}.json"
-    done = subprocess.run(
-        [
-            *("ansible-playbook", "-i", f"inventory/{ENV}", "playbooks/audit.yml"),
-            *("--tags", "expectations", "-e", f"expectations_file={file}"),
-        ],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
+_declared: list[Declared] = []
+
+
+def read_declared() -> Declared:
+    """The declaration, read once a session. Raises NotDeclared; names every missing setting at once."""
+    if not _declared:
+        declaration = Declared(ENV)
+        if missing := declaration.missing("audit"):
+            raise NotDeclared(
+                f"not set: {'; '.join(missing)}. Next: docs/setup.md says where each value comes from"
+            )
+        if ENV == "local" and not Path(declaration["local_directory"], "ssh_config").exists():
+            raise NotDeclared("no local droplet. Next: make up")
+        _declared.append(declaration)
+    return _declared[0]
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Stop with one line before anything is collected or touched."""
+    try:
+        read_declared()
+    except NotDeclared as error:
+        raise pytest.UsageError(f"audit: {error}") from None
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers", "logs(*names): units, or services of Swarm, to show when it fails"
     )
-    if done.returncode:
-        told = " ".join(done.stdout.split())
-        start = told.find("not set:")
-        stop(
-            told[start:].split("PLAY RECAP")[0] if start >= 0 else done.stdout[-2000:] + done.stderr
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """One test for each configuration set and for each app, by name."""
+    if "set_name" in metafunc.fixturenames:
+        metafunc.parametrize("set_name", read_declared().set_names())
+    if "app" in metafunc.fixturenames:
+        metafunc.parametrize("app", read_declared().apps(), ids=lambda app: app["name"])
+
+
+@pytest.fixture(scope="session")
+def declared() -> Declared:
+    """What inventory and roles declare."""
+    return read_declared()
+
+
+@dataclass(frozen=True)
+class Reached:
+    """The droplet, and how far its clock is from ours (seconds, give or take ``uncertainty``)."""
+
+    host: Host
+    skew: float
+    uncertainty: float
+
+
+@pytest.fixture(scope="session")
+def reached(declared: Declared) -> Reached:
+    """The first contact: opens the shared connection and learns which system this is."""
+    host = testinfra.get_host(declared.hostspec(), ssh_extra_args=declared.ssh_arguments())
+    try:
+        host.run("true")  # the connection is made outside of the measurement
+        before = time.time()
+        answer = host.run("date +%s.%N; cat /etc/os-release")
+        after = time.time()
+        sudo = host.run("sudo -n true")
+    except RuntimeError as error:
+        told = re.sub(r"\\[rn]", "\n", str(error.args[0].stderr if error.args else error)).strip()
+        by_hand = "ssh -p {port} {user}@{host}".format(
+            port=declared.get("ansible_port", 22),
+            user=declared["ansible_user"],
+            host=declared["ansible_host"],
         )
-    return dict(json.loads(file.read_text()))
-
-
-@pytest.fixture(scope="session")
-def host(declared: dict[str, Any]) -> Host:
-    """The droplet, over one shared SSH connection."""
-    if ENV == "local":
-        config = ROOT / ".local/ssh_config"
-        if not config.exists():
-            stop("there is no local droplet. Next: make up")
-        return testinfra.get_host(f"ssh://droplet?ssh_config={config}&timeout=60", sudo=True)
-    at = declared["connection"]
-    return testinfra.get_host(f"ssh://{at['user']}@{at['host']}:{at['port']}?timeout=60", sudo=True)
-
-
-@pytest.fixture(scope="session")
-def found(host: Host, declared: dict[str, Any]) -> dict[str, Any]:
-    """What is there now."""
-    asked = json.dumps(
+        next_step = "make up" if ENV == "local" else f"{by_hand} (it says more)"
+        stop(
+            f"no {ENV} droplet answers ({told.splitlines()[-1] if told else 'ssh'}). Next: {next_step}"
+        )
+    if sudo.rc:
+        stop(
+            f"{declared['ansible_user']} has no sudo on the droplet. Next: docs/setup.md, the admin user"
+        )
+    first, _, release = answer.stdout.partition("\n")
+    system = dict(line.split("=", 1) for line in release.splitlines() if "=" in line)
+    version = system["VERSION_ID"].strip('"')
+    declared.set_system(
         {
-            "sysctl": list(declared["baseline_sysctl"]),
-            "token_file": declared["easypanel_token_file"],
-            "state": declared["release_state_directory"],
+            "distribution": system["ID"].strip('"').capitalize(),
+            "distribution_version": version,
+            "distribution_major_version": version.split(".")[0],
+            "distribution_release": system["VERSION_CODENAME"].strip('"'),
         }
     )
-    script = (pathlib.Path(__file__).parent / "collect.py").read_text()
-    # The script is an argument, its question comes by stdin; neither holds a secret.
-    done = host.run("echo %s | python3 -c %s", asked, script)
-    if done.rc == 255:
-        next_command = "make up" if ENV == "local" else "ssh to DROPLET_HOST by hand"
-        stop(f"the droplet does not answer: {done.stderr.strip()}. Next: {next_command}")
-    assert done.rc == 0, done.stderr
+    return Reached(host, float(first) - (before + after) / 2, (after - before) / 2)
+
+
+@pytest.fixture(scope="session")
+def host(reached: Reached) -> Host:
+    """The droplet, over one shared SSH connection."""
+    return reached.host
+
+
+@pytest.fixture(scope="session")
+def found(host: Host, declared: Declared) -> dict[str, Any]:
+    """What is there now, read once."""
+    sets = declared.sets()
+    project = declared["services_project"]
+    files = {item["path"]: True for declaration in sets.values() for item in declaration["files"]}
+    files |= {declared["easypanel_token_file"]: False, declared["release_state_directory"]: False}
+    for kind in declared["ssh_host_key_types"]:
+        files[f"/etc/ssh/ssh_host_{kind}_key"] = False
+    question = {
+        "files": files,
+        "sysctl": list(declared["baseline_sysctl"]),
+        "units": list(
+            dict.fromkeys(
+                [*UNITS, *(unit for item in sets.values() for unit in item.get("units", []))]
+            )
+        ),
+        "firewall_file": "/etc/cimt/firewall.nft",
+        "environment": {f"{project}_{app['name']}": list(app["env"]) for app in declared.apps()},
+        "panel_url": declared["easypanel_url"],
+        "token_file": declared["easypanel_token_file"],
+        "state_directory": declared["release_state_directory"],
+        "ca_file": declared["release_ca_file"],
+    }
+    script = Path(__file__).with_name("collect.py").read_text()
+    # Script and question travel as arguments; neither holds a secret.
+    done = host.run("printf %%s %s | sudo -n python3 -c %s", json.dumps(question), script)
+    if done.rc:
+        stop(f"the droplet's state cannot be read: {done.stderr.strip()[-2000:]}")
     return dict(json.loads(done.stdout))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Below a failure, the last lines of what the test is about: nobody has to log in to read them."""
+    report = yield
+    marker = item.get_closest_marker("logs")
+    funcargs: dict[str, Any] = getattr(item, "funcargs", {})
+    if report.when == "call" and report.failed and "host" in funcargs:
+        names = list(marker.args) if marker else []
+        if app := funcargs.get("app"):
+            names.append(f"{read_declared()['services_project']}_{app['name']}")
+        for name in names:
+            if "." in name:
+                command = "sudo -n journalctl --no-pager --lines=15 --unit=%s"
+            else:
+                command = "sudo -n timeout 20 docker service logs --raw --tail 15 %s 2>&1"
+            report.sections.append(
+                (f"last lines of {name}", funcargs["host"].run(command, name).stdout)
+            )
+    return report

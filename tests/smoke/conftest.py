@@ -1,79 +1,73 @@
-"""The product as a user's browser meets it."""
+"""The product as a user's browser meets it: by its public address, every certificate checked."""
 
 from __future__ import annotations
 
 import json
 import os
-import pathlib
 import ssl
 import subprocess
 from collections.abc import Callable
+from pathlib import Path
 
 import httpx
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[2]
+ROOT = Path(__file__).parents[2]
 LOCAL = os.environ.get("ENV", "local") == "local"
+DOMAIN = "api.cimt.localhost" if LOCAL else os.environ.get("API_DOMAIN", "")
 Ask = Callable[..., httpx.Response]
 
 
-def stop(message: str) -> None:
-    """End the run with one line."""
-    pytest.exit(f"smoke: {message}", returncode=1)
-
-
-@pytest.fixture(scope="session")
-def domain() -> str:
-    """Public name of the api."""
-    if LOCAL:
-        return "api.cimt.localhost"
-    if not (name := os.environ.get("API_DOMAIN")):
-        stop(
-            "not set: API_DOMAIN (domain of the api). Next: docs/setup.md says where it comes from"
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Stop with one line when there is nothing to ask."""
+    if not DOMAIN:
+        raise pytest.UsageError(
+            "smoke: not set: API_DOMAIN (domain of the api). Next: docs/setup.md says where it comes from"
         )
-    return str(name)
+    if LOCAL and not (ROOT / ".local/ssh_config").exists():
+        raise pytest.UsageError("smoke: no local droplet. Next: make up")
 
 
-@pytest.fixture(scope="session")
-def ask(domain: str) -> Ask:
-    """Send one request to the public address; every certificate is checked."""
-    if not LOCAL:
-        context = ssl.create_default_context()
-
-        def ask_public(
-            method: str, path: str, scheme: str = "https", **options: object
-        ) -> httpx.Response:
-            with httpx.Client(verify=context, timeout=60) as client:
-                return client.request(method, f"{scheme}://{domain}{path}", **options)
-
-        return ask_public
-
-    ports_file, config = ROOT / ".local/ports.json", ROOT / ".local/ssh_config"
-    if not config.exists():
-        stop("there is no local droplet. Next: make up")
-    ports = json.loads(ports_file.read_text())
-    # The proxy's own CA comes over the authenticated SSH connection, not from the network that it is to secure.
-    read = ["ssh", "-F", str(config), "droplet", "cat", "/etc/easypanel/traefik/ca.crt"]
-    done = subprocess.run(read, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+def local_authority() -> Path:
+    """The proxy's own CA, over the authenticated SSH connection: not from the network that it is to secure."""
+    command = ["ssh", "-F", str(ROOT / ".local/ssh_config"), "-o", "BatchMode=yes", "droplet"]
+    done = subprocess.run(
+        [*command, "cat", "/etc/easypanel/traefik/ca.crt"],
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+    )
     if done.returncode:
-        stop(
-            f"no certificate authority on the droplet: {done.stderr.strip()}. Next: make provision"
-        )
-    ca = ROOT / ".local/ca.crt"
-    ca.write_text(done.stdout)
-    context = ssl.create_default_context(cafile=ca)
+        told = (done.stderr.strip().splitlines() or ["no answer"])[-1]
+        next_step = "make up" if done.returncode == 255 else "make provision"
+        pytest.exit(f"smoke: no CA from the droplet: {told}. Next: {next_step}", returncode=1)
+    authority = ROOT / ".local/ca.crt"
+    authority.write_text(done.stdout)
+    return authority
 
-    def ask_local(
-        method: str, path: str, scheme: str = "https", host: str = domain, **options: object
+
+@pytest.fixture(scope="session")
+def ask() -> Ask:
+    """Send one request: ``ask("GET", "/healthz", scheme="https", host=DOMAIN)``. Redirects are not followed.
+
+    Names under .localhost are loopback, whatever this machine's resolver thinks of them; the local droplet's
+    ports are forwards. Only making the connection is tried again, an answer never is.
+    """
+    authority = local_authority() if LOCAL else None
+    ports = json.loads((ROOT / ".local/ports.json").read_text()) if LOCAL else {}
+    transport = httpx.HTTPTransport(verify=ssl.create_default_context(cafile=authority), retries=3)
+    client = httpx.Client(transport=transport, timeout=60)
+
+    def send(
+        method: str, path: str, scheme: str = "https", host: str = DOMAIN, **options: object
     ) -> httpx.Response:
-        # Names under .localhost are loopback, whatever this machine's resolver thinks of them.
-        with httpx.Client(verify=context, timeout=60) as client:
-            return client.request(
-                method,
-                f"{scheme}://127.0.0.1:{ports[scheme]}{path}",
-                headers={"Host": host},
-                extensions={"sni_hostname": domain},
-                **options,
-            )
+        place = f"127.0.0.1:{ports[scheme]}" if LOCAL else DOMAIN
+        return client.request(
+            method,
+            f"{scheme}://{place}{path}",
+            headers={"Host": host},
+            extensions={"sni_hostname": DOMAIN},
+            **options,  # type: ignore[arg-type]
+        )
 
-    return ask_local
+    return send

@@ -1,0 +1,190 @@
+"""What the files of this repository declare for one environment, as Ansible itself reads them.
+
+The very playbooks that change the droplet are loaded, not run: variables come with Ansible's own precedence
+(role defaults, inventory, environment), and the arguments of a role's tasks are rendered as it would render them now.
+Nothing is copied into the audit, so nothing here can fall behind the roles.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+os.environ.setdefault("ANSIBLE_CONFIG", str(ROOT / "ansible.cfg"))
+
+from ansible import constants  # noqa: E402  (reads ANSIBLE_CONFIG when it is imported)
+from ansible.errors import AnsibleError  # noqa: E402
+from ansible.inventory.manager import InventoryManager  # noqa: E402
+from ansible.parsing.dataloader import DataLoader  # noqa: E402
+from ansible.playbook import Playbook  # noqa: E402
+from ansible.playbook.block import Block  # noqa: E402
+from ansible.plugins.loader import connection_loader, init_plugin_loader  # noqa: E402
+from ansible.template import Templar, trust_as_template  # noqa: E402
+from ansible.vars.manager import VariableManager  # noqa: E402
+
+PLAYBOOKS = ("provision", "deploy")
+# ${NAME} and ${NAME:?message}: variables of compose.yaml that have no default.
+NEEDED = re.compile(r"(?<!\$)\$\{(\w+)(?::?\?[^}]*)?\}|(?<!\$)\$(\w+)")
+
+
+class NotDeclared(Exception):
+    """The declaration cannot be read; the message is one line that says what to do."""
+
+
+class Declared:
+    """The declaration of one environment: ``declared["docker_version"]``, ``declared.sets()``, …"""
+
+    def __init__(self, environment: str) -> None:
+        self.environment = environment
+        if not (inventory := ROOT / "inventory" / environment).is_dir():
+            raise NotDeclared(f"there is no environment '{environment}'. Next: ls inventory")
+        init_plugin_loader()
+        connection_loader.get("ssh", class_only=True)  # makes its settings known
+        self._loader = DataLoader()
+        self._loader.set_basedir(str(ROOT / "playbooks"))
+        hosts = InventoryManager(loader=self._loader, sources=[str(inventory)])
+        self._variables = VariableManager(loader=self._loader, inventory=hosts)
+        self._host = hosts.get_hosts("droplets")[0]
+        self._plays = [
+            Playbook.load(
+                str(ROOT / f"playbooks/{name}.yml"),
+                variable_manager=self._variables,
+                loader=self._loader,
+            ).get_plays()[0]
+            for name in PLAYBOOKS
+        ]
+        merged: dict[str, Any] = {}
+        for play in reversed(self._plays):
+            merged |= self._variables.get_vars(play=play, host=self._host)
+        self._templar = Templar(loader=self._loader, variables=merged)
+
+    def __getitem__(self, name: str) -> Any:
+        """The value of a variable, rendered. Raises NotDeclared."""
+        return self.render("{{ " + name + " }}")
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The value of a variable that an environment may leave out."""
+        return self[name] if name in self._templar.available_variables else default
+
+    def render(self, template: str) -> Any:
+        """The value of a template of ours."""
+        try:
+            return self._templar.template(trust_as_template(template))
+        except AnsibleError as error:
+            raise NotDeclared(f"cannot read {template}: {' '.join(str(error).split())}") from None
+
+    def missing(self, purpose: str) -> list[str]:
+        """Settings that ``purpose`` requires of this environment and the shell does not have."""
+        required = self["required_settings"].get(purpose, {})
+        return [f"{name}: {what}" for name, what in required.items() if not os.environ.get(name)]
+
+    def set_system(self, facts: dict[str, str]) -> None:
+        """Tell which system the droplet runs: some roles declare by it."""
+        self._variables.set_host_facts(
+            self._host.name, {f"ansible_{name}": value for name, value in facts.items()}
+        )
+
+    # -- what the roles' tasks declare --------------------------------------------------------------
+
+    def _tasks(self, module: str) -> Iterator[tuple[Any, Any]]:
+        """Every (play, task) of the roles that calls ``module``."""
+
+        def flat(block: Block) -> Iterator[Any]:
+            for item in [*block.block, *block.rescue, *block.always]:
+                yield from flat(item) if isinstance(item, Block) else iter([item])
+
+        for play in self._plays:
+            for role in play.roles:
+                for block in role.compile(play=play):
+                    yield from ((play, task) for task in flat(block) if task.action == module)
+
+    def _arguments(self, play: Any, task: Any) -> dict[str, Any] | None:
+        """A task's arguments, rendered; None when its condition does not hold."""
+        variables = self._variables.get_vars(play=play, host=self._host, task=task)
+        variables["ansible_search_path"] = task.get_search_path()
+        templar = Templar(loader=self._loader, variables=variables)
+        if not all(templar.evaluate_conditional(condition) for condition in task.when):
+            return None
+        return dict(templar.template(task.args))
+
+    def set_names(self) -> list[str]:
+        """Names of the roles' configuration sets; asks nothing of the droplet."""
+        return [str(task.args["name"]) for _, task in self._tasks("config_set")]
+
+    def sets(self) -> dict[str, dict[str, Any]]:
+        """Configuration sets by name, as the module config_set gets them: files, units, …"""
+        rendered = (self._arguments(*found) for found in self._tasks("config_set"))
+        return {found["name"]: found for found in rendered if found}
+
+    def packages(self) -> dict[str, dict[str, Any]]:
+        """Packages by name: ``{"version": pattern or "", "hold": bool}``."""
+        result: dict[str, dict[str, Any]] = {}
+        for found in self._tasks("package_set"):
+            arguments = self._arguments(*found) or {"names": []}
+            for wanted in arguments["names"]:
+                name, _, version = wanted.partition("=")
+                result[name] = {"version": version, "hold": bool(arguments.get("hold"))}
+        return result
+
+    def apps(self) -> list[dict[str, Any]]:
+        """Apps of services/compose.yaml, as the role `services` reads them.
+
+        An audit needs no secret: what only a secret or the image repository could fill stays a placeholder.
+        """
+        text = Path(self["services_compose_file"]).read_text()
+        names = {first or second for first, second in NEEDED.findall(text)}
+        placeholders = dict.fromkeys(names - set(self["services_environment"]), "-")
+        known = Templar(
+            loader=self._loader,
+            variables={**self._templar.available_variables, "audit_placeholders": placeholders},
+        )
+        expression = (
+            "{{ lookup('ansible.builtin.file', services_compose_file)"
+            " | panel_apps(services_environment, audit_placeholders) }}"
+        )
+        try:
+            return list(known.template(trust_as_template(expression))["apps"])
+        except AnsibleError as error:
+            raise NotDeclared(" ".join(str(error).split())) from None
+
+    # -- how the droplet is reached -----------------------------------------------------------------
+
+    def hostspec(self) -> str:
+        """Address for testinfra's SSH backend."""
+        port = self.get("ansible_port")
+        at = f"ssh://{self['ansible_user']}@{self['ansible_host']}"
+        return f"{at}:{port}" if port else at
+
+    def ssh_arguments(self) -> str:
+        """Arguments of ssh, the same as Ansible's: ansible.cfg, then the inventory. One shared connection."""
+
+        def setting(name: str) -> str:
+            return str(constants.config.get_config_value(name, None, "connection", "ssh"))
+
+        directory = Path(setting("control_path_dir")).expanduser()
+        directory.mkdir(parents=True, exist_ok=True)
+        parts = [
+            setting("ssh_args"),
+            f"-o ControlPath={shlex.quote(str(directory / 'audit-%C'))}",
+            "-o BatchMode=yes -o ConnectTimeout=30",
+            str(self.get("ansible_ssh_common_args", "")),
+        ]
+        if key := self.get("ansible_ssh_private_key_file"):
+            parts.append(f"-i {shlex.quote(str(key))}")
+        return " ".join(parts)
+
+    def door(self, port: int) -> tuple[str, int] | None:
+        """Where a port of the droplet is reached from here; None when it is not forwarded to us.
+
+        The local droplet's ports are forwards on loopback; a real one is addressed itself.
+        """
+        forwards = self.get("local_ports")
+        if forwards is None:
+            return str(self["ansible_host"]), port
+        inside = {22: "ssh", 80: "http", 443: "https", 3000: "panel", 2377: "swarm"}
+        return ("127.0.0.1", int(forwards[inside[port]])) if port in inside else None

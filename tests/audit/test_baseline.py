@@ -1,0 +1,62 @@
+"""Role baseline: the machine itself, now and after the next boot. (Its files and packages: test_config.)"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from .conftest import Reached
+from .declared import Declared
+
+
+def test_kernel_settings_are_live(declared: Declared, found: dict[str, Any]) -> None:
+    """Without forwarding every container is cut off; the rest keeps spoofed packets out."""
+    wanted = {name: str(value) for name, value in declared["baseline_sysctl"].items()}
+    assert found["sysctl"] == wanted
+
+
+def test_swap_takes_the_rare_peak(declared: Declared, found: dict[str, Any]) -> None:
+    """Two gigabytes without swap end in the kernel killing the app in the middle of an answer."""
+    header_mb = 1  # of a swap file's first page, rounded up
+    assert found["memory_mb"]["SwapTotal"] >= declared["baseline_swap_mb"] - header_mb
+
+
+def test_no_unit_has_failed(found: dict[str, Any]) -> None:
+    """A failed unit is a fault that nobody has read yet."""
+    assert found["failed"] == [], "Next: make ssh, then: systemctl status " + " ".join(
+        found["failed"]
+    )
+
+
+def test_packages_are_whole(found: dict[str, Any]) -> None:
+    """One half-configured package blocks every security update after it."""
+    assert found["dpkg_audit"] == ""
+
+
+@pytest.mark.logs("unattended-upgrades.service", "apt-daily-upgrade.service")
+def test_security_updates_come_by_themselves(found: dict[str, Any]) -> None:
+    """Nobody reads advisories every day. The settings in effect, and the timer behind them."""
+    for setting in ("Update-Package-Lists", "Unattended-Upgrade"):
+        lines = [line for line in found["apt"] if line.startswith(f"APT::Periodic::{setting} ")]
+        assert lines, f"APT::Periodic::{setting} is not set"
+        assert lines[0].split('"')[1] not in ("", "0")
+    timer = found["units"]["apt-daily-upgrade.timer"]
+    assert (timer["ActiveState"], timer["UnitFileState"]) == ("active", "enabled")
+    assert any(
+        line.startswith(
+            ("Unattended-Upgrade::Allowed-Origins::", "Unattended-Upgrade::Origins-Pattern::")
+        )
+        and "ecurity" in line
+        for line in found["apt"]
+    ), "unattended-upgrades takes nothing from the security origin"
+
+
+def test_the_clock_is_right(reached: Reached) -> None:
+    """A wrong clock refuses valid tokens and certificates. Limit: 5 s beyond the measurement."""
+    assert abs(reached.skew) <= 5 + reached.uncertainty
+
+
+def test_there_is_memory_left(found: dict[str, Any]) -> None:
+    """A start-first release runs the old and the new app side by side."""
+    assert found["memory_mb"]["MemAvailable"] >= 128

@@ -1,0 +1,68 @@
+"""Role ssh: the settings in effect, with every file read, not the file that we wrote."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from .declared import Declared
+
+
+@pytest.fixture
+def effective(found: dict[str, Any]) -> dict[str, list[str]]:
+    """`sshd -T`: every value of a setting, by its lower-case name."""
+    assert found["sshd"]["code"] == 0, found["sshd"]["err"]
+    result: dict[str, list[str]] = {}
+    for line in found["sshd"]["out"].splitlines():
+        name, _, value = line.partition(" ")
+        result.setdefault(name, []).append(value)
+    return result
+
+
+def test_only_keys_open_the_door(declared: Declared, effective: dict[str, list[str]]) -> None:
+    """Passwords are guessed all day long on every public address."""
+    root = declared["ssh_permit_root_login"].replace("prohibit-password", "without-password")
+    wanted = {
+        "passwordauthentication": ["no"],
+        "kbdinteractiveauthentication": ["no"],
+        "permitemptypasswords": ["no"],
+        "authenticationmethods": ["publickey"],
+        "permitrootlogin": [root],
+        "pubkeyauthentication": ["yes"],
+    }
+    assert {name: effective.get(name) for name in wanted} == wanted
+
+
+@pytest.mark.parametrize(
+    ("setting", "variable"),
+    [
+        ("kexalgorithms", "ssh_kex_algorithms"),
+        ("ciphers", "ssh_ciphers"),
+        ("macs", "ssh_macs"),
+    ],
+)
+def test_algorithms_are_the_declared_ones(
+    setting: str, variable: str, declared: Declared, effective: dict[str, list[str]]
+) -> None:
+    """A session recorded today must not be readable in ten years; an extra algorithm is a way down."""
+    assert effective[setting] == [",".join(declared[variable])]
+
+
+def test_host_keys_are_the_declared_types_and_private(
+    declared: Declared, effective: dict[str, list[str]], found: dict[str, Any]
+) -> None:
+    """Who reads the host key can pretend to be the droplet."""
+    keys = [f"/etc/ssh/ssh_host_{kind}_key" for kind in declared["ssh_host_key_types"]]
+    assert effective["hostkey"] == keys
+    assert {key: found["files"][key]["mode"] for key in keys} == dict.fromkeys(keys, "0600")
+
+
+@pytest.mark.logs("ssh.service")
+def test_sshd_comes_back_after_a_boot(found: dict[str, Any]) -> None:
+    """The server, or on Ubuntu 24.04 the socket that starts it: without it a reboot locks everybody out."""
+    unit = found["units"]["ssh.service"]
+    assert unit["ActiveState"] == "active"
+    assert (
+        unit["UnitFileState"] in ("enabled", "indirect") or unit.get("TriggeredBy") == "ssh.socket"
+    )
