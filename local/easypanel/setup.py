@@ -43,7 +43,13 @@ def _swarm(api: EngineApi) -> None:
     if state != "inactive":
         raise EngineError(0, f"this host's Swarm is {state}. Next: docker info")
     # The engine chooses the address it advertises; a host with several must be told.
-    body = {"ListenAddr": "0.0.0.0:2377", "AdvertiseAddr": os.environ.get("ADVERTISE_ADDR", "")}
+    body = {
+        "ListenAddr": "0.0.0.0:2377",
+        "AdvertiseAddr": os.environ.get("ADVERTISE_ADDR", ""),
+        # Swarm's own choice includes 10.0.2.0/24: QEMU's network, and with it the host's registry.
+        "DefaultAddrPool": ["10.200.0.0/16"],
+        "SubnetSize": 24,
+    }
     api.call("POST", "/swarm/init", body=body)
     print("setup: Swarm made", flush=True)
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from .conftest import ENV
 from .declared import Declared
 
 
@@ -68,11 +67,6 @@ def test_no_container_rules_the_host(found: dict[str, Any]) -> None:
     assert [item["name"] for item in found["docker"]["containers"] if item["privileged"]] == []
 
 
-@pytest.mark.xfail(
-    ENV == "local",
-    reason="Swarm hands out 10.0.2.0/24, which is QEMU's network: no app reaches 10.0.2.2. "
-    "The Swarm needs an address pool of its own (docker swarm init --default-addr-pool); then remove this mark",
-)
 def test_no_container_network_hides_a_network_of_the_host(found: dict[str, Any]) -> None:
     """An app cannot reach what its own network covers: a registry, a database or a private network of the provider."""
     outside = [ipaddress.ip_interface(text).network for text in found["host_networks"]["addresses"]]
