@@ -308,6 +308,9 @@ class Swarm:
             if state == "paused" or (state or "").startswith("rollback"):
                 self._explain(ours, log)
                 raise DeployFailed(self._reason(ours, update.get("Message") or "update paused"))
+            # Swarm may restart a failed task while it is being replaced, and then runs one too many.
+            if state == "completed" and len(running) >= replicas > 0:
+                return
             if state != "updating" and len(running) == len(wanted) == replicas:
                 steady_since = steady_since or time.monotonic()
                 # A completed update was already watched by Swarm.

@@ -138,8 +138,10 @@ def test_an_interrupt_ends_every_child_and_says_how_to_go_on(tmp_path: Path, num
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
+        # A shell that starts a test run in the background lets it ignore Ctrl-C, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - one thread
     ) as process:
-        for _ in range(300):
+        for _ in range(1200):
             if (tmp_path / "pid").exists() and (tmp_path / "pid").read_text().strip():
                 break
             time.sleep(0.05)

@@ -158,8 +158,8 @@ class Release:
         )
         return [json.loads(line) for line in out.splitlines()] if code == 0 else []
 
-    def runs(self, digest: str) -> bool:
-        """Whether as many tasks of this digest run as are wanted, and none of another."""
+    def surplus(self, digest: str) -> int | None:
+        """Tasks of this digest that run beyond the wanted number; None when too few or others run."""
         swarm = self.swarm()
         wanted = [task for task in self.tasks() if task["DesiredState"] == "Running"]
         running = [
@@ -167,11 +167,13 @@ class Release:
             for task in wanted
             if digest in task["Image"] and task["CurrentState"].startswith("Running")
         ]
-        return (
-            bool(swarm)
-            and digest in swarm["image"]
-            and len(running) == len(wanted) == swarm["replicas"]
-        )
+        if not swarm or digest not in swarm["image"] or len(running) != len(wanted):
+            return None
+        return len(running) - swarm["replicas"] if len(running) >= swarm["replicas"] else None
+
+    def runs(self, digest: str) -> bool:
+        """Whether at least as many tasks of this digest run as are wanted, and none of another."""
+        return self.surplus(digest) is not None
 
     def health(self) -> str:
         """Revision that the health address reports, through the proxy; raises OSError or ValueError."""
@@ -318,6 +320,10 @@ class Release:
             self.say(f"previous digest never stopped running ({reported})")
             return
         self.fire_and_watch(image, revision)
+        if match and self.surplus(match["digest"]):
+            # Swarm restarted the broken task while it was being replaced: the next update clears its slot.
+            self.say("swarm runs one task too many; the same digest once more")
+            self.fire_and_watch(image, revision)
         self.say("previous digest is back")
 
     # -- the whole ------------------------------------------------------------
