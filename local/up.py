@@ -289,7 +289,8 @@ def main(settings: Settings) -> int:
         raise KeyboardInterrupt
 
     for number in (signal.SIGTERM, signal.SIGHUP):  # like Ctrl-C: end the stages, then go
-        signal.signal(number, interrupt)
+        if signal.getsignal(number) != signal.SIG_IGN:  # `nohup make up` wants to live on
+            signal.signal(number, interrupt)
     try:
         up(settings)
     except StageFailed as failure:

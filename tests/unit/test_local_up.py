@@ -126,7 +126,9 @@ def test_stages_of_up_name_only_what_exists() -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_ends_every_child_and_says_how_to_go_on(tmp_path: Path, number: int) -> None:
     program = (
-        "import sys\nfrom pathlib import Path\nfrom local import settings, up\n"
+        "import signal, sys\nfrom pathlib import Path\nfrom local import settings, up\n"
+        # A background job of a script is born deaf to SIGINT, and its children with it.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "up.check = lambda settings: None\n"
         f"up.stages = lambda: [up.Stage('x', 'waits', ['sh', '-c', 'echo $$ > {tmp_path}/pid; sleep 300'])]\n"
         f"sys.exit(up.main(settings.load(Path({str(tmp_path)!r}), {{}})))\n"
