@@ -85,7 +85,7 @@ audit: setup ## Read-only audit of the droplet: testinfra inside, port scan outs
 	@python -m pytest -q -p no:cacheprovider tests/audit --junitxml=.local/reports/audit-$(ENV).xml $(ARGS)
 
 ##@ The code
-.PHONY: setup check lint unit test lock clean
+.PHONY: setup check lint unit test faults lock clean
 setup: .venv/.installed node_modules/.installed ## Install the locked Python and npm environments
 check: lint unit ## All that needs no VM: linters, unit and contract tests (under three minutes)
 lint: setup ## Every linter
@@ -96,7 +96,10 @@ test: packages check ## Everything: check, then the acceptance run on a real dro
 	@if [ ! -e .local/droplet/disk.qcow2 ]; then \
 	  echo "test: plan on a droplet that was never provisioned"; python -m local start; $(MAKE) --no-print-directory plan; fi
 	@python -m local up
-	@python -m pytest -v -p no:cacheprovider tests/acceptance
+	@python -m pytest -v -p no:cacheprovider tests/acceptance/test_droplet.py
+faults: packages setup ## Break the running local droplet on purpose: bad images, races, a full disk, a kill, a reboot
+	@python -m local up
+	@python -m pytest -v -p no:cacheprovider tests/acceptance/test_faults.py
 clean: ## Remove what `setup` installed (the droplet: make down)
 	rm -rf .venv node_modules
 

@@ -1,29 +1,18 @@
-"""The droplet under faults, in the order in which they are cheapest to run."""
+"""The droplet in daily use: converge, drift, release, rollback, wrong input."""
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
 import re
-import signal
-import subprocess
-import time
-from collections.abc import Iterator
 
 import pytest
 
 from .conftest import (
     APP,
-    GENEROUS,
-    LOCAL,
-    ROOT,
     Client,
     Image,
     Traffic,
     ledger,
     make,
-    on_droplet,
     panel,
     release,
     running_image,
@@ -77,104 +66,6 @@ def test_a_good_release_and_its_rollback_lose_no_request(
     traffic.assert_no_gap()
 
 
-@pytest.mark.parametrize("fault", ["crashes at once", "never healthy", "wrong revision"])
-def test_a_broken_release_fails_says_why_and_is_not_noticed_by_users(
-    fault: str, client: Client, traffic: Traffic, images: dict[str, Image], live_build: Image
-) -> None:
-    done = release(images[fault])
-    assert done.returncode != 0, "a rollback is never green"
-    reason = {
-        "crashes at once": "task: non-zero exit",
-        "never healthy": "unhealthy",
-        "wrong revision": "reports revision 0000000000000000000000000000000000000000",
-    }[fault]
-    assert reason in done.stdout
-    assert f"{live_build.reference} is back and answers" in " ".join(done.stdout.split())
-    assert running_image() == live_build.reference
-    assert client.revision() == live_build.revision
-    assert ledger()[-1]["result"] == "failed, restored"
-    traffic.assert_no_gap()
-
-
-def test_of_two_releases_at_once_one_is_told_who_holds_the_lock(
-    client: Client, traffic: Traffic, images: dict[str, Image], live_build: Image
-) -> None:
-    commands = [
-        ["make", "deploy", f"IMAGE={image.reference}", f"REVISION={image.revision}"]
-        for image in (images["good"], images["not pulled before"])
-    ]
-    both = [
-        subprocess.Popen(
-            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-        for command in commands
-    ]
-    outputs = [process.communicate(timeout=GENEROUS)[0] for process in both]
-    codes = [process.returncode for process in both]
-    print(*outputs, sep="\n----\n")
-    assert sorted(code == 0 for code in codes) == [False, True]
-    loser = outputs[0] if codes[0] else outputs[1]
-    assert "the apps of this host are locked by" in loser
-    assert make("rollback").returncode == 0
-    assert client.revision() == live_build.revision
-    traffic.assert_no_gap()
-
-
-@contextlib.contextmanager
-def full_disk() -> Iterator[None]:
-    """Not one block free on the droplet's disk, not even for root."""
-    # fallocate takes what is left in one go; dd then takes the crumbs and ends on "no space left".
-    on_droplet(
-        "fallocate -l $(df -B1 --output=avail / | tail -1) /var/tmp/filler && "
-        "{ dd if=/dev/zero of=/var/tmp/crumbs bs=64k 2>/dev/null || test -s /var/tmp/crumbs; }",
-        timeout=600,
-    )
-    try:
-        yield
-    finally:
-        on_droplet("rm -f /var/tmp/filler /var/tmp/crumbs")
-
-
-def test_a_full_disk_stops_a_release_before_it_starts(
-    client: Client, traffic: Traffic, images: dict[str, Image], live_build: Image
-) -> None:
-    before = len(ledger())
-    with full_disk():
-        done = release(images["good"])
-        assert done.returncode != 0
-        assert re.search(r"only \d+ MB free on the droplet's disk", done.stdout)
-        assert client.revision() == live_build.revision
-    assert running_image() == live_build.reference
-    assert len(ledger()) == before
-    traffic.assert_no_gap()
-
-
-@contextlib.contextmanager
-def stopped_registry() -> Iterator[None]:
-    for verb in ("stop", "start"):
-        subprocess.run(
-            ["python", "-m", "local", "clouds", verb, "registry"], cwd=ROOT, check=True, timeout=120
-        )
-        if verb == "stop":
-            yield
-
-
-def test_a_release_without_its_registry_fails_and_the_app_goes_on(
-    client: Client, traffic: Traffic, images: dict[str, Image], live_build: Image
-) -> None:
-    on_droplet(
-        f"docker image rm --force {images['not pulled before'].reference} >/dev/null 2>&1; true"
-    )
-    with stopped_registry():
-        done = release(images["not pulled before"])
-    assert done.returncode != 0
-    assert "the panel's deploy failed" in done.stdout
-    assert "is back and answers" in " ".join(done.stdout.split())
-    assert running_image() == live_build.reference
-    assert client.revision() == live_build.revision
-    traffic.assert_no_gap()
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -191,36 +82,3 @@ def test_a_wrong_release_is_refused_in_one_clear_line(
     assert done.returncode != 0
     assert message in " ".join(done.stdout.split())
     assert len(ledger()) == before
-
-
-def test_a_reboot_brings_everything_back(client: Client, live_build: Image) -> None:
-    boot = on_droplet("cat /proc/sys/kernel/random/boot_id")
-    on_droplet("systemctl reboot --no-block")
-    deadline = time.monotonic() + GENEROUS
-    while time.monotonic() < deadline:
-        with contextlib.suppress(AssertionError, subprocess.TimeoutExpired):
-            if on_droplet("cat /proc/sys/kernel/random/boot_id", timeout=60) != boot:
-                break
-        time.sleep(3)
-    client.wait_for(live_build.revision)
-    assert make("audit").returncode == 0
-
-
-def test_a_droplet_killed_while_provisioning_is_resumed_by_make_up(
-    client: Client, live_build: Image
-) -> None:
-    pid = int((LOCAL / "droplet/qemu.pid").read_text())
-    with subprocess.Popen(
-        ["make", "provision"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as provision:
-        assert provision.stdout is not None
-        for line in provision.stdout:
-            if "TASK [firewall" in line:
-                break
-        os.kill(pid, signal.SIGKILL)
-        provision.communicate(timeout=GENEROUS)
-        assert provision.returncode != 0
-    done = make("up", timeout=2 * GENEROUS)
-    assert done.returncode == 0
-    assert json.loads((LOCAL / "droplet/state.json").read_text())["ready"]
-    client.wait_for(live_build.revision)
