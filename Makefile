@@ -92,7 +92,7 @@ lint: setup ## Every linter
 	@tests/lint.sh
 unit: setup ## Unit, contract and integration tests without a VM
 	@python -m pytest -q tests/unit tests/integration services
-test: packages check ## Everything: check, then the acceptance run on a real droplet
+test: packages check ## check, then the acceptance run on a real droplet
 	@if [ ! -e .local/droplet/disk.qcow2 ]; then \
 	  echo "test: plan on a droplet that was never provisioned"; python -m local start; $(MAKE) --no-print-directory plan; fi
 	@python -m local up
