@@ -53,7 +53,6 @@ class Swarm:
     def __init__(self, api: EngineApi, projects: Path) -> None:
         self._api = api
         self._projects = projects
-        self._address = ""
 
     # -- projects --------------------------------------------------------------------------
 
@@ -147,9 +146,7 @@ class Swarm:
         return self._api.call("GET", "/containers/json", {"filters": filters}) or []
 
     def address(self) -> str:
-        if not self._address:  # a costly question, asked for every app that is shown
-            self._address = str(self._api.call("GET", "/info")["Swarm"]["NodeAddr"])
-        return self._address
+        return str(self._api.call("GET", "/info")["Swarm"]["NodeAddr"])
 
     # -- the parts of a deploy ---------------------------------------------------------------
 
