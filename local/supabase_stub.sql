@@ -17,10 +17,11 @@ create table auth.users (
   created_at timestamptz not null default now()
 );
 
--- The claims of the request, as the Data API sets them.
+-- The claims of the request, as the Data API sets them. None calls another: policies use them for roles
+-- that may not look into this schema.
 create function auth.jwt() returns jsonb language sql stable as
   $$ select coalesce(nullif(current_setting('request.jwt.claims', true), ''), '{}')::jsonb $$;
 create function auth.uid() returns uuid language sql stable as
-  $$ select (auth.jwt() ->> 'sub')::uuid $$;
+  $$ select (nullif(current_setting('request.jwt.claims', true), '')::jsonb ->> 'sub')::uuid $$;
 create function auth.role() returns text language sql stable as
-  $$ select auth.jwt() ->> 'role' $$;
+  $$ select nullif(current_setting('request.jwt.claims', true), '')::jsonb ->> 'role' $$;
