@@ -19,6 +19,7 @@ from .store import State, Store
 
 PROJECT_LIMIT = 3  # the free plan
 KEPT_ACTIONS = 50
+LOG_SIZE = 20_000  # characters of an action's log that are kept, the last ones
 SESSION_SECONDS = 30 * 24 * 3600
 MB = 2**20
 CORE = 10**9
@@ -70,7 +71,7 @@ class Panel:
             "updateAppSourceImage": Operation(write, m.UpdateSourceImage, self.update_source),
             "updateAppEnv": Operation(write, m.UpdateEnv, lambda b: self.update(b, env=b.env)),
             "updateAppDeploy": Operation(
-                write, m.UpdateDeploy, lambda b: self.update(b, deploy=dumped(b.deploy))
+                write, m.UpdateDeploy, lambda b: self.update(b, deploy=deploy_options(b.deploy))
             ),
             "updateAppResources": Operation(
                 write, m.UpdateResources, lambda b: self.update(b, resources=dumped(b.resources))
@@ -241,7 +242,7 @@ class Panel:
                 "source": dumped(body.source),
                 "build": None,
                 "env": body.env,
-                "deploy": dumped(body.deploy),
+                "deploy": deploy_options(body.deploy),
                 "mounts": [dumped(mount) for mount in body.mounts],
                 "ports": [dumped(port) for port in body.ports],
                 "resources": dumped(body.resources),
@@ -306,7 +307,9 @@ class Panel:
             if hmac.compare_digest(app["token"], token):
                 key = models.Service(projectName=app["projectName"], serviceName=app["name"])
                 action = self._begin(key, "deployment")
-                threading.Thread(target=self._deploy_quietly, args=(key, action)).start()
+                threading.Thread(
+                    target=self._deploy_quietly, args=(key, action), daemon=True
+                ).start()
                 return
         raise NotFound("Not found")
 
@@ -367,7 +370,7 @@ class Panel:
         action = self._live[action_id]
 
         def log(line: str) -> None:
-            action["log"] += f"{line}\n"
+            action["log"] = (action["log"] + f"{line}\n")[-LOG_SIZE:]
             action["updatedAt"] = now()
 
         with self._lock(key):
@@ -529,6 +532,11 @@ def points_to(domain: dict[str, Any], key: models.Service) -> bool:
 def dumped(body: Body | None) -> Any:
     """A body as JSON-able data without the fields that were left out; None stays None."""
     return None if body is None else body.model_dump(exclude_none=True)
+
+
+def deploy_options(body: models.Deploy) -> dict[str, Any]:
+    """Deploy options as the panel keeps them: no command is null, not absent."""
+    return {"command": None, **dumped(body)}
 
 
 def hashed(password: str, salt: bytes) -> str:

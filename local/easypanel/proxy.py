@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import os
 import threading
@@ -124,12 +125,13 @@ def _handlers(domain: dict[str, Any]) -> list[dict[str, Any]]:
     handlers: list[dict[str, Any]] = []
     if prefix.rstrip("/"):
         handlers.append({"handler": "rewrite", "uri": prefix.rstrip("/") + "{http.request.uri}"})
+    # No flush_interval: Caddy flushes event streams at once anyway, and with -1 it breaks off every
+    # request under way when the configuration is loaded anew (caddyserver/caddy#5663).
     handlers.append(
         {
             "handler": "reverse_proxy",
             "upstreams": upstreams,
             "transport": transport,
-            "flush_interval": -1,
             "load_balancing": {"try_duration": RETRY, "try_interval": "100ms"},
         }
     )
@@ -202,7 +204,7 @@ class Proxy:
             response = connection.getresponse()
             answer = response.read().decode(errors="replace")
             connection.close()
-        except OSError:
+        except (OSError, http.client.HTTPException):
             write(self._root / "config/main.json", text)  # Caddy starts with it
             self._stale.set()
             return

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -42,6 +43,8 @@ def application(panel: Panel) -> Starlette:
         return Response(status_code=200) if answer is None else JSONResponse(answer)
 
     async def hook(request: Request) -> Response:
+        if request.method == "HEAD":  # the router adds it to GET, and it must not deploy
+            raise NotFound("Not found")
         await run_in_threadpool(panel.hook, request.path_params["token"])
         return Response("Deploying...\n")
 
@@ -49,7 +52,11 @@ def application(panel: Panel) -> Starlette:
         return Response("EasyPanel stand-in, for development and tests only.\n")
 
     async def failed(_: Request, error: Exception) -> Response:
-        problem = error if isinstance(error, PanelError) else PanelError(f"Internal error: {error}")
+        problem = PanelError(f"Internal error: {error}")
+        if isinstance(error, PanelError):
+            problem = error
+        elif isinstance(error, HTTPException):
+            problem = NotFound("Not found")
         data = {"zodErrors": problem.fields} if problem.fields else {}
         body = {"code": problem.code, "message": problem.message, "data": data}
         return JSONResponse(body, status_code=problem.status)
@@ -60,7 +67,7 @@ def application(panel: Panel) -> Starlette:
             Route("/api/deploy/{token}", hook, methods=["GET", "POST"]),
             Route("/api/{operation}", call, methods=["GET", "POST"]),
         ],
-        exception_handlers={PanelError: failed, Exception: failed},
+        exception_handlers={PanelError: failed, HTTPException: failed, Exception: failed},
     )
 
 
@@ -80,6 +87,16 @@ def main() -> int:
     )
     proxy.apply(store.read()["domains"])
     proxy.start()
-    host = "0.0.0.0"  # noqa: S104 - the container's own address
-    uvicorn.run(application(panel), host=host, port=3000, log_level="warning", access_log=False)
-    return 0
+    uvicorn.run(
+        application(panel),
+        host="0.0.0.0",  # noqa: S104 - the port is published, and the host's firewall guards it
+        port=3000,
+        http="h11",
+        ws="none",
+        lifespan="off",
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=5,
+    )
+    # A deploy under way is Swarm's to finish; nobody waits for the threads that watch it.
+    os._exit(0)

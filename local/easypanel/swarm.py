@@ -53,6 +53,7 @@ class Swarm:
     def __init__(self, api: EngineApi, projects: Path) -> None:
         self._api = api
         self._projects = projects
+        self._address = ""
 
     # -- projects --------------------------------------------------------------------------
 
@@ -146,7 +147,9 @@ class Swarm:
         return self._api.call("GET", "/containers/json", {"filters": filters}) or []
 
     def address(self) -> str:
-        return str(self._api.call("GET", "/info")["Swarm"]["NodeAddr"])
+        if not self._address:  # a costly question, asked for every app that is shown
+            self._address = str(self._api.call("GET", "/info")["Swarm"]["NodeAddr"])
+        return self._address
 
     # -- the parts of a deploy ---------------------------------------------------------------
 

@@ -15,6 +15,7 @@ import pytest
 
 from local.easypanel.engine import App, DeployFailed, Log
 from local.easypanel.panel import Panel
+from local.easypanel.proxy import configuration
 from local.easypanel.serve import application
 from local.easypanel.store import Store
 
@@ -282,3 +283,56 @@ def test_a_crash_before_the_rename_leaves_the_old_state(panel: Client) -> None:
     panel.path.with_suffix(".tmp").write_text('{"users": [')
     panel.open()
     assert panel.inspect()["name"] == "api"
+
+
+def test_asking_about_the_hook_does_not_fire_it(panel: Client) -> None:
+    token = panel.inspect()["token"]
+    assert panel.request("HEAD", f"/api/deploy/{token}").status_code == 404
+    assert panel.read("listActions", type="deployment", **APP) == []
+
+
+def test_deploys_of_one_app_take_turns(panel: Client) -> None:
+    token = panel.inspect()["token"]
+    panel.machine.gate.clear()
+    panel.request("POST", f"/api/deploy/{token}")
+    wait_for_action(panel, "running")
+    panel.request("POST", f"/api/deploy/{token}")
+    statuses = [action["status"] for action in panel.read("listActions", **APP)]
+    assert statuses == ["pending", "running"]
+    # A deploy reads the configuration when its turn comes.
+    panel.write("updateAppEnv", **APP, env="LATE=1")
+    panel.machine.gate.set()
+    wait_for_action(panel, "done")
+    assert panel.machine.deployed[-1].env == ["LATE=1"]
+
+
+def test_a_failed_deploy_says_so_to_who_waits_for_it(panel: Client) -> None:
+    panel.machine.fails = "task: non-zero exit (3)"
+    status, body = panel.refused("deployAppService", **APP)
+    assert (status, body["code"]) == (500, "INTERNAL_SERVER_ERROR")
+    assert "non-zero exit (3)" in body["message"]
+
+
+def test_a_bearer_token_is_as_good_as_a_bare_one(panel: Client) -> None:
+    panel.token = f"Bearer {panel.token}"
+    assert panel.read("listProjects")[0]["name"] == "cimt"
+    panel.write("revokeApiToken", id=panel.read("listUsers")[0]["id"])
+    assert panel.request("GET", "/api/listProjects").status_code == 401
+
+
+def test_another_domain_does_not_break_off_requests_under_way() -> None:
+    destination = {"protocol": "http", "port": 8000, "path": "/", **APP}
+    domain = {
+        "host": "api.example.com",
+        "https": True,
+        "path": "/",
+        "wildcard": False,
+        "destinationType": "service",
+        "serviceDestination": destination,
+    }
+    server = configuration([domain])["apps"]["http"]["servers"]["secure"]
+    handler = server["routes"][0]["handle"][-1]
+    assert handler["upstreams"] == [{"dial": "cimt_api:8000"}]
+    assert "flush_interval" not in handler  # Caddy ends such requests at every reload
+    assert handler["transport"]["keep_alive"] == {"enabled": False}
+    assert server["routes"][-1]["handle"][0]["status_code"] == 404
