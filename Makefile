@@ -96,8 +96,8 @@ test: packages check ## check, then the acceptance run on a real droplet
 	@if [ ! -e .local/droplet/disk.qcow2 ]; then \
 	  echo "test: plan on a droplet that was never provisioned"; python -m local start; $(MAKE) --no-print-directory plan; fi
 	@python -m local up
-	@python -m pytest -v -p no:cacheprovider tests/acceptance/test_droplet.py
-faults: packages setup ## Break the running local droplet on purpose: bad images, races, a full disk, a kill, a reboot
+	@python -m pytest -v -p no:cacheprovider tests/acceptance
+faults: packages setup ## Only the part of `test` that breaks the local droplet: bad images, races, a full disk, a kill, a reboot
 	@python -m local up
 	@python -m pytest -v -p no:cacheprovider tests/acceptance/test_faults.py
 clean: ## Remove what `setup` installed (the droplet: make down)

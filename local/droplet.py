@@ -202,7 +202,7 @@ def _boot(settings: Settings) -> None:
         command += ["-kernel", str(kernel), "-initrd", str(home / "initrd.img")]
         # Emulated on a busy machine, a device may take longer to appear than systemd waits for it.
         patience = "systemd.default_device_timeout_sec=600 systemd.default_timeout_start_sec=300"
-        append = f"root=/dev/vda rw console=tty0 console=ttyS0 quiet loglevel=4 {patience}"
+        append = f"root=/dev/vda rw console=tty0 console=ttyS0 quiet loglevel=4 panic=10 {patience}"
         command += ["-append", append]
     command += ["-pidfile", str(home / "qemu.pid"), "-daemonize"]
     # Run in its directory: the path of a Unix socket may have 107 bytes only.

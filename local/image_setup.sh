@@ -50,6 +50,20 @@ grep -lsE '^profile .*flags=\((unconfined|default_allow)\)' "$root"/etc/apparmor
   ln -sf "/etc/apparmor.d/${profile##*/}" "$root/etc/apparmor.d/disable/"
 done
 
+# An emulated CPU may run an instruction that the kernel has just patched away (a stale translation in QEMU), and the kernel
+# dies of it ("Oops: int3"). The patch that hits is the one in the scheduler's hottest path, made when the first CPU quota
+# appears: a container's, on a busy machine. So the first quota is set while almost nothing runs yet.
+cat > "$root/etc/systemd/system/firstquota.slice" <<'CONF'
+[Unit]
+Description=Empty, but the first with a CPU quota
+DefaultDependencies=no
+Before=sysinit.target systemd-journald.service systemd-udevd.service
+[Slice]
+CPUQuota=100%
+CONF
+mkdir -p "$root/etc/systemd/system/sysinit.target.wants"
+ln -s ../firstquota.slice "$root/etc/systemd/system/sysinit.target.wants/firstquota.slice"
+
 # It looks for a vsock that this machine does not have, and fails on the console.
 mkdir -p "$root/etc/systemd/system-generators"
 ln -sf /dev/null "$root/etc/systemd/system-generators/systemd-ssh-generator"

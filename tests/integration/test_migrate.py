@@ -248,7 +248,6 @@ def test_profiles_are_private(checkout: Checkout) -> None:
             connection.execute((checkout.migrations / name).read_bytes())
         for user in (ann, bob):
             connection.execute("insert into auth.users (id) values (%s)", (user,))
-            connection.execute("insert into public.users (id) values (%s)", (user,))
 
         def as_user(role: str, claims: dict[str, str], sql: str) -> list[tuple]:
             with connection.transaction():
