@@ -18,6 +18,12 @@ ifeq ($(filter $(ENV),$(environments)),)
 $(error unknown ENV '$(ENV)': choose one of: $(environments). For example: make $(or $(firstword $(MAKECMDGOALS)),up) ENV=local)
 endif
 
+# MITOGEN=1 keeps one Python per host instead of one per task: for slow (emulated) droplets, never required.
+ifeq ($(MITOGEN),1)
+export ANSIBLE_STRATEGY := mitogen_linear
+export ANSIBLE_STRATEGY_PLUGINS = $(wildcard $(CURDIR)/.venv/lib/python3*/site-packages/ansible_mitogen/plugins/strategy)
+endif
+
 play = ansible-playbook -i inventory/$(ENV) playbooks/$(1).yml
 release_args = $(if $(IMAGE),-e release_image='$(IMAGE)') $(if $(REVISION),-e release_revision='$(REVISION)')
 

@@ -1,4 +1,4 @@
-"""The droplet under faults, in the order in which they are cheapest to run: `make faults`."""
+"""The droplet under faults, in the order in which they are cheapest to run; alone: `make faults`."""
 
 from __future__ import annotations
 
