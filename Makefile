@@ -65,6 +65,10 @@ provision: setup ## Make the host and its panel what the files here say
 plan: setup ## Show what `provision` would change; changes nothing
 	@$(call play,provision) --check --diff $(ARGS)
 
+.PHONY: services
+services: setup ## Make only the panel's apps what services/compose.yaml says (a part of provision)
+	@$(call play,services) $(ARGS)
+
 .PHONY: build
 build: setup ## Build and push the image of SERVICE (default api); prints its digest
 	@services/build.sh $(SERVICE) $(build_args)
