@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -17,7 +15,8 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from local.clouds import postgres_command, postgres_programs, prepare_supabase
+from tests.database.server import Server, free_port
+from tests.database.server import server as start_server
 
 ROOT = Path(__file__).parents[2]
 PASSWORD = "with/odd#signs@and:more"
@@ -25,54 +24,21 @@ QUOTED = "with%2Fodd%23signs%40and%3Amore"
 FIRST = sorted(path.name for path in (ROOT / "migrations").glob("*.sql"))
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
-def server() -> Iterator[int]:
-    """Port of a server that lets nobody in without the password."""
-    folder = Path(tempfile.mkdtemp(prefix="cimt-test-"))  # pytest's own are closed to other users
-    folder.chmod(0o755)
-    port = free_port()
-    command = postgres_command(postgres_programs(), folder / "data", port)
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(command, cwd="/", stdout=log, stderr=log)
-    try:
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                with psycopg.connect(
-                    f"postgresql://postgres@127.0.0.1:{port}/postgres", autocommit=True
-                ) as connection:
-                    connection.execute(f"alter role postgres password '{PASSWORD}'")
-                    rules = folder / "data/pg_hba.conf"
-                    rules.write_text("host all all 127.0.0.1/32 scram-sha-256\n")
-                    connection.execute("select pg_reload_conf()")
-                    # Roles belong to the server, so every test copies this one database.
-                    connection.execute("create database supabase")
-                break
-            except psycopg.OperationalError:
-                assert process.poll() is None, (folder / "log").read_text()
-                assert time.monotonic() < deadline, (folder / "log").read_text()
-                time.sleep(0.1)
-        prepare_supabase(f"postgresql://postgres:{QUOTED}@127.0.0.1:{port}/supabase")
-        yield port
-    finally:
-        process.terminate()
-        process.wait()
-        shutil.rmtree(folder)
+def server() -> Iterator[Server]:
+    """A server that lets nobody in without the password, with the roles and owners of Supabase."""
+    with start_server() as made:
+        made.lock_up(PASSWORD)
+        yield made
 
 
 class Checkout:
     """A copy of what `make migrate` uses, with a database of its own."""
 
-    def __init__(self, root: Path, port: int, database: str) -> None:
+    def __init__(self, root: Path, url: str) -> None:
         self.root = root
         self.migrations = root / "migrations"
-        self.url = f"postgresql://postgres:{QUOTED}@127.0.0.1:{port}/{database}?sslmode=disable"
+        self.url = url
         shutil.copytree(ROOT / "supabase", root / "supabase", symlinks=True)
         shutil.copytree(ROOT / "migrations", self.migrations)
 
@@ -114,13 +80,8 @@ class Checkout:
 
 
 @pytest.fixture
-def checkout(server: int, tmp_path: Path, request: pytest.FixtureRequest) -> Checkout:
-    name = f"t{abs(hash(request.node.name))}"
-    with psycopg.connect(
-        f"postgresql://postgres:{QUOTED}@127.0.0.1:{server}/postgres", autocommit=True
-    ) as connection:
-        connection.execute(f"create database {name} template supabase")
-    return Checkout(tmp_path, server, name)
+def checkout(server: Server, tmp_path: Path) -> Checkout:
+    return Checkout(tmp_path, server.url(server.database(), password=QUOTED))
 
 
 def test_the_plan_lists_and_applies_nothing(checkout: Checkout) -> None:
@@ -217,7 +178,7 @@ def test_a_badly_named_file_is_refused(checkout: Checkout, name: str) -> None:
     ids=["transaction pooler", "password not quoted", "password in query", "scheme", "not set"],
 )
 def test_a_wrong_address_is_refused(tmp_path: Path, url: str, says: str) -> None:
-    code, output = Checkout(tmp_path, 1, "none").run(SUPABASE_DB_URL=url)
+    code, output = Checkout(tmp_path, "").run(SUPABASE_DB_URL=url)
     assert code == 2
     assert says in output
     assert "Next:" in output
@@ -225,49 +186,17 @@ def test_a_wrong_address_is_refused(tmp_path: Path, url: str, says: str) -> None
 
 
 def test_a_database_that_does_not_answer_is_one_line(tmp_path: Path) -> None:
-    code, output = Checkout(tmp_path, free_port(), "none").run()
+    url = f"postgresql://postgres:{QUOTED}@127.0.0.1:{free_port()}/none?sslmode=disable"
+    code, output = Checkout(tmp_path, url).run()
     assert code == 1
     assert "Connection refused" in output
     assert len(output.splitlines()) == 1
 
 
-def test_the_local_database_is_found_by_its_port(checkout: Checkout, server: int) -> None:
+def test_the_local_database_is_found_by_its_port(checkout: Checkout, server: Server) -> None:
     (checkout.root / ".local").mkdir()
-    (checkout.root / ".local/ports.json").write_text(json.dumps({"postgres": server}))
+    (checkout.root / ".local/ports.json").write_text(json.dumps({"postgres": server.port}))
     # Supabase's password comes from the environment here only because this server asks for one.
     code, output = checkout.run("--plan", ENV="local", SUPABASE_DB_URL="", PGPASSWORD=PASSWORD)
     assert code == 0, output
     assert FIRST[0] in output
-
-
-def test_profiles_are_private(checkout: Checkout) -> None:
-    """Row level security and grants of the first migration, as two users and nobody."""
-    ann, bob = "11111111-1111-4111-8111-111111111111", "22222222-2222-4222-8222-222222222222"
-    with psycopg.connect(checkout.url, autocommit=True) as connection:
-        for name in FIRST:
-            connection.execute((checkout.migrations / name).read_bytes())
-        for user in (ann, bob):
-            connection.execute("insert into auth.users (id) values (%s)", (user,))
-            connection.execute("insert into public.users (id) values (%s)", (user,))
-
-        def as_user(role: str, claims: dict[str, str], sql: str) -> list[tuple]:
-            with connection.transaction():
-                connection.execute(
-                    "select set_config('request.jwt.claims', %s, true)", (json.dumps(claims),)
-                )
-                connection.execute(f"set local role {role}")
-                return connection.execute(sql).fetchall()
-
-        claims = {"sub": ann, "role": "authenticated"}
-        rows = as_user("authenticated", claims, "select id::text from public.users")
-        assert rows == [(ann,)]
-        rename = "update public.users set display_name = 'me' returning id::text"
-        assert as_user("authenticated", claims, rename) == [(ann,)]
-        for role, sql in [
-            ("anon", "select id from public.users"),
-            ("authenticated", "update public.users set id = default returning id"),
-            ("authenticated", "delete from public.users returning id"),
-            ("authenticated", "insert into public.users default values returning id"),
-        ]:
-            with pytest.raises(psycopg.errors.InsufficientPrivilege):
-                as_user(role, claims, sql)
