@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -200,3 +203,133 @@ def test_the_local_database_is_found_by_its_port(checkout: Checkout, server: Ser
     code, output = checkout.run("--plan", ENV="local", SUPABASE_DB_URL="", PGPASSWORD=PASSWORD)
     assert code == 0, output
     assert FIRST[0] in output
+
+
+def test_an_edited_file_is_refused_but_its_comments_are_free(checkout: Checkout) -> None:
+    assert checkout.run()[0] == 0
+    file = checkout.migrations / FIRST[0]
+    text = file.read_text()
+    file.write_text(f"-- Another word.\n{text}\n\n")
+    assert checkout.run()[0] == 0
+    file.write_text(text.replace("<= 200", "<= 100"))
+    code, output = checkout.run()
+    assert code == 2
+    assert f"edited since it was applied: migrations/{FIRST[0]}" in output
+    assert "Next:" in output
+
+
+def test_a_missing_and_a_late_file_are_refused(checkout: Checkout) -> None:
+    checkout.add("20990101000000_last.sql", "create table public.last (id int);")
+    assert checkout.run()[0] == 0
+    checkout.add("20980101000000_late.sql", "create table public.late (id int);")
+    code, output = checkout.run()
+    assert (code, "out of order: migrations/20980101000000_late.sql" in output) == (2, True), output
+    (checkout.migrations / "20980101000000_late.sql").unlink()
+    (checkout.migrations / "20990101000000_last.sql").unlink()
+    code, output = checkout.run("--plan")
+    assert (code, "the database has 20990101000000_last" in output) == (2, True), output
+
+
+class Forgetful(threading.Thread):
+    """A pooler on loopback that drops what a session asks for at its start (`options`), as poolers do."""
+
+    def __init__(self, port: int) -> None:
+        super().__init__(daemon=True)
+        self._target = port
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._socket.getsockname()[1])
+
+    def run(self) -> None:
+        while True:
+            try:
+                client, _ = self._socket.accept()
+            except OSError:
+                return  # closed
+            server = socket.create_connection(("127.0.0.1", self._target))
+            length = int.from_bytes(client.recv(4, socket.MSG_WAITALL), "big")
+            start = client.recv(length - 4, socket.MSG_WAITALL)
+            if start[:4] == b"\x00\x03\x00\x00":
+                words = start[4:].rstrip(b"\0").split(b"\0")
+                pairs = list(zip(words[::2], words[1::2], strict=True))
+                kept = [key + b"\0" + value + b"\0" for key, value in pairs if key != b"options"]
+                start = start[:4] + b"".join(kept) + b"\0"
+            server.sendall((len(start) + 4).to_bytes(4, "big") + start)
+            for one, other in [(client, server), (server, client)]:
+                threading.Thread(target=self._carry, args=(one, other), daemon=True).start()
+
+    @staticmethod
+    def _carry(one: socket.socket, other: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := one.recv(65536):
+                other.sendall(data)
+            other.shutdown(socket.SHUT_WR)
+
+    def close(self) -> None:
+        self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+
+
+@pytest.mark.parametrize("pooled", [False, True], ids=["direct", "pooler drops options"])
+def test_who_holds_a_lock_is_named(checkout: Checkout, server: Server, pooled: bool) -> None:
+    assert checkout.run()[0] == 0
+    checkout.add("20990101000000_wide.sql", "alter table public.users add column note text;")
+    pooler = Forgetful(server.port)
+    pooler.start()
+    url = checkout.url.replace(str(server.port), str(pooler.port)) if pooled else checkout.url
+    try:
+        with psycopg.connect(checkout.url, application_name="forgotten shell") as blocker:
+            blocker.execute("select count(*) from public.users")
+            code, output = checkout.run(SUPABASE_DB_URL=url, MIGRATE_LOCK_SECONDS="2")
+            pid = blocker.info.backend_pid
+    finally:
+        pooler.close()
+    assert code == 1
+    assert f"pid {pid} (forgotten shell, postgres, idle in transaction since 2" in output
+    assert "select count(*) from public.users" in output
+    assert ("was ended" in output) == pooled
+    assert checkout.history() == FIRST
+    assert checkout.run()[0] == 0
+
+
+def test_a_killed_runner_leaves_nothing_and_no_lock(checkout: Checkout) -> None:
+    checkout.add(
+        "20990101000000_long.sql", "create table public.long (id int); select pg_sleep(300);"
+    )
+    runner = checkout.start()
+    deadline = time.monotonic() + 60
+    working = (
+        "select count(*) from pg_stat_activity where datname = current_database() "
+        "and query like '%pg_sleep(300)%' and pid <> pg_backend_pid()"
+    )
+    while checkout.ask(working) == [(0,)]:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    children = Path(f"/proc/{runner.pid}/task/{runner.pid}/children").read_text().split()
+    runner.kill()
+    for child in children:  # as the end of a job kills all of it
+        for grandchild in Path(f"/proc/{child}/task/{child}/children").read_text().split():
+            os.kill(int(grandchild), signal.SIGKILL)
+        os.kill(int(child), signal.SIGKILL)
+    runner.communicate()
+    # The server goes on with the statement; nothing of it will be kept. Who cannot wait ends it.
+    checkout.add("20990101000000_long.sql", "create table public.long (id int);")
+    checkout.ask(working.replace("count(*)", "pg_terminate_backend(pid)"))
+    code, output = checkout.run()
+    assert code == 0, output
+    assert checkout.history() == [*FIRST, "20990101000000_long.sql"]
+
+
+def test_the_api_gets_its_password_once(checkout: Checkout, server: Server) -> None:
+    code, output = checkout.run(API_DATABASE_PASSWORD=PASSWORD)
+    assert code == 0, output
+    assert "cimt_api has the password" in output
+    url = checkout.url.replace("postgres:", "cimt_api:")
+    with psycopg.connect(url) as connection:
+        assert connection.execute("select current_user").fetchone() == ("cimt_api",)
+    verifier = "select rolpassword from pg_authid where rolname = 'cimt_api'"
+    with psycopg.connect(server.url("template1", "supabase_admin")) as admin:
+        before = admin.execute(verifier).fetchone()
+        code, output = checkout.run(API_DATABASE_PASSWORD=PASSWORD)
+        assert (code, "cimt_api" in output) == (0, False), output
+        assert admin.execute(verifier).fetchone() == before
+        assert PASSWORD not in (server.folder / "log").read_text()
