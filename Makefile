@@ -63,11 +63,17 @@ plan: setup ## Show what `provision` would change; changes nothing
 build: setup ## Build and push the image of SERVICE (default api); prints its digest
 	@services/build.sh $(SERVICE) $(build_args)
 
-.PHONY: migrate migrate-plan
+.PHONY: migrate migrate-plan schema user-export user-erase
 migrate: setup ## Apply the pending database migrations
 	@python supabase/migrate.py
 migrate-plan: setup ## Show the pending migrations; applies nothing
 	@python supabase/migrate.py --plan
+schema: setup ## Write docs/schema.md from the live catalogue of all migrations
+	@python supabase/schema.py $(ARGS)
+user-export: setup ## All that is kept about one person, as JSON: USER_ID=… (id or e-mail)
+	@python supabase/person.py export '$(USER_ID)'
+user-erase: setup ## Delete one person's account and data for good: USER_ID=… CONFIRM=yes
+	@python supabase/person.py erase '$(USER_ID)' --confirm '$(CONFIRM)'
 
 .PHONY: deploy rollback history
 deploy: setup ## Release SERVICE: IMAGE=…@sha256:… REVISION=… (local default: the last build)
