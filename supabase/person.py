@@ -51,9 +51,7 @@ def main() -> int:
         print(f"user-{arguments.action}: {reason}", file=sys.stderr)
         return 2
     try:
-        with psycopg.connect(
-            url, application_name="cimt person", connect_timeout=30
-        ) as connection:
+        with psycopg.connect(url, application_name="cimt person", connect_timeout=30) as connection:
             found = account(connection, arguments.user)
             call = f"select private.{arguments.action}_user(%s)".encode()
             row = connection.execute(call, (found,)).fetchone()

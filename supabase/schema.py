@@ -35,7 +35,9 @@ select k.conrelid, f.relnamespace::regnamespace || '.' || f.relname, pg_get_cons
   (select bool_or(u.contype in ('p', 'u')) from pg_constraint u where u.conrelid = k.conrelid and u.conkey = k.conkey)
 from pg_constraint k join pg_class f on f.oid = k.confrelid
 where k.contype = 'f' and k.conrelid = %s order by 2, 3"""
-INDEXES = "select indexdef from pg_indexes where (schemaname || '.' || tablename) = %s order by indexname"
+INDEXES = (
+    "select indexdef from pg_indexes where (schemaname || '.' || tablename) = %s order by indexname"
+)
 CHECKS = """
 select pg_get_constraintdef(oid) from pg_constraint where conrelid = %s and contype = 'c' order by 1"""
 POLICIES = """
@@ -97,7 +99,12 @@ def page(connection: psycopg.Connection) -> str:
             short = kind.rpartition(".")[2].replace(" ", "_").replace("(", "_").replace(")", "")
             picture.append(f"    {short} {column} {keys}".rstrip())
         picture.append("  }")
-        body += [f"## {name}", "", comment, *([] if secured else ["", "**Row level security is off.**"])]
+        body += [
+            f"## {name}",
+            "",
+            comment,
+            *([] if secured else ["", "**Row level security is off.**"]),
+        ]
         body += _table(
             ["column", "type", "null", "default", "what it is"],
             [
@@ -120,7 +127,10 @@ def page(connection: psycopg.Connection) -> str:
         [_code(name), _code(result), who, _cell(callers), _cell(text)]
         for name, result, text, who, callers in connection.execute(FUNCTIONS)
     ]
-    body += ["## Functions", *_table(["function", "returns", "rights of", "callers", "what it does"], functions)]
+    body += [
+        "## Functions",
+        *_table(["function", "returns", "rights of", "callers", "what it does"], functions),
+    ]
     return "\n".join([INTRODUCTION, *picture, "```", "", *body]).rstrip() + "\n"
 
 
