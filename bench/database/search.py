@@ -25,7 +25,8 @@ DOCUMENTED = """
 create function public.documented(query_embedding extensions.halfvec(1536), query_text text, match_count integer)
 returns setof bigint language sql set search_path = public, extensions as $$
 with full_text as (
-  select id, row_number() over (order by ts_rank_cd(search, websearch_to_tsquery('simple', query_text)) desc, id) as rank_ix
+  select id, row_number() over (
+    order by ts_rank_cd(search, websearch_to_tsquery('simple', query_text)) desc, id) as rank_ix
   from vectors where search @@ websearch_to_tsquery('simple', query_text)
   order by rank_ix limit least(match_count, 30) * 2),
 semantic as (
@@ -54,8 +55,8 @@ def fill(connection: psycopg.Connection, rows: int) -> None:
     around = NOISE.format("0.8", "n")
     connection.execute(
         f"""insert into vectors (source, chunk, content, content_hash, metadata, embedding_model, embedding)
-        select 'doc' || n / 20, n %% 20, 'topic' || n %% 200 || ' word' || n %% 997 || ' common', md5(n::text) || md5(n::text),
-          jsonb_build_object('team', n %% 100), 'bench', at + {around}::halfvec(1536)
+        select 'doc' || n / 20, n %% 20, 'topic' || n %% 200 || ' word' || n %% 997 || ' common',
+          md5(n::text) || md5(n::text), jsonb_build_object('team', n %% 100), 'bench', at + {around}::halfvec(1536)
         from generate_series(1, %s) n join topics on i = n %% 200""",  # noqa: S608
         (rows,),
     )

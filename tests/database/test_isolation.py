@@ -29,7 +29,7 @@ insert into public.chat_logs (conversation_id, user_id, question, model)
 insert into public.vectors (owner_id, source, chunk, content, content_hash, embedding_model, embedding)
   select owner, 'doc', 0, 'a passage', repeat('0', 64), 'm', {ZEROS}
   from unnest(array['{ANN}', '{BOB}', null]::uuid[]) as owner;
-"""
+"""  # noqa: S608
 # who: role in the database, claims of the request
 ACTORS: dict[str, tuple[str, dict[str, str]]] = {
     "anon": ("anon", {"role": "anon"}),
@@ -53,13 +53,18 @@ STATEMENTS = {
     ),
     "public.chat_logs": (
         "update public.chat_logs set answer = 'x'",
-        "insert into public.chat_logs (conversation_id, user_id, question, model) "
-        "select 'aaaaaaaa-0000-4000-8000-000000000000', %s, 'q', 'm'",
+        (
+            "insert into public.chat_logs (conversation_id, user_id, question, model) "
+            "select 'aaaaaaaa-0000-4000-8000-000000000000', %s, 'q', 'm'"
+        ),
     ),
     "public.vectors": (
         "update public.vectors set content = 'x'",
-        "insert into public.vectors (owner_id, source, chunk, content, content_hash, embedding_model, embedding) "
-        f"select %s, 'other', 0, 'c', repeat('0', 64), 'm', {ZEROS}",
+        (
+            "insert into public.vectors "
+            "(owner_id, source, chunk, content, content_hash, embedding_model, embedding) "
+            f"select %s, 'other', 0, 'c', repeat('0', 64), 'm', {ZEROS}"
+        ),
     ),
 }
 # Rows that each sees, updates, deletes, inserts for ann, inserts for bob. "broken": let through to the constraints.
@@ -177,9 +182,9 @@ def test_every_table_and_every_role(database: Database) -> None:
     seen = {
         table: {
             actor: (
-                database.attempt(actor, f"select 1 from {table}"),
+                database.attempt(actor, f"select 1 from {table}"),  # noqa: S608
                 database.attempt(actor, STATEMENTS[table][0]),
-                database.attempt(actor, f"delete from {table}"),
+                database.attempt(actor, f"delete from {table}"),  # noqa: S608
                 database.attempt(actor, STATEMENTS[table][1], ANN),
                 database.attempt(actor, STATEMENTS[table][1], BOB),
             )
@@ -201,13 +206,15 @@ def test_every_function_has_its_callers_and_no_other(database: Database) -> None
 
 
 def test_nobody_hangs_a_row_on_anothers_conversation(database: Database) -> None:
-    of_bob = database.ask(f"select id::text from public.conversations where user_id = '{BOB}'")
+    of_bob = database.ask(
+        f"select id::text from public.conversations where user_id = '{BOB}'"  # noqa: S608
+    )
     insert = "insert into public.chat_logs (conversation_id, user_id, question, model) values (%s, %s, 'q', 'm')"
     assert database.attempt("api for ann", insert, of_bob[0][0], ANN) == BROKEN
 
 
 def test_search_finds_own_and_shared_passages_only(database: Database) -> None:
-    search = f"select * from public.search_vectors({ZEROS}, 'passage')"
+    search = f"select * from public.search_vectors({ZEROS}, 'passage')"  # noqa: S608
     found = {actor: database.attempt(actor, search) for actor in ACTORS}
     assert found == {
         "anon": NO,

@@ -51,8 +51,10 @@ def test_our_migrations_have_no_findings() -> None:
             "vector-opclass",
         ),
         (
-            "create table public.t (e halfvec(3)); create index i on public.t using hnsw (e halfvec_l2_ops);"
-            "create function f(q halfvec) returns int language sql as 'select 1 from t order by e <=> q';",
+            (
+                "create table public.t (e halfvec(3)); create index i on public.t using hnsw (e halfvec_l2_ops);"
+                "create function f(q halfvec) returns int language sql as 'select 1 from t order by e <=> q';"
+            ),
             "vector-opclass",
         ),
         ("create function public.f() returns int language sql as 'select 1';", "search-path"),
