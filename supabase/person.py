@@ -1,0 +1,66 @@
+"""What a person may ask for: all that is kept about them, or that it is deleted.
+
+Usage: python supabase/person.py export|erase USER [--confirm yes]
+
+USER is the account's id or e-mail address. The database is the one that `make migrate` would take. `export`
+prints one JSON document; `erase` prints how many rows of each kind are gone, and needs `--confirm yes`.
+Exit codes: 0 done; 1 nobody is called so, or the database failed; 2 refused before anything was asked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import uuid
+
+import migrate
+import psycopg
+
+
+def account(connection: psycopg.Connection, user: str) -> uuid.UUID:
+    """The account's id. Raises LookupError when there is none."""
+    try:
+        by, value = "id = %s", str(uuid.UUID(user))
+    except ValueError:
+        by, value = "lower(email) = lower(%s)", user
+    rows = connection.execute(f"select id from auth.users where {by}".encode(), (value,)).fetchall()  # noqa: S608
+    if len(rows) != 1:
+        raise LookupError(
+            f"{len(rows)} accounts are called {user!r}. Next: give the id, as the dashboard shows it"
+        )
+    return uuid.UUID(str(rows[0][0]))
+
+
+def main() -> int:
+    """Command line; returns the exit code."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("action", choices=["export", "erase"])
+    parser.add_argument("user", help="id or e-mail address")
+    parser.add_argument("--confirm", default="")
+    arguments = parser.parse_args()
+    try:
+        if not arguments.user:
+            raise migrate.Refused("whose? Next: USER_ID=… (the account's id or e-mail address)")
+        if arguments.action == "erase" and arguments.confirm != "yes":
+            raise migrate.Refused(
+                "this deletes the account and all that belongs to it, for good. Next: the same with CONFIRM=yes"
+            )
+        url = migrate.database_url()
+    except migrate.Refused as reason:
+        print(f"user-{arguments.action}: {reason}", file=sys.stderr)
+        return 2
+    try:
+        with psycopg.connect(url, application_name="cimt person", connect_timeout=30) as connection:
+            found = account(connection, arguments.user)
+            call = f"select private.{arguments.action}_user(%s)".encode()
+            row = connection.execute(call, (found,)).fetchone()
+    except (psycopg.Error, LookupError) as error:
+        print(f"user-{arguments.action}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    print(json.dumps(row and row[0], indent=2, ensure_ascii=False))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

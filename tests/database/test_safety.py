@@ -1,0 +1,140 @@
+"""The safety class of a migration, its findings, and that docs/schema.md is what the migrations make."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from supabase.safety import check, same_release
+from tests.database.server import ROOT
+
+BASE = """
+create table public.base (id uuid primary key, note text);
+comment on table public.base is 'b';
+comment on column public.base.id is 'b';
+comment on column public.base.note is 'b';
+alter table public.base enable row level security;
+grant select on public.base to authenticated;
+create policy own on public.base to authenticated using (id = (select auth.uid()));
+"""
+
+
+def judge(folder: Path, sql: str) -> tuple[str, set[str]]:
+    """(class, rules found) of a migration that comes after BASE."""
+    (folder / "20200101000000_base.sql").write_text(BASE)
+    (folder / "20200102000000_next.sql").write_text(sql)
+    first, second = check(folder)
+    assert first.findings == []
+    return second.safety, {finding.rule for finding in second.findings}
+
+
+def test_our_migrations_have_no_findings() -> None:
+    assert [finding for report in check() for finding in report.findings] == []
+
+
+@pytest.mark.parametrize(
+    ("sql", "rule"),
+    [
+        ("create table public.t (id int primary key);", "no-row-security"),
+        ("create table public.t (id int primary key);", "no-grant"),
+        ("create table public.t (id int primary key);", "no-comment"),
+        ("alter table public.base add column x text;", "no-comment"),
+        ("create policy p on public.base using (id = auth.uid());", "policy-per-row"),
+        ("create table public.t (id uuid references public.base (id));", "foreign-key-index"),
+        ("create extension vector version '0.8.0';", "extension-version"),
+        ("create index i on public.base (note);", "index-not-concurrent"),
+        (
+            "create table public.t (e halfvec(3)); create index i on public.t using hnsw (e vector_cosine_ops);",
+            "vector-opclass",
+        ),
+        (
+            (
+                "create table public.t (e halfvec(3)); create index i on public.t using hnsw (e halfvec_l2_ops);"
+                "create function f(q halfvec) returns int language sql as 'select 1 from t order by e <=> q';"
+            ),
+            "vector-opclass",
+        ),
+        ("create function public.f() returns int language sql as 'select 1';", "search-path"),
+        ("create function public.f() returns int language sql as 'select 1';", "public-function"),
+        ("create tabel x;", "syntax"),
+    ],
+)
+def test_a_mistake_is_found(tmp_path: Path, sql: str, rule: str) -> None:
+    assert rule in judge(tmp_path, sql)[1]
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "drop table public.base;",
+        "alter table public.base drop column note;",
+        "alter table public.base alter column note set not null;",
+        "alter table public.base alter column note type integer using 1;",
+        "alter table public.base add column must text not null;",
+        "alter table public.base rename column note to text;",
+        "alter table public.base add constraint c check (note <> '') not valid;",
+        "create unique index concurrently i on public.base (note);",
+        "truncate public.base;",
+        "delete from public.base;",
+        "revoke select on public.base from authenticated;",
+        "drop policy own on public.base;",
+        "alter policy own on public.base to anon;",
+        "do $$ begin execute 'drop table public.base'; end $$;",
+    ],
+)
+def test_what_takes_away_is_a_contract(tmp_path: Path, sql: str) -> None:
+    safety, rules = judge(tmp_path, sql)
+    assert (safety, "destructive" in rules) == ("contract", True)
+    waived = judge(tmp_path, f"-- allow: destructive: nobody has read it since 1.4\n{sql}")
+    assert (waived[0], "destructive" in waived[1]) == ("contract", False)
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "alter table public.base add column more text; comment on column public.base.more is 'm';",
+        "create index concurrently i on public.base (note);",
+        "alter policy own on public.base to authenticated, anon;",
+        "grant update on public.base to authenticated;",
+        "alter table public.base alter column note drop not null;",
+    ],
+)
+def test_what_only_adds_is_an_expansion(tmp_path: Path, sql: str) -> None:
+    assert judge(tmp_path, sql)[0] == "expand"
+
+
+def test_a_contract_waits_for_the_release_of_the_code(tmp_path: Path) -> None:
+    def git(*arguments: str) -> None:
+        identity = ["-c", "user.name=t", "-c", "user.email=t@example.com"]
+        subprocess.run(
+            ["git", *identity, *arguments], cwd=tmp_path, check=True, capture_output=True
+        )
+
+    for folder in ("migrations", "services/api"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "services/api/app.py").write_text("old\n")
+    (tmp_path / "migrations/20200101000000_base.sql").write_text(BASE)
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-qm", "released")
+    drop = "alter table public.base drop column note;"
+    (tmp_path / "migrations/20200102000000_drop.sql").write_text(drop)
+    git("add", ".")
+    reports = check(tmp_path / "migrations")
+    assert same_release(reports, "HEAD", tmp_path) == []
+    (tmp_path / "services/api/app.py").write_text("new\n")
+    found = same_release(reports, "HEAD", tmp_path)
+    assert [finding.rule for finding in found] == ["same-release"]
+    assert "release the code first" in found[0].text
+    with pytest.raises(ValueError, match="git fetch"):
+        same_release(reports, "nothing", tmp_path)
+
+
+def test_the_schema_page_is_fresh() -> None:
+    result = subprocess.run(
+        [sys.executable, "supabase/schema.py", "--check"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
