@@ -227,7 +227,8 @@ class Release:
 
         ``revision`` None: any healthy answer will do (what ran before was never asked).
         """
-        digest = IMAGE.fullmatch(image)["digest"] if IMAGE.fullmatch(image) else image  # type: ignore[index]
+        match = IMAGE.fullmatch(image)
+        digest = match["digest"] if match else image
         before = self.swarm()
         known_actions = {action["id"] for action in self.actions()}
         self.panel.fire_hook(str(self.inspect()["token"]))
@@ -241,7 +242,9 @@ class Release:
                 action = next((a for a in self.actions() if a["id"] not in known_actions), None)
                 if action and action["status"] == "error":
                     log = str(self.panel.read("getAction", id=str(action["id"])).get("log") or "")
-                    raise Failed(f"the panel's deploy failed: {log.strip()[-1500:] or 'no log'}")
+                    *said, verdict = log.strip().splitlines()[-20:] or ["no log"]
+                    said = [*said, self.last_words()]
+                    raise Failed("\n".join([f"the panel's deploy failed: {verdict}", *said]))
                 if action and action["status"] == "done":
                     action_done = True
                     self.say("panel: deploy done")
@@ -288,11 +291,18 @@ class Release:
 
     def last_words(self) -> str:
         """Errors of the newest tasks and the app's last log lines."""
-        errors = [
-            f"task {task['ID'][:12]}: {task['CurrentState']} {task['Error']}".rstrip()
-            for task in self.tasks()[:4]
-            if task["Error"]
-        ]
+        errors: list[str] = []
+        for _ in range(
+            10
+        ):  # Swarm writes a task's error when its container has ended, a moment later
+            errors = [
+                f"task {task['ID'][:12]}: {task['CurrentState']} {task['Error']}".rstrip()
+                for task in self.tasks()[:4]
+                if task["Error"]
+            ]
+            if errors:
+                break
+            time.sleep(1)
         # A task that cannot be reached would keep `docker service logs` waiting.
         _, out, err = self.module.run_command(
             [
