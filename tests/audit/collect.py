@@ -179,6 +179,11 @@ def docker() -> dict[str, Any]:
             "state": info["Swarm"]["LocalNodeState"],
             "manager": info["Swarm"]["ControlAvailable"],
         },
+        "heartbeat_seconds": (info["Swarm"].get("Cluster") or {})
+        .get("Spec", {})
+        .get("Dispatcher", {})
+        .get("HeartbeatPeriod", 0)
+        / 10**9,
         "logging": info["LoggingDriver"],
         "root": info["DockerRootDir"],
         "services": services,

@@ -19,6 +19,11 @@ def test_the_panel_is_the_pinned_version(declared: Declared, found: dict[str, An
     assert found["panel"]["version"]["body"]["version"] == declared["easypanel_version"]
 
 
+def test_a_starved_host_does_not_lose_itself(declared: Declared, found: dict[str, Any]) -> None:
+    """With Swarm's own 5 s a busy single host counted as lost, and every app was started again on it."""
+    assert found["docker"]["heartbeat_seconds"] == declared["easypanel_heartbeat_seconds"]
+
+
 @pytest.mark.logs("easypanel", "traefik")
 def test_panel_and_proxy_run(found: dict[str, Any]) -> None:
     """Apps go on without the panel, but nothing can be released; without the proxy nothing answers."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 import socket
 import time
@@ -17,6 +18,8 @@ description:
   - Runs the panel's own C(setup) command when the host has no panel of this version. An existing Swarm is never left.
   - Creates the first admin from localhost, before anybody else can reach the panel.
   - Keeps an API token in a file that only root can read.
+  - Gives Swarm's own node the time that a starved host needs. One that misses its heartbeats counts as lost, and Swarm
+    then starts everything a second time on the very host that has no time for it.
 options:
   image: {type: str, required: true, description: Image of the panel, with its tag.}
   version: {type: str, required: true, description: Version to pin (RELEASE_TAG).}
@@ -24,6 +27,7 @@ options:
   admin_email: {type: str, required: true, description: E-mail address of the first admin.}
   admin_password: {type: str, required: true, description: Password of the first admin, 8 characters or more.}
   token_file: {type: path, required: true, description: Where the API token is kept, mode 0600.}
+  heartbeat: {type: int, default: 60, description: "Seconds between a node's heartbeats; after three of them it counts as lost."}
   timeout: {type: int, default: 600, description: Seconds to wait for the panel to answer.}
 author: ["CIMT contributors"]
 """
@@ -60,6 +64,25 @@ def installed_image(module: AnsibleModule) -> str | None:
         ]
     )
     return out.strip().split("@")[0] if code == 0 else None
+
+
+def heartbeat(module: AnsibleModule) -> int | None:
+    """Seconds between the heartbeats of this Swarm's nodes; None where there is no Swarm."""
+    docker = module.get_bin_path("docker")
+    if docker is None:
+        return None
+    code, out, _ = module.run_command([docker, "info", "--format", "{{json .Swarm.Cluster}}"])
+    cluster = json.loads(out or "null") if code == 0 else None
+    return int(cluster["Spec"]["Dispatcher"]["HeartbeatPeriod"]) // 10**9 if cluster else None
+
+
+def set_heartbeat(module: AnsibleModule, seconds: int) -> None:
+    """Tell Swarm; it needs no restart."""
+    docker = module.get_bin_path("docker", required=True)
+    command = [docker, "swarm", "update", "--dispatcher-heartbeat", f"{seconds}s"]
+    code, out, err = module.run_command(command)
+    if code != 0:
+        module.fail_json(msg=f"cannot set Swarm's heartbeat: {(err or out).strip()[-500:]}")
 
 
 def busy_ports() -> list[int]:
@@ -163,6 +186,7 @@ def main() -> None:
             "admin_email": {"type": "str", "required": True},
             "admin_password": {"type": "str", "required": True, "no_log": True},
             "token_file": {"type": "path", "required": True, "no_log": False},
+            "heartbeat": {"type": "int", "default": 60},
             "timeout": {"type": "int", "default": 600},
         },
         supports_check_mode=True,
@@ -179,6 +203,11 @@ def main() -> None:
                 diff={"before": f"{before or 'no panel'}\n", "after": f"{params['image']}\n"},
             )
         run_setup(module)
+
+    if (now := heartbeat(module)) is not None and now != params["heartbeat"]:
+        steps.append(f"Swarm's heartbeat: {now} s -> {params['heartbeat']} s")
+        if not module.check_mode:
+            set_heartbeat(module, params["heartbeat"])
 
     panel = Panel(params["url"])
     try:
