@@ -27,7 +27,7 @@ options:
   admin_email: {type: str, required: true, description: E-mail address of the first admin.}
   admin_password: {type: str, required: true, description: Password of the first admin, 8 characters or more.}
   token_file: {type: path, required: true, description: Where the API token is kept, mode 0600.}
-  heartbeat: {type: int, default: 60, description: "Seconds between a node's heartbeats; after three of them it counts as lost."}
+  heartbeat: {type: int, default: 60, description: "Seconds between a node's heartbeats; without three it is lost."}
   timeout: {type: int, default: 600, description: Seconds to wait for the panel to answer.}
 author: ["CIMT contributors"]
 """
