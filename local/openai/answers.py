@@ -10,9 +10,9 @@ from typing import Any
 
 # A token, for counting and for streaming: up to eight letters with the space in front, or one other sign.
 PIECE = re.compile(r"\s*\w{1,8}|\s*[^\w\s]|\s+$")
-# How a prompt may carry passages: <passage …>text</passage>, or a line that begins with [1].
-TAGGED = re.compile(r"<(passage|document|source)\b[^>]*>(.+?)</\1>", re.DOTALL | re.IGNORECASE)
-NUMBERED = re.compile(r"^\[\d+\][ \t]*(.+?)(?=^\[\d+\]|\n\s*\n\s*\n|\Z)", re.DOTALL | re.MULTILINE)
+# How a prompt carries passages, and what was asked when they stand in the same message.
+PASSAGE = re.compile(r"<passage\b[^>]*>(.+?)</passage>", re.DOTALL)
+QUESTION = re.compile(r"<question>(.+?)</question>", re.DOTALL)
 SENTENCE = re.compile(r"(?<=[.!?])\s+|\n+")
 PASSAGES = 3  # the first ones only, as somebody in a hurry reads
 WORDS = {
@@ -64,18 +64,18 @@ def text_of(content: Any) -> str:
 def answer(messages: Sequence[dict[str, Any]]) -> str:
     """The answer to the last message of the user; the same for the same messages."""
     asked = [text_of(item.get("content")) for item in messages if item.get("role") == "user"]
-    told = [text_of(item.get("content")) for item in messages if item.get("role") != "assistant"]
-    return _answer(asked[-1] if asked else "", tuple(told))
+    last = asked[-1] if asked else ""
+    told = [text_of(item.get("content")) for item in messages if item.get("role") == "system"]
+    tagged = QUESTION.search(last)
+    return _answer(tagged[1].strip() if tagged else last, "\n".join([*told, last]))
 
 
 @functools.lru_cache(maxsize=1024)
-def _answer(question: str, told: tuple[str, ...]) -> str:
-    text = "\n\n\n".join(told)
-    found = [match[1] for match in TAGGED.findall(text)] or NUMBERED.findall(text)
+def _answer(question: str, told: str) -> str:
     asked = frozenset(words(question))
     supported, unsupported = PHRASES[language(question)]
     best, number, most = "", 0, -1
-    for index, passage in enumerate(found[:PASSAGES], start=1):
+    for index, passage in enumerate(PASSAGE.findall(told)[:PASSAGES], start=1):
         for sentence in SENTENCE.split(passage):
             shared = len(asked.intersection(words(sentence)))
             if sentence.strip() and shared > most:

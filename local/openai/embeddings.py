@@ -35,7 +35,7 @@ def embed(text: str, size: int) -> array[float]:
     """Unit vector of `size` 32-bit floats; the zero-free constant for a text without words."""
     vector = array("f", bytes(4 * size))
     for word, count in Counter(words(text)).items():
-        weight = (1.0 + math.log(count)) * min(len(word), 8)  # long words say more
+        weight = count * min(len(word), 8)  # what is said often, and long words, say more
         # An inflected form is near its stem: half of each word is its first five letters.
         for part in (word, word[:5]):
             for number, sign in _places(part):
