@@ -33,7 +33,9 @@ def parser() -> argparse.ArgumentParser:
     )
     ssh = verbs.add_parser("ssh", help="a shell or a command on the droplet")
     ssh.add_argument("command", nargs=argparse.REMAINDER)
-    cloud = verbs.add_parser("clouds", help="the registry and Postgres")
+    cloud = verbs.add_parser(
+        "clouds", help="registry, Postgres, stand-ins for Supabase Auth and OpenAI"
+    )
     cloud.add_argument("action", choices=["start", "stop", "status"])
     cloud.add_argument("name", nargs="?", choices=list(clouds.CLOUDS), help="only this one")
     return main
@@ -91,7 +93,8 @@ def down(settings: Settings) -> int:
     for path in (settings.clouds, settings.logs, settings.state / "build"):
         if path.exists():
             shutil.rmtree(path)
-    (settings.state / "panel-password").unlink(missing_ok=True)
+    for secret in ("panel-password", "ingest-key"):
+        (settings.state / secret).unlink(missing_ok=True)
     print(f"down: {'droplet and clouds removed' if there else 'there was no droplet'}. ", end="")
     print(f"Kept: ports in .local/ports.json, images in {settings.cache}")
     return 0

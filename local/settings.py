@@ -21,6 +21,8 @@ PORTS: dict[str, tuple[str, int]] = {
     "swarm": ("DROPLET_SWARM_PORT", 2377),
     "registry": ("REGISTRY_PORT", 5000),
     "postgres": ("POSTGRES_PORT", 54322),
+    "supabase": ("SUPABASE_PORT", 54321),
+    "openai": ("OPENAI_PORT", 8010),
 }
 DROPLET_PORTS = {"ssh": 22, "http": 80, "https": 443, "panel": 3000, "swarm": 2377}  # in the guest
 
@@ -52,7 +54,7 @@ class Settings:
 
     @property
     def clouds(self) -> Path:
-        """Data, PIDs and logs of the registry and of Postgres."""
+        """Data, PIDs and logs of the local clouds."""
         return self.state / "clouds"
 
     @property

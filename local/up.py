@@ -49,7 +49,7 @@ def stages() -> list[Stage]:
     make = ["make", "--no-print-directory"]
     return [
         Stage("image", "disk image of the droplet", [*local, "image"]),
-        Stage("clouds", "registry and Postgres on loopback", [*local, "clouds", "start"]),
+        Stage("clouds", "registry, Postgres, Auth, model", [*local, "clouds", "start"]),
         Stage("droplet", "virtual machine: 2 vCPU, 2 GB, 25 GB", [*local, "droplet"], ("image",)),
         Stage("panel-image", "stand-in for EasyPanel's image", [*make, "panel-image"], ("clouds",)),
         Stage(

@@ -20,6 +20,8 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
+from local.clouds import PUBLISHABLE_KEY
+
 from . import accounts
 from .errors import AuthError, GatewayError, OAuthError
 from .inbox import Inbox, inbox_page, signed_in_page
@@ -42,7 +44,7 @@ class Options:
     state: Path
     site: str  # where links lead by default
     allowed: tuple[str, ...] = ()  # other addresses that links may lead to
-    publishable_key: str = "sb_publishable_local_stand_in"
+    publishable_key: str = PUBLISHABLE_KEY
     otp_seconds: float = 60.0  # between two mails to one address
     token_seconds: int = 3600  # life of an access token
 
