@@ -9,8 +9,9 @@ import shutil
 import sys
 import time
 
-from local import clouds, droplet, image, up
+from local import clouds, dev, droplet, image, up
 from local.settings import LocalError, Settings, load
+from local.sign_in import sign_in
 
 
 def parser() -> argparse.ArgumentParser:
@@ -25,6 +26,7 @@ def parser() -> argparse.ArgumentParser:
         "status": "what runs here, and where",
         "image": "make sure that the droplet's disk image exists",
         "droplet": "make sure that the droplet runs",
+        "dev": "the API with reload, Postgres and the stand-ins, without a virtual machine",
     }.items():
         verbs.add_parser(verb, help=text, description=text)
     logs = verbs.add_parser("logs", help="last lines of the logs")
@@ -33,6 +35,10 @@ def parser() -> argparse.ArgumentParser:
     )
     ssh = verbs.add_parser("ssh", help="a shell or a command on the droplet")
     ssh.add_argument("command", nargs=argparse.REMAINDER)
+    person = verbs.add_parser(
+        "sign-in", help="print an access token: of `make dev` where it runs, else of `make up`"
+    )
+    person.add_argument("email", nargs="?", default="ann@example.com")
     cloud = verbs.add_parser(
         "clouds", help="registry, Postgres, stand-ins for Supabase Auth and OpenAI"
     )
@@ -107,6 +113,11 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
     chosen = [one] if verb == "clouds" and one else list(clouds.CLOUDS)
     if verb == "up":
         return up.main(settings)
+    if verb == "dev":
+        return dev.main(settings)
+    if verb == "sign-in":
+        port = dev.supabase_port(settings) or settings.ports["supabase"]
+        print(sign_in(f"http://127.0.0.1:{port}", arguments.email))
     if verb == "image":
         print(f"image: {image.ensure(settings)}")
     if verb in ("droplet", "start"):

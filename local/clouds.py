@@ -128,7 +128,7 @@ def _registry_command(settings: Settings) -> list[str]:
     return ["docker-registry", "serve", str(config)]
 
 
-def _http_answers(port: int, path: str, headers: dict[str, str] | None = None) -> bool:
+def http_answers(port: int, path: str, headers: dict[str, str] | None = None) -> bool:
     """Whether an HTTP server on loopback answers 200."""
     request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", headers=headers or {})
     try:
@@ -139,7 +139,7 @@ def _http_answers(port: int, path: str, headers: dict[str, str] | None = None) -
 
 
 def _registry_answers(settings: Settings) -> bool:
-    return _http_answers(settings.ports["registry"], "/v2/")
+    return http_answers(settings.ports["registry"], "/v2/")
 
 
 def postgres_programs(major: int = 18) -> Path:
@@ -228,12 +228,17 @@ def _postgres_command(settings: Settings) -> list[str]:
     return postgres_command(programs, data, settings.ports["postgres"])
 
 
-def _postgres_answers(settings: Settings) -> bool:
+def postgres_answers(port: int) -> bool:
+    """Whether the database takes connections."""
     try:
-        psycopg.connect(database_url(settings.ports["postgres"]), connect_timeout=5).close()
+        psycopg.connect(database_url(port), connect_timeout=5).close()
     except psycopg.OperationalError:
         return False
     return True
+
+
+def _postgres_answers(settings: Settings) -> bool:
+    return postgres_answers(settings.ports["postgres"])
 
 
 def _prepare_database(settings: Settings) -> None:
@@ -247,7 +252,7 @@ def openai_command(port: int) -> list[str]:
 
 def openai_answers(port: int) -> bool:
     """Whether the stand-in for OpenAI answers."""
-    return _http_answers(port, "/stand-in/health")
+    return http_answers(port, "/stand-in/health")
 
 
 def supabase_command(port: int, database: str, state: Path) -> list[str]:
@@ -260,7 +265,7 @@ def supabase_command(port: int, database: str, state: Path) -> list[str]:
 
 def supabase_answers(port: int) -> bool:
     """Whether the stand-in for Supabase Auth answers, and its database."""
-    return _http_answers(port, "/auth/v1/health", {"apikey": PUBLISHABLE_KEY})
+    return http_answers(port, "/auth/v1/health", {"apikey": PUBLISHABLE_KEY})
 
 
 def _openai_command(settings: Settings) -> list[str]:

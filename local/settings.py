@@ -135,17 +135,20 @@ def write_atomic(path: Path, text: str, mode: int = 0o644) -> None:
 def check_ports(settings: Settings, names: Iterable[str]) -> None:
     """Raise LocalError when one of these host ports is taken, naming its holder if known."""
     for name in names:
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", settings.ports[name]))
-            except OSError:
-                variable = PORTS[name][0]
-                port = settings.ports[name]
-                raise LocalError(
-                    f"port {port} on 127.0.0.1 ({name}) is taken{_holder(port)}. "
-                    f"Next: stop that program, or {variable}={_free_port()} make up"
-                ) from None
+        check_port(settings.ports[name], name, PORTS[name][0], "make up")
+
+
+def check_port(port: int, name: str, variable: str, command: str) -> None:
+    """Raise LocalError when a host port is taken, naming its holder and how to choose another one."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            raise LocalError(
+                f"port {port} on 127.0.0.1 ({name}) is taken{_holder(port)}. "
+                f"Next: stop that program, or {variable}={_free_port()} {command}"
+            ) from None
 
 
 def check_tools(*names: str) -> None:

@@ -78,7 +78,7 @@ def _answer(question: str, told: str) -> str:
     for index, passage in enumerate(PASSAGE.findall(told)[:PASSAGES], start=1):
         for sentence in SENTENCE.split(passage):
             shared = len(asked.intersection(words(sentence)))
-            if sentence.strip() and shared > most:
+            if sentence.strip() and not sentence.startswith("#") and shared > most:
                 best, number, most = sentence.strip(), index, shared
     return supported.format(number, best) if best else unsupported
 
