@@ -215,7 +215,8 @@ async def refresh(connection: Connection, token: str) -> tuple[Row, str, str] | 
             return user, session_id, active["token"]
         if not row["just_now"]:
             await connection.execute(
-                "update auth.refresh_tokens set revoked = true where session_id = %s", (session_id,)
+                "update auth.refresh_tokens set revoked = true, updated_at = 'epoch' where session_id = %s",
+                (session_id,),
             )
             return AuthError(
                 400, "refresh_token_already_used", "Invalid Refresh Token: Already Used"
