@@ -201,7 +201,7 @@ class Response:
         asked, answered = self.said.prompt_tokens, len(self.said.pieces)
         over = status != "in_progress"
         text = "".join(self.said.pieces)
-        return {
+        made: dict[str, Any] = {
             "id": self.id,
             "object": "response",
             "created_at": self.created,
@@ -224,16 +224,16 @@ class Response:
             "top_p": 1.0,
             "truncation": "disabled",
             "metadata": {},
-            "usage": {
+        }
+        if over:
+            made["usage"] = {
                 "input_tokens": asked,
                 "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
                 "output_tokens": answered,
                 "output_tokens_details": {"reasoning_tokens": 0},
                 "total_tokens": asked + answered,
             }
-            if over
-            else None,
-        }
+        return made
 
     def whole(self) -> dict[str, Any]:
         """The answer in one object."""
