@@ -39,6 +39,7 @@ def parser() -> argparse.ArgumentParser:
         "sign-in", help="print an access token: of `make dev` where it runs, else of `make up`"
     )
     person.add_argument("email", nargs="?", default="ann@example.com")
+    person.add_argument("--up", action="store_true", help="of `make up`, although `make dev` runs")
     cloud = verbs.add_parser(
         "clouds", help="registry, Postgres, stand-ins for Supabase Auth and OpenAI"
     )
@@ -116,7 +117,8 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
     if verb == "dev":
         return dev.main(settings)
     if verb == "sign-in":
-        port = dev.supabase_port(settings) or settings.ports["supabase"]
+        port = 0 if arguments.up else dev.supabase_port(settings)
+        port = port or settings.ports["supabase"]
         print(sign_in(f"http://127.0.0.1:{port}", arguments.email))
     if verb == "image":
         print(f"image: {image.ensure(settings)}")
