@@ -146,6 +146,7 @@ def migrate(dev: Dev) -> None:
             applied = {row[0] for row in rows}
     if applied == files:
         return
+    print("dev: applying the migrations", flush=True)
     done = subprocess.run(
         [sys.executable, "supabase/migrate.py"],
         cwd=dev.settings.root,
@@ -204,6 +205,7 @@ def running(settings: Settings, ports: dict[str, int]) -> Iterator[Dev]:
     dev = Dev(settings, ports)
     dev.folder.mkdir(parents=True, exist_ok=True)
     try:
+        print("dev: starting Postgres, sign-in, model and API", flush=True)
         data = dev.folder / "postgres"
         (data / "postmaster.pid").unlink(missing_ok=True)  # nobody else runs it: we hold the lock
         dev.start("openai", clouds.openai_command(ports["openai"]))

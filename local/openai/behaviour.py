@@ -67,7 +67,8 @@ def parse(given: dict[str, Any], default: Behaviour) -> Behaviour:
                 raise ApiError(400, f"{name} is not a number: {values[name]!r}") from None
             if values[name] < 0:
                 raise ApiError(400, f"{name} is below zero")
-    values["paths"] = tuple(values["paths"])
+    paths = values["paths"]
+    values["paths"] = (paths,) if isinstance(paths, str) else tuple(map(str, paths))
     made = replace(default, **values)
     if made.kind not in KINDS:
         raise ApiError(400, f"kind is one of: {', '.join(KINDS)}")

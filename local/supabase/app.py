@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import re
-from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlencode, urlsplit
 
 import psycopg
@@ -27,11 +24,11 @@ from .errors import AuthError, GatewayError, OAuthError
 from .inbox import Inbox, inbox_page, signed_in_page
 from .keys import Keys
 from .redirects import target
+from .requests import EMAIL, read_body
 from .sessions import Sessions
+from .switches import Switches
 
-EMAIL = re.compile(r"[^@\s]{1,64}@[^@\s.]+(\.[^@\s.]+)+")
 EXPIRED_LINK = "Email link is invalid or has expired"
-JWKS = ("ok", "failing", "hanging", "empty")
 Handler = Callable[[Request], Awaitable[Response]]
 
 
@@ -57,8 +54,7 @@ class Auth:
         self.keys = Keys(options.state)
         self.sessions = Sessions(self.keys, options.issuer, options.token_seconds)
         self.inbox = Inbox(options.state)
-        self.calls: Counter[str] = Counter()
-        self.jwks_is = "ok"
+        self.switches = Switches(options.database, self.keys, self.sessions)
 
     def application(self) -> Starlette:
         """The web application."""
@@ -80,10 +76,7 @@ class Auth:
             Route("/inbox", lambda _: HTMLResponse(inbox_page(self.inbox.read()))),
             Route("/inbox.json", self.inbox_json),
             Route("/signed-in", lambda _: HTMLResponse(signed_in_page())),
-            Route("/stand-in/calls", self.read_calls, methods=["GET", "DELETE"]),
-            Route("/stand-in/behaviour", self.set_behaviour, methods=["PUT"]),
-            Route("/stand-in/rotate", self.rotate, methods=["POST"]),
-            Route("/stand-in/token", self.mint, methods=["POST"]),
+            *self.switches.routes(),
         ]
 
         @asynccontextmanager
@@ -103,7 +96,7 @@ class Auth:
 
     def _route(self, path: str, method: str, handler: Handler, *, keyed: bool = True) -> Route:
         async def guarded(request: Request) -> Response:
-            self.calls[path] += 1
+            self.switches.calls[path] += 1
             if keyed:
                 key = request.headers.get("apikey") or request.query_params.get("apikey")
                 if not key:
@@ -124,7 +117,7 @@ class Auth:
 
     async def otp(self, request: Request) -> Response:
         """Send a mail with a link and a code; an account is made when there is none."""
-        body = await _body(request)
+        body = await read_body(request)
         if body.get("phone"):
             raise AuthError(400, "phone_provider_disabled", "Unsupported phone provider")
         email = str(body.get("email") or "").strip().lower()
@@ -196,7 +189,7 @@ class Auth:
 
     async def verify(self, request: Request) -> Response:
         """An app sends the code, or the hash of a link of its own."""
-        body = await _body(request)
+        body = await read_body(request)
         kind = str(body.get("type") or "")
         if not kind:
             raise AuthError(400, "validation_failed", "Verify requires a verification type")
@@ -224,7 +217,7 @@ class Auth:
     async def token(self, request: Request) -> Response:
         """A new pair of tokens, for a refresh token or for a code."""
         grant = request.query_params.get("grant_type")
-        body = await _body(request)
+        body = await read_body(request)
         async with accounts.connect(self.options.database) as connection:
             if grant == "pkce":
                 code, verifier = (
@@ -259,7 +252,7 @@ class Auth:
 
     async def change_user(self, request: Request) -> Response:
         """Change the account's own data; the stand-in changes nothing else."""
-        body = await _body(request)
+        body = await read_body(request)
         async with accounts.connect(self.options.database) as connection:
             user, _ = await self.sessions.bearer(request, connection)
             if set(body) - {"data"} or not isinstance(body.get("data", {}), dict):
@@ -302,60 +295,17 @@ class Auth:
 
     async def jwks(self, request: Request) -> Response:
         """The public keys."""
-        if self.jwks_is == "hanging":
+        if self.switches.jwks == "hanging":
             while (await request.receive())["type"] != "http.disconnect":
                 pass
-        if self.jwks_is != "ok":
-            status = 200 if self.jwks_is == "empty" else 500
+        if self.switches.jwks != "ok":
+            status = 200 if self.switches.jwks == "empty" else 500
             return JSONResponse({"keys": []}, status_code=status)
         return JSONResponse(self.keys.public(), headers={"cache-control": "public, max-age=600"})
 
     async def inbox_json(self, request: Request) -> Response:
         """The mail as JSON, newest first; ?to= for one address."""
         return JSONResponse(self.inbox.read(request.query_params.get("to", "").strip().lower()))
-
-    # Switches of the stand-in
-
-    async def read_calls(self, request: Request) -> Response:
-        """How often each path was asked; DELETE counts from zero."""
-        if request.method == "DELETE":
-            self.calls.clear()
-            return Response(status_code=204)
-        return JSONResponse({"total": self.calls.total(), "paths": dict(self.calls)})
-
-    async def set_behaviour(self, request: Request) -> Response:
-        """``{"jwks": "failing"}``: the key set answers 500, hangs, or is empty."""
-        wanted = (await _body(request)).get("jwks")
-        if wanted not in JWKS:
-            raise AuthError(400, "validation_failed", f"jwks is one of: {', '.join(JWKS)}")
-        self.jwks_is = wanted
-        return JSONResponse({"jwks": self.jwks_is})
-
-    async def rotate(self, request: Request) -> Response:
-        """A new signing key; ?revoke=1 makes all former tokens void."""
-        revoke = request.query_params.get("revoke", "") not in ("", "0")
-        return JSONResponse({"kid": self.keys.rotate(revoke=revoke)})
-
-    async def mint(self, request: Request) -> Response:
-        """A session for ``{"email"}`` without a mail, with other ``claims`` if wanted (null leaves one out)."""
-        body = await _body(request)
-        email, claims = str(body.get("email") or "").lower(), body.get("claims") or {}
-        if not EMAIL.fullmatch(email) or not isinstance(claims, dict):
-            raise AuthError(400, "validation_failed", "email is an address, claims an object")
-        async with accounts.connect(self.options.database) as connection:
-            user = await accounts.user_by_email(connection, email, create=True, data={})
-            session_id, refresh_token = await accounts.start_session(connection, str(user["id"]))
-        return JSONResponse(self.sessions.answer(user, session_id, refresh_token, **claims))
-
-
-async def _body(request: Request) -> dict[str, Any]:
-    try:
-        body = await request.json()
-    except ValueError:
-        body = None
-    if not isinstance(body, dict):
-        raise AuthError(400, "bad_json", "Could not parse request body as JSON")
-    return body
 
 
 async def _refused(_: Request, error: Exception) -> Response:
