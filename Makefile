@@ -54,6 +54,10 @@ logs: .venv/.installed ## Last lines of every local log; NAME=provision for one 
 ssh: .venv/.installed ## A shell on the local droplet
 	@python -m local ssh
 
+.PHONY: dev
+dev: setup ## The small loop: API with reload, Postgres, stand-ins for sign-in and model; no VM, Ctrl-C ends it
+	@exec python -m local dev
+
 .PHONY: panel-image
 panel-image: setup ## Build the stand-in panel's image and push it to the local registry
 	@services/build.sh easypanel --context local/easypanel --tag $(panel_version) --repository $(call repository,easypanel)

@@ -9,8 +9,9 @@ import shutil
 import sys
 import time
 
-from local import clouds, droplet, image, up
+from local import clouds, dev, droplet, image, up
 from local.settings import LocalError, Settings, load
+from local.sign_in import sign_in
 
 
 def parser() -> argparse.ArgumentParser:
@@ -25,6 +26,7 @@ def parser() -> argparse.ArgumentParser:
         "status": "what runs here, and where",
         "image": "make sure that the droplet's disk image exists",
         "droplet": "make sure that the droplet runs",
+        "dev": "the API with reload, Postgres and the stand-ins, without a virtual machine",
     }.items():
         verbs.add_parser(verb, help=text, description=text)
     logs = verbs.add_parser("logs", help="last lines of the logs")
@@ -33,7 +35,14 @@ def parser() -> argparse.ArgumentParser:
     )
     ssh = verbs.add_parser("ssh", help="a shell or a command on the droplet")
     ssh.add_argument("command", nargs=argparse.REMAINDER)
-    cloud = verbs.add_parser("clouds", help="the registry and Postgres")
+    person = verbs.add_parser(
+        "sign-in", help="print an access token: of `make dev` where it runs, else of `make up`"
+    )
+    person.add_argument("email", nargs="?", default="ann@example.com")
+    person.add_argument("--up", action="store_true", help="of `make up`, although `make dev` runs")
+    cloud = verbs.add_parser(
+        "clouds", help="registry, Postgres, stand-ins for Supabase Auth and OpenAI"
+    )
     cloud.add_argument("action", choices=["start", "stop", "status"])
     cloud.add_argument("name", nargs="?", choices=list(clouds.CLOUDS), help="only this one")
     return main
@@ -91,7 +100,8 @@ def down(settings: Settings) -> int:
     for path in (settings.clouds, settings.logs, settings.state / "build"):
         if path.exists():
             shutil.rmtree(path)
-    (settings.state / "panel-password").unlink(missing_ok=True)
+    for secret in ("panel-password", "ingest-key"):
+        (settings.state / secret).unlink(missing_ok=True)
     print(f"down: {'droplet and clouds removed' if there else 'there was no droplet'}. ", end="")
     print(f"Kept: ports in .local/ports.json, images in {settings.cache}")
     return 0
@@ -104,6 +114,12 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
     chosen = [one] if verb == "clouds" and one else list(clouds.CLOUDS)
     if verb == "up":
         return up.main(settings)
+    if verb == "dev":
+        return dev.main(settings)
+    if verb == "sign-in":
+        port = 0 if arguments.up else dev.supabase_port(settings)
+        port = port or settings.ports["supabase"]
+        print(sign_in(f"http://127.0.0.1:{port}", arguments.email))
     if verb == "image":
         print(f"image: {image.ensure(settings)}")
     if verb in ("droplet", "start"):

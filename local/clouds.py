@@ -1,4 +1,4 @@
-"""What is elsewhere in production, on this machine: an image registry and Postgres, both on loopback."""
+"""What is elsewhere in production, on this machine: registry, Postgres, Supabase Auth, OpenAI. All on loopback."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pwd
 import shutil
 import signal
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -28,6 +29,7 @@ from local.settings import (
 )
 
 START_SECONDS = 60
+PUBLISHABLE_KEY = "sb_publishable_local_stand_in"  # public, as on Supabase: every client has it
 STOP_SECONDS = 30
 REGISTRY = """\
 version: 0.1
@@ -47,6 +49,7 @@ class Cloud:
     command: Callable[[Settings], list[str]]
     answers: Callable[[Settings], bool]
     program: str  # what its command line must hold for a PID to be ours
+    ours: bool = False  # a module of this repository, so it runs in its root
 
 
 def start(settings: Settings, name: str) -> None:
@@ -62,7 +65,7 @@ def start(settings: Settings, name: str) -> None:
     with open(settings.clouds / f"{name}.log", "a") as log:
         process = subprocess.Popen(
             command,
-            cwd="/",
+            cwd=settings.root if cloud.ours else "/",
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -104,8 +107,16 @@ def running_pid(settings: Settings, name: str) -> int:
         command = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
     except (OSError, ValueError):
         return 0
-    ours = CLOUDS[name].program in command and str(settings.clouds) in command
-    return pid if ours else 0
+    cloud = CLOUDS[name]
+    here = str(settings.clouds) in command or (cloud.ours and _runs_in(pid, settings.root))
+    return pid if here and cloud.program in command else 0
+
+
+def _runs_in(pid: int, folder: Path) -> bool:
+    try:
+        return Path(f"/proc/{pid}/cwd").readlink() == folder
+    except OSError:
+        return False
 
 
 def _registry_command(settings: Settings) -> list[str]:
@@ -117,14 +128,18 @@ def _registry_command(settings: Settings) -> list[str]:
     return ["docker-registry", "serve", str(config)]
 
 
-def _registry_answers(settings: Settings) -> bool:
+def http_answers(port: int, path: str, headers: dict[str, str] | None = None) -> bool:
+    """Whether an HTTP server on loopback answers 200."""
+    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", headers=headers or {})
     try:
-        with urllib.request.urlopen(
-            f"http://127.0.0.1:{settings.ports['registry']}/v2/", timeout=5
-        ):
+        with urllib.request.urlopen(request, timeout=5):  # noqa: S310
             return True
     except (urllib.error.URLError, OSError):
         return False
+
+
+def _registry_answers(settings: Settings) -> bool:
+    return http_answers(settings.ports["registry"], "/v2/")
 
 
 def postgres_programs(major: int = 18) -> Path:
@@ -213,19 +228,68 @@ def _postgres_command(settings: Settings) -> list[str]:
     return postgres_command(programs, data, settings.ports["postgres"])
 
 
-def _postgres_answers(settings: Settings) -> bool:
+def postgres_answers(port: int) -> bool:
+    """Whether the database takes connections."""
     try:
-        psycopg.connect(database_url(settings.ports["postgres"]), connect_timeout=5).close()
+        psycopg.connect(database_url(port), connect_timeout=5).close()
     except psycopg.OperationalError:
         return False
     return True
+
+
+def _postgres_answers(settings: Settings) -> bool:
+    return postgres_answers(settings.ports["postgres"])
 
 
 def _prepare_database(settings: Settings) -> None:
     prepare_supabase(database_url(settings.ports["postgres"]))
 
 
-CLOUDS = {
+def openai_command(port: int) -> list[str]:
+    """Command line of the stand-in for OpenAI; runs in the repository's root."""
+    return [sys.executable, "-m", "local.openai", "--port", str(port)]
+
+
+def openai_answers(port: int) -> bool:
+    """Whether the stand-in for OpenAI answers."""
+    return http_answers(port, "/stand-in/health")
+
+
+def supabase_command(port: int, database: str, state: Path) -> list[str]:
+    """Command line of the stand-in for Supabase Auth; runs in the repository's root."""
+    options = ["--port", str(port), "--database", database, "--state", str(state)]
+    for app in ("http://localhost:*", "http://localhost:*/**"):  # a web app in development
+        options += ["--allow", app]
+    return [sys.executable, "-m", "local.supabase", *options]
+
+
+def supabase_answers(port: int) -> bool:
+    """Whether the stand-in for Supabase Auth answers, and its database."""
+    return http_answers(port, "/auth/v1/health", {"apikey": PUBLISHABLE_KEY})
+
+
+def _openai_command(settings: Settings) -> list[str]:
+    return openai_command(settings.ports["openai"])
+
+
+def _openai_answers(settings: Settings) -> bool:
+    return openai_answers(settings.ports["openai"])
+
+
+def _supabase_command(settings: Settings) -> list[str]:
+    database = database_url(settings.ports["postgres"])
+    return supabase_command(settings.ports["supabase"], database, settings.clouds / "supabase")
+
+
+def _supabase_answers(settings: Settings) -> bool:
+    return supabase_answers(settings.ports["supabase"])
+
+
+CLOUDS = {  # in the order of their start: Auth keeps its accounts in Postgres
     "registry": Cloud("registry", _registry_command, _registry_answers, "docker-registry"),
     "postgres": Cloud("postgres", _postgres_command, _postgres_answers, "postgres"),
+    "supabase": Cloud(
+        "supabase", _supabase_command, _supabase_answers, "local.supabase", ours=True
+    ),
+    "openai": Cloud("openai", _openai_command, _openai_answers, "local.openai", ours=True),
 }

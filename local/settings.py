@@ -21,6 +21,8 @@ PORTS: dict[str, tuple[str, int]] = {
     "swarm": ("DROPLET_SWARM_PORT", 2377),
     "registry": ("REGISTRY_PORT", 5000),
     "postgres": ("POSTGRES_PORT", 54322),
+    "supabase": ("SUPABASE_PORT", 54321),
+    "openai": ("OPENAI_PORT", 8010),
 }
 DROPLET_PORTS = {"ssh": 22, "http": 80, "https": 443, "panel": 3000, "swarm": 2377}  # in the guest
 
@@ -52,7 +54,7 @@ class Settings:
 
     @property
     def clouds(self) -> Path:
-        """Data, PIDs and logs of the registry and of Postgres."""
+        """Data, PIDs and logs of the local clouds."""
         return self.state / "clouds"
 
     @property
@@ -133,17 +135,20 @@ def write_atomic(path: Path, text: str, mode: int = 0o644) -> None:
 def check_ports(settings: Settings, names: Iterable[str]) -> None:
     """Raise LocalError when one of these host ports is taken, naming its holder if known."""
     for name in names:
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", settings.ports[name]))
-            except OSError:
-                variable = PORTS[name][0]
-                port = settings.ports[name]
-                raise LocalError(
-                    f"port {port} on 127.0.0.1 ({name}) is taken{_holder(port)}. "
-                    f"Next: stop that program, or {variable}={_free_port()} make up"
-                ) from None
+        check_port(settings.ports[name], name, PORTS[name][0], "make up")
+
+
+def check_port(port: int, name: str, variable: str, command: str) -> None:
+    """Raise LocalError when a host port is taken, naming its holder and how to choose another one."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            raise LocalError(
+                f"port {port} on 127.0.0.1 ({name}) is taken{_holder(port)}. "
+                f"Next: stop that program, or {variable}={_free_port()} {command}"
+            ) from None
 
 
 def check_tools(*names: str) -> None:

@@ -49,7 +49,7 @@ def stages() -> list[Stage]:
     make = ["make", "--no-print-directory"]
     return [
         Stage("image", "disk image of the droplet", [*local, "image"]),
-        Stage("clouds", "registry and Postgres on loopback", [*local, "clouds", "start"]),
+        Stage("clouds", "registry, Postgres, Auth, model", [*local, "clouds", "start"]),
         Stage("droplet", "virtual machine: 2 vCPU, 2 GB, 25 GB", [*local, "droplet"], ("image",)),
         Stage("panel-image", "stand-in for EasyPanel's image", [*make, "panel-image"], ("clouds",)),
         Stage(
@@ -279,6 +279,15 @@ def summary(settings: Settings, done: dict[str, float], total: float, console: C
     url = f"https://api.cimt.localhost:{settings.ports['https']}"
     console.print(f"  curl --cacert .local/ca.crt {url}/healthz")
     console.print(f"  curl --cacert .local/ca.crt -X POST {url}/chat")
+    console.print("Sign in and ask, streamed:")
+    python = os.path.relpath(sys.executable)
+    console.print(
+        f"  curl --cacert .local/ca.crt -N {url}/chat -H 'Content-Type: application/json' \\\n"
+        f'    -H "Authorization: Bearer $({python} -m local sign-in --up)" \\\n'
+        """    -d '{"message": "How long is the warranty?", "stream": true}'""",
+        markup=False,
+    )
+    console.print(f"Mail of the local sign-in: http://127.0.0.1:{settings.ports['supabase']}/inbox")
     console.print("Next: make audit, make history, make ssh, make deploy, make down", markup=False)
 
 

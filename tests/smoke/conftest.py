@@ -59,13 +59,18 @@ def ask() -> Ask:
     client = httpx.Client(transport=transport, timeout=60)
 
     def send(
-        method: str, path: str, scheme: str = "https", host: str = DOMAIN, **options: object
+        method: str,
+        path: str,
+        scheme: str = "https",
+        host: str = DOMAIN,
+        headers: dict[str, str] | None = None,
+        **options: object,
     ) -> httpx.Response:
         place = f"127.0.0.1:{ports[scheme]}" if LOCAL else DOMAIN
         return client.request(
             method,
             f"{scheme}://{place}{path}",
-            headers={"Host": host},
+            headers={"Host": host} | (headers or {}),
             extensions={"sni_hostname": DOMAIN},
             **options,  # type: ignore[arg-type]
         )

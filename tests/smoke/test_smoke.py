@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import uuid
 from urllib.parse import urlsplit
 
-from .conftest import DOMAIN, Ask
+from local.settings import load
+from local.sign_in import sign_in
+
+from .conftest import DOMAIN, LOCAL, Ask
 
 
 def test_health_reports_version_and_revision(ask: Ask) -> None:
@@ -26,6 +30,24 @@ def test_an_empty_question_is_greeted(ask: Ask) -> None:
     answer = ask("POST", "/chat")
     assert answer.status_code == 200, answer.text[:500]
     assert answer.text.count("Hello, CIMT!") == 1
+
+
+if LOCAL:  # in production nobody is signed up by a test, and no answer is paid for
+
+    def test_a_person_signs_in_and_is_answered(ask: Ask) -> None:
+        """Through everything: sign-in, token, database, model, and the proxy that must not hold a stream back."""
+        email = f"smoke-{uuid.uuid4().hex[:12]}@example.com"  # one mail a minute for each address
+        token = sign_in(f"http://127.0.0.1:{load().ports['supabase']}", email)
+        answer = ask(
+            "POST",
+            "/chat",
+            headers={"Authorization": f"Bearer {token}"},
+            json={"message": "How long is the warranty?", "stream": True},
+        )
+        assert answer.status_code == 200, answer.text[:500]
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        assert answer.text.rstrip().endswith("data: [DONE]"), answer.text[-500:]
+        assert '"content":' in answer.text
 
 
 def test_plain_http_is_sent_to_https(ask: Ask) -> None:

@@ -6,6 +6,7 @@ import importlib.util
 import pathlib
 
 import pytest
+import yaml
 from ansible.errors import AnsibleFilterError
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -91,7 +92,18 @@ def test_a_wrong_file_is_one_line_that_names_the_place(
     assert "\n" not in caught.value.message
 
 
-def test_the_real_file_needs_only_what_the_inventories_give() -> None:
-    text = (ROOT / "services/compose.yaml").read_text()
-    declared = compose.panel_apps(text, {"REGISTRY": "r.example", "API_DOMAIN": "api.example.com"})
+@pytest.mark.parametrize("environment", ["local", "production"])
+def test_the_real_file_needs_only_what_an_inventory_gives(environment: str) -> None:
+    given = yaml.safe_load((ROOT / f"inventory/{environment}/group_vars/all.yml").read_text())
+    names = given["services_environment"], given["services_secrets"]
+    assert not set(names[0]) & set(names[1])
+    declared = compose.panel_apps(
+        (ROOT / "services/compose.yaml").read_text(),
+        dict.fromkeys(names[0], "shown"),
+        dict.fromkeys(names[1], "secret"),
+    )
     assert [app["name"] for app in declared["apps"]] == ["api"]
+    assert "secret" not in declared["apps"][0]["env"].values()
+    # An audit puts a placeholder for each secret: one that the file does not name would not be hidden.
+    assert set(declared["secret_env"]["api"].values()) == {"secret"}
+    assert len(declared["secret_env"]["api"]) == len(names[1])

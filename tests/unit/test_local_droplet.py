@@ -53,6 +53,23 @@ def test_a_stale_pid_of_a_cloud_counts_as_off(settings: Settings) -> None:
     assert not (settings.clouds / "registry.pid").exists()
 
 
+def test_a_stand_in_of_another_checkout_is_not_ours(settings: Settings, tmp_path: Path) -> None:
+    settings.clouds.mkdir(parents=True)
+    command = [sys.executable, "-c", "print(1, flush=True); import time; time.sleep(60)"]
+    for root, ours in ((tmp_path / "other", False), (settings.root, True)):
+        root.mkdir(exist_ok=True)
+        with subprocess.Popen(
+            [*command, "local.openai"], cwd=root, stdout=subprocess.PIPE
+        ) as process:
+            try:
+                assert process.stdout is not None
+                assert process.stdout.readline() == b"1\n"
+                (settings.clouds / "openai.pid").write_text(str(process.pid))
+                assert (clouds.running_pid(settings, "openai") == process.pid) is ours
+            finally:
+                process.kill()
+
+
 def test_the_second_of_two_is_refused_with_the_pid_of_the_first(settings: Settings) -> None:
     with (
         droplet.alone(settings, "up"),

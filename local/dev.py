@@ -1,0 +1,265 @@
+"""`make dev`: the API with reload, Postgres and the stand-ins, in seconds and without a virtual machine."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import psycopg
+
+from local import clouds
+from local.droplet import alone
+from local.settings import LocalError, Settings, check_port, write_atomic
+
+# Other ports than those of `make up`: both can run.
+PORTS = {
+    "api": ("DEV_API_PORT", 8000),
+    "postgres": ("DEV_POSTGRES_PORT", 54332),
+    "supabase": ("DEV_SUPABASE_PORT", 54331),
+    "openai": ("DEV_OPENAI_PORT", 8011),
+}
+APPLICATION = "cimt_api.app:application"
+DOCUMENTS = Path(__file__).parent / "documents"
+START_SECONDS = 60
+STOP_SECONDS = 10
+ASK = """\
+curl -N {api}/chat -H "Authorization: Bearer $({python} -m local sign-in)" \\
+  -H 'Content-Type: application/json' -d '{{"message": "How long is the warranty?", "stream": true}}'"""
+
+
+@dataclass
+class Dev:
+    """One run: its ports, its folder, its processes."""
+
+    settings: Settings
+    ports: dict[str, int]
+    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> Path:
+        """Data and logs; to begin anew, delete it."""
+        return folder(self.settings)
+
+    def url(self, name: str) -> str:
+        """Address of a part on loopback."""
+        return f"http://127.0.0.1:{self.ports[name]}"
+
+    @property
+    def ingest_key(self) -> str:
+        """The API's key for documents, made once."""
+        path = self.folder / "ingest-key"
+        if not path.exists():
+            write_atomic(path, secrets.token_hex(24), 0o600)
+        return path.read_text()
+
+    def start(self, name: str, command: list[str], env: Mapping[str, str] | None = None) -> None:
+        """Start a part; its output goes to a log, but for the API's. Dies with us, even when we are killed."""
+        at_death = ["--pdeathsig", "INT" if name == "postgres" else "TERM"]
+        # After a change of user only the same setpriv can set it.
+        command = (
+            [*command[:1], *at_death, *command[1:]]
+            if command[0] == "setpriv"
+            else ["setpriv", *at_death, *command]
+        )
+        with (self.folder / f"{name}.log").open("wb") as log:
+            self.processes[name] = subprocess.Popen(
+                command,
+                cwd="/" if name == "postgres" else self.settings.root,
+                env=None if env is None else {**os.environ, **env},
+                stdin=subprocess.DEVNULL,
+                stdout=None if name == "api" else log,
+                stderr=None if name == "api" else log,
+                start_new_session=True,  # Ctrl-C reaches us alone, and we end each as it wants to be ended
+            )
+
+    def wait(self, name: str, answers: Callable[[], bool]) -> None:
+        """Until a part answers. Raises LocalError."""
+        deadline = time.monotonic() + START_SECONDS
+        while not answers():
+            if self.processes[name].poll() is not None or time.monotonic() > deadline:
+                log = self.folder / f"{name}.log"
+                told = log.read_text(errors="replace").strip().splitlines()[-1:]
+                look = "look above" if name == "api" else f"cat {os.path.relpath(log)}"
+                raise LocalError(f"dev: {name} does not start. {' '.join(told)} Next: {look}")
+            time.sleep(0.1)
+
+    def stop(self) -> None:
+        """End every part, the last started first."""
+        for name, process in reversed(self.processes.items()):
+            if process.poll() is None:
+                # SIGINT is Postgres' fast shutdown.
+                process.send_signal(signal.SIGINT if name == "postgres" else signal.SIGTERM)
+        for process in self.processes.values():
+            try:
+                process.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+
+
+def folder(settings: Settings) -> Path:
+    """Where `make dev` keeps its data."""
+    return settings.state / "dev"
+
+
+def supabase_port(settings: Settings) -> int:
+    """Where Auth of a running `make dev` answers, or 0."""
+    try:
+        port = int((folder(settings) / "supabase-port").read_text())
+    except (OSError, ValueError):
+        return 0
+    return port if clouds.supabase_answers(port) else 0
+
+
+def read_ports(env: Mapping[str, str]) -> dict[str, int]:
+    """Ports by part. Raises LocalError for one that is none."""
+    ports = {}
+    for name, (variable, default) in PORTS.items():
+        text = env.get(variable, "") or str(default)
+        if not text.isdigit() or not 0 < int(text) < 65536:
+            raise LocalError(f"{variable}={text!r} is not a port number (1-65535).")
+        ports[name] = int(text)
+    return ports
+
+
+def migrate(dev: Dev) -> None:
+    """Apply what is pending, by the runner that production uses; nothing is asked of it when nothing is."""
+    url = clouds.database_url(dev.ports["postgres"])
+    clouds.prepare_supabase(url)
+    files = {path.name[:14] for path in (dev.settings.root / "migrations").glob("*.sql")}
+    with psycopg.connect(url) as connection:
+        there = connection.execute(
+            "select to_regclass('supabase_migrations.schema_migrations') is not null"
+        ).fetchone()
+        applied: set[str] = set()
+        if there and there[0]:
+            rows = connection.execute("select version from supabase_migrations.schema_migrations")
+            applied = {row[0] for row in rows}
+    if applied == files:
+        return
+    print("dev: applying the migrations", flush=True)
+    done = subprocess.run(
+        [sys.executable, "supabase/migrate.py"],
+        cwd=dev.settings.root,
+        env=os.environ | {"ENV": "local", "SUPABASE_DB_URL": url},
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        raise LocalError(
+            f"{(done.stdout + done.stderr).strip()}\ndev: the migrations cannot be applied. "
+            f"To begin with an empty database: rm -r {os.path.relpath(dev.folder)}"
+        )
+
+
+def api_environment(dev: Dev) -> dict[str, str]:
+    """What the API is told; everything else may come from the shell."""
+    database = f"postgresql://cimt_api@127.0.0.1:{dev.ports['postgres']}/postgres?sslmode=disable"
+    return {
+        "DATABASE_URL": database,
+        "SUPABASE_URL": dev.url("supabase"),
+        "OPENAI_BASE_URL": f"{dev.url('openai')}/v1",
+        "OPENAI_API_KEY": "none-is-needed",
+        "INGEST_KEY": dev.ingest_key,
+        "CORS_ORIGINS": os.environ.get("CORS_ORIGINS", "http://localhost:3000"),
+    }
+
+
+def seed(dev: Dev) -> int:
+    """Put the documents in, as an ETL would; the number of passages. What is there already is left alone."""
+    passages = 0
+    with httpx.Client(base_url=dev.url("api"), timeout=60) as client:
+        for path in sorted(DOCUMENTS.glob("*/*.md")):
+            text = path.read_text()
+            answer = client.put(
+                f"/documents/{path.relative_to(DOCUMENTS)}",
+                headers={"Authorization": f"Bearer {dev.ingest_key}"},
+                json={
+                    "content": text,
+                    "title": text.splitlines()[0].lstrip("# "),
+                    "language": path.parent.name,
+                },
+            )
+            if answer.is_error:
+                raise LocalError(
+                    f"dev: PUT {answer.request.url.path} answers {answer.status_code}: {answer.text[:300]}"
+                )
+            passages += answer.json()["chunks"]
+    return passages
+
+
+@contextlib.contextmanager
+def running(settings: Settings, ports: dict[str, int]) -> Iterator[Dev]:
+    """Everything, ready and seeded; ended at the end of the block."""
+    for name, port in ports.items():
+        check_port(port, name, PORTS[name][0], "make dev")
+    dev = Dev(settings, ports)
+    dev.folder.mkdir(parents=True, exist_ok=True)
+    try:
+        print("dev: starting Postgres, sign-in, model and API", flush=True)
+        data = dev.folder / "postgres"
+        (data / "postmaster.pid").unlink(missing_ok=True)  # nobody else runs it: we hold the lock
+        dev.start("openai", clouds.openai_command(ports["openai"]))
+        dev.start(
+            "postgres", clouds.postgres_command(clouds.postgres_programs(), data, ports["postgres"])
+        )
+        dev.wait("postgres", lambda: clouds.postgres_answers(ports["postgres"]))
+        database = clouds.database_url(ports["postgres"])
+        clouds.prepare_supabase(database)
+        supabase = clouds.supabase_command(ports["supabase"], database, dev.folder / "supabase")
+        dev.start("supabase", [*supabase, "--otp-seconds", "1"])
+        migrate(dev)
+        uvicorn = [sys.executable, "-m", "uvicorn", APPLICATION, "--factory", "--reload"]
+        code = ["--app-dir", "services/api", "--reload-dir", "services/api/cimt_api"]
+        dev.start("api", [*uvicorn, *code, "--port", str(ports["api"])], api_environment(dev))
+        dev.wait("supabase", lambda: clouds.supabase_answers(ports["supabase"]))
+        dev.wait("openai", lambda: clouds.openai_answers(ports["openai"]))
+        dev.wait("api", lambda: clouds.http_answers(ports["api"], "/readyz"))
+        yield dev
+    finally:
+        dev.stop()
+
+
+def main(settings: Settings, env: Mapping[str, str] = os.environ) -> int:
+    """Exit code of `python -m local dev`; ends at Ctrl-C, or when a part ends."""
+    started = time.monotonic()
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, interrupt)
+    ports = read_ports(env)
+    try:
+        with alone(settings, "dev"), running(settings, ports) as dev:
+            passages = seed(dev)
+            write_atomic(dev.folder / "supabase-port", str(ports["supabase"]))
+            print(
+                f"\ndev: ready after {time.monotonic() - started:.1f} s, {passages} passages to ask about"
+            )
+            print(f"  API       {dev.url('api')} (reloads when a file is saved)")
+            print(f"  mail      {dev.url('supabase')}/inbox")
+            print(f"  model     {dev.url('openai')} (switches: python -m local.openai --help)")
+            print(f"  database  {clouds.database_url(ports['postgres'])}")
+            print(f"  logs      {os.path.relpath(dev.folder)}/*.log")
+            python = os.path.relpath(sys.executable)
+            print(f"\nAsk something:\n{ASK.format(api=dev.url('api'), python=python)}\n")
+            print("Ctrl-C ends everything.", flush=True)
+            while all(process.poll() is None for process in dev.processes.values()):
+                time.sleep(0.2)
+            ended = [name for name, process in dev.processes.items() if process.poll() is not None]
+            raise LocalError(
+                f"dev: {ended[0]} has ended. Next: cat {os.path.relpath(dev.folder)}/{ended[0]}.log"
+            )
+    except KeyboardInterrupt:
+        print("\ndev: stopped; its data stays. To begin anew: rm -r .local/dev")
+        return 0
