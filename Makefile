@@ -101,14 +101,16 @@ audit: setup ## Read-only audit of the droplet: testinfra inside, port scan outs
 	@python -m pytest -q -p no:cacheprovider tests/audit --junitxml=.local/reports/audit-$(ENV).xml $(ARGS)
 
 ##@ The code
-.PHONY: setup check lint unit test faults lock clean
+.PHONY: setup check lint unit test database-17 faults lock clean
 setup: .venv/.installed node_modules/.installed ## Install the locked Python and npm environments
 check: lint unit ## All that needs no VM: linters, unit and contract tests (under three minutes)
 lint: setup ## Every linter
 	@tests/lint.sh
 unit: setup ## Unit, contract and integration tests without a VM
 	@python -m pytest -q tests/unit tests/integration tests/database services
-test: packages check ## check, then the acceptance run on a real droplet
+database-17: packages setup ## The database's tests on Postgres 17, as Supabase runs, in a container (bubblewrap)
+	@POSTGRES=17 python -m pytest -q tests/database/test_isolation.py tests/integration/test_migrate.py
+test: packages check database-17 ## check, Postgres 17, then the acceptance run on a real droplet
 	@if [ ! -e .local/droplet/disk.qcow2 ]; then \
 	  echo "test: plan on a droplet that was never provisioned"; python -m local start; $(MAKE) --no-print-directory plan; fi
 	@python -m local up
