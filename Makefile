@@ -81,14 +81,14 @@ migrate-plan: setup ## Show the pending migrations; applies nothing
 schema: setup ## Write docs/schema.md from the live catalogue of all migrations
 	@python supabase/schema.py $(ARGS)
 user-export: setup ## All that is kept about one person, as JSON: USER_ID=… (id or e-mail)
-	@python supabase/person.py export '$(USER_ID)'
+	@python supabase/person.py export
 user-erase: setup ## Delete one person's account and data for good: USER_ID=… CONFIRM=yes
-	@python supabase/person.py erase '$(USER_ID)' --confirm '$(CONFIRM)'
+	@python supabase/person.py erase
 
 .PHONY: deploy rollback history
 deploy: setup ## Release SERVICE: IMAGE=…@sha256:… REVISION=… (local default: the last build)
 	@$(call play,deploy) -e release_service=$(SERVICE) $(release_args) $(ARGS)
-rollback: setup ## Release the digest that ran before the current one
+rollback: setup ## Release the digest that ran before; ACCEPT=… past migrations that it does without
 	@$(call play,rollback) -e release_service=$(SERVICE) $(ARGS)
 history: setup ## The release ledger of the host
 	@$(call play,history) $(ARGS)
@@ -107,7 +107,7 @@ check: lint unit ## All that needs no VM: linters, unit and contract tests (unde
 lint: setup ## Every linter
 	@tests/lint.sh
 unit: setup ## Unit, contract and integration tests without a VM
-	@python -m pytest -q tests/unit tests/integration tests/database services
+	@python -m pytest -q -n 4 --dist worksteal tests/unit tests/integration tests/database services
 database-17: packages setup ## The database's tests on Postgres 17, as Supabase runs, in a container (bubblewrap)
 	@POSTGRES=17 python -m pytest -q tests/database/test_isolation.py tests/integration/test_migrate.py
 test: packages check database-17 ## check, Postgres 17, then the acceptance run on a real droplet

@@ -255,11 +255,12 @@ def test_one_person_is_exported_and_erased(cluster: Server) -> None:
     with psycopg.connect(url) as connection:
         connection.execute(SEED.encode())
 
-    def person(*arguments: str) -> tuple[int, str, str]:
+    def person(action: str, user: str, confirm: str = "") -> tuple[int, str, str]:
         result = subprocess.run(
-            [sys.executable, "supabase/person.py", *arguments],
+            [sys.executable, "supabase/person.py", action],
             cwd=ROOT,
-            env=os.environ | {"ENV": "production", "SUPABASE_DB_URL": url},
+            env=os.environ
+            | {"ENV": "production", "SUPABASE_DB_URL": url, "USER_ID": user, "CONFIRM": confirm},
             capture_output=True,
             text=True,
         )
@@ -277,7 +278,7 @@ def test_one_person_is_exported_and_erased(cluster: Server) -> None:
     assert BOB not in text
     code, _, error = person("erase", ANN)
     assert (code, "CONFIRM=yes" in error) == (2, True)
-    code, text, _ = person("erase", ANN, "--confirm", "yes")
+    code, text, _ = person("erase", ANN, "yes")
     assert code == 0
     assert json.loads(text) == {"account": 1, "conversations": 1, "chat_logs": 1, "documents": 1}
     assert person("export", ANN)[0] == 1
