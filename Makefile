@@ -85,14 +85,14 @@ migrate-plan: setup ## Show the pending migrations; applies nothing
 schema: setup ## Write docs/schema.md from the live catalogue of all migrations
 	@python supabase/schema.py $(ARGS)
 user-export: setup ## All that is kept about one person, as JSON: USER_ID=… (id or e-mail)
-	@python supabase/person.py export '$(USER_ID)'
+	@python supabase/person.py export
 user-erase: setup ## Delete one person's account and data for good: USER_ID=… CONFIRM=yes
-	@python supabase/person.py erase '$(USER_ID)' --confirm '$(CONFIRM)'
+	@python supabase/person.py erase
 
 .PHONY: deploy rollback history
 deploy: setup ## Release SERVICE: IMAGE=…@sha256:… REVISION=… (local default: the last build)
 	@$(call play,deploy) -e release_service=$(SERVICE) $(release_args) $(ARGS)
-rollback: setup ## Release the digest that ran before the current one
+rollback: setup ## Release the digest that ran before; ACCEPT=… past migrations that it does without
 	@$(call play,rollback) -e release_service=$(SERVICE) $(ARGS)
 history: setup ## The release ledger of the host
 	@$(call play,history) $(ARGS)
@@ -105,14 +105,16 @@ audit: setup ## Read-only audit of the droplet: testinfra inside, port scan outs
 	@python -m pytest -q -p no:cacheprovider tests/audit --junitxml=.local/reports/audit-$(ENV).xml $(ARGS)
 
 ##@ The code
-.PHONY: setup check lint unit test faults lock clean
+.PHONY: setup check lint unit test database-17 faults lock clean
 setup: .venv/.installed node_modules/.installed ## Install the locked Python and npm environments
 check: lint unit ## All that needs no VM: linters, unit and contract tests (under three minutes)
 lint: setup ## Every linter
 	@tests/lint.sh
 unit: setup ## Unit, contract and integration tests without a VM
-	@python -m pytest -q tests/unit tests/integration tests/database services
-test: packages check ## check, then the acceptance run on a real droplet
+	@python -m pytest -q -n 4 --dist worksteal tests/unit tests/integration tests/database services
+database-17: packages setup ## The database's tests on Postgres 17, as Supabase runs, in a container (bubblewrap)
+	@POSTGRES=17 python -m pytest -q tests/database/test_isolation.py tests/integration/test_migrate.py
+test: packages check database-17 ## check, Postgres 17, then the acceptance run on a real droplet
 	@if [ ! -e .local/droplet/disk.qcow2 ]; then \
 	  echo "test: plan on a droplet that was never provisioned"; python -m local start; $(MAKE) --no-print-directory plan; fi
 	@python -m local up

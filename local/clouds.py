@@ -13,7 +13,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -184,10 +184,12 @@ def as_postgres_user(command: list[str]) -> list[str]:
     return ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups", *command]
 
 
-def postgres_command(programs: Path, data: Path, port: int) -> list[str]:
+def postgres_command(
+    programs: Path, data: Path, port: int, container: Sequence[str] = ()
+) -> list[str]:
     """Command line of a server on loopback; makes its data directory when there is none.
 
-    `data` must lie where the server's user can reach it.
+    `data` must lie where the server's user can reach it. `container` comes before the programs' own command line.
     """
     if not (data / "PG_VERSION").exists():
         data.mkdir(parents=True, exist_ok=True)
@@ -196,16 +198,15 @@ def postgres_command(programs: Path, data: Path, port: int) -> list[str]:
             os.chown(data, user.pw_uid, user.pw_gid)
         options = ["-U", "postgres", "--auth=trust", "--encoding=UTF8", "--no-sync"]
         command = as_postgres_user([str(programs / "initdb"), "-D", str(data), *options])
-        made = subprocess.run(command, capture_output=True, text=True, cwd="/")
+        made = subprocess.run([*container, *command], capture_output=True, text=True, cwd="/")
         if made.returncode:
             raise LocalError(
                 f"clouds: initdb failed: {(made.stderr or made.stdout).strip()[-300:]}"
             )
     settings = ["listen_addresses=127.0.0.1", "unix_socket_directories=", "fsync=off"]
     options = [part for setting in settings for part in ("-c", setting)]
-    return as_postgres_user(
-        [str(programs / "postgres"), "-D", str(data), "-p", str(port), *options]
-    )
+    server = [str(programs / "postgres"), "-D", str(data), "-p", str(port), *options]
+    return [*container, *as_postgres_user(server)]
 
 
 def prepare_supabase(url: str) -> None:

@@ -1,9 +1,10 @@
 """What a person may ask for: all that is kept about them, or that it is deleted.
 
-Usage: python supabase/person.py export|erase USER [--confirm yes]
+Usage: USER_ID=… [CONFIRM=yes] python supabase/person.py export|erase
 
-USER is the account's id or e-mail address. The database is the one that `make migrate` would take. `export`
-prints one JSON document; `erase` prints how many rows of each kind are gone, and needs `--confirm yes`.
+USER_ID is the account's id or e-mail address: in the environment, where no shell reads it. The database is the
+one that `make migrate` would take. `export` prints one JSON document; `erase` prints how many rows of each kind are
+gone, and needs `CONFIRM=yes`.
 Exit codes: 0 done; 1 nobody is called so, or the database failed; 2 refused before anything was asked.
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import uuid
 
@@ -36,13 +38,12 @@ def main() -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("action", choices=["export", "erase"])
-    parser.add_argument("user", help="id or e-mail address")
-    parser.add_argument("--confirm", default="")
     arguments = parser.parse_args()
+    user = os.environ.get("USER_ID", "").strip()
     try:
-        if not arguments.user:
+        if not user:
             raise migrate.Refused("whose? Next: USER_ID=… (the account's id or e-mail address)")
-        if arguments.action == "erase" and arguments.confirm != "yes":
+        if arguments.action == "erase" and os.environ.get("CONFIRM") != "yes":
             raise migrate.Refused(
                 "this deletes the account and all that belongs to it, for good. Next: the same with CONFIRM=yes"
             )
@@ -52,7 +53,7 @@ def main() -> int:
         return 2
     try:
         with psycopg.connect(url, application_name="cimt person", connect_timeout=30) as connection:
-            found = account(connection, arguments.user)
+            found = account(connection, user)
             call = f"select private.{arguments.action}_user(%s)".encode()
             row = connection.execute(call, (found,)).fetchone()
     except (psycopg.Error, LookupError) as error:

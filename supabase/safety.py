@@ -1,11 +1,12 @@
 """What each migration does to the code that runs now, and what is wrong with it; needs no database.
 
-Usage: python supabase/safety.py [--base REF]
+Usage: python supabase/safety.py [--base REF | --contracts]
 
 Class `expand`: code of the last release goes on working while the migration is in. Class `contract`: it takes
 something away, so that the code that no longer needs it must have been released before.
 With `--base REF` (a git revision) a contract migration that is new since then may not come together with
-changes below services/. Exit codes: 0 nothing found, 1 something found.
+changes below services/. With `--contracts` the contract migrations are printed as JSON, {name: what they take
+away}, and nothing else: `make rollback` asks. Exit codes: 0 nothing found, 1 something found.
 A finding is waived by a comment on the line above its statement: -- allow: RULE: reason
 """
 
@@ -493,8 +494,13 @@ def main() -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--base", help="git revision of the last release, such as origin/main")
+    parser.add_argument("--contracts", action="store_true", help="only these, as JSON")
     arguments = parser.parse_args()
     reports = check()
+    if arguments.contracts:
+        lost = {report.file.removesuffix(".sql"): "; ".join(report.reasons) for report in reports}
+        print(json.dumps({name: reasons for name, reasons in lost.items() if reasons}))
+        return 0
     findings = [finding for report in reports for finding in report.findings]
     if arguments.base:
         try:

@@ -1,4 +1,6 @@
-"""A real Postgres from the locked wheel, for tests and for `make schema`: its roles are those of Supabase.
+"""A real Postgres for tests and for `make schema`: its roles are those of Supabase.
+
+16 and 18 come from the locked wheel, 17 from Debian 13 in a container. POSTGRES=17 makes it the one that is tested.
 
 There `postgres`, as whom migrations run, is no superuser: it has CREATEROLE and BYPASSRLS, and what others
 own (`auth`, the extension) only as far as it was granted. `supabase_admin` is the superuser.
@@ -7,6 +9,7 @@ own (`auth`, the extension) only as far as it was granted. `supabase_admin` is t
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import socket
 import subprocess
@@ -17,11 +20,17 @@ from pathlib import Path
 
 import psycopg
 
+from local import postgres17
 from local.clouds import postgres_command, postgres_programs, prepare_supabase
+from local.settings import load
 
 ROOT = Path(__file__).parents[2]
 MIGRATIONS = sorted((ROOT / "migrations").glob("*.sql"))
 START_SECONDS = 60
+# What tests run on: Supabase's own version stands between the two of every run.
+CHOSEN = os.environ.get("POSTGRES", "")
+MAJORS = [int(CHOSEN)] if CHOSEN else [16, 18]
+STARTED: set[str] = set()  # versions of the servers that were started here, for the report
 
 # As a superuser, in a new cluster. The bootstrap role cannot lose its rights, but it can lose its name.
 ROLES = """
@@ -82,6 +91,13 @@ class Server:
             for statement in filter(str.strip, sql.split(";\n")):
                 connection.execute(statement.encode())
 
+    def versions(self) -> str:
+        """`Postgres 17.x, pgvector 0.8.x`."""
+        sql = "select current_setting('server_version'), extversion from pg_extension where extname = 'vector'"
+        with psycopg.connect(self.url()) as connection:
+            postgres, vector = connection.execute(sql).fetchone() or ("?", "?")
+        return f"Postgres {postgres}, pgvector {vector}"
+
     def lock_up(self, password: str) -> None:
         """From now on `postgres` and the API need a password; the superuser does not."""
         with psycopg.connect(self.url("template1", "supabase_admin"), autocommit=True) as admin:
@@ -101,12 +117,28 @@ class Server:
 
 
 @contextlib.contextmanager
-def server(major: int = 18, *, old_defaults: bool = False) -> Iterator[Server]:
+def server(major: int = MAJORS[-1], *, old_defaults: bool = False) -> Iterator[Server]:
     """A cluster with the database `supabase`: as a new project is, before any migration of ours."""
     folder = Path(tempfile.mkdtemp(prefix="cimt-test-"))  # pytest's own are closed to other users
     folder.chmod(0o755)
-    port = free_port()
-    command = postgres_command(postgres_programs(major), folder / "data", port)
+    try:
+        with _running(major, folder) as made:
+            if old_defaults:
+                made.admin(OLD_DEFAULTS, "supabase")
+            STARTED.add(made.versions())
+            yield made
+    finally:
+        _remove(folder)
+
+
+@contextlib.contextmanager
+def _running(major: int, folder: Path) -> Iterator[Server]:
+    data, port = folder / "data", free_port()
+    if major == 17:
+        container = postgres17.container(postgres17.ensure(load()), data)
+        command = postgres_command(postgres17.PROGRAMS, data, port, container)
+    else:
+        command = postgres_command(postgres_programs(major), data, port)
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(command, cwd="/", stdout=log, stderr=log)
     try:
@@ -127,12 +159,24 @@ def server(major: int = 18, *, old_defaults: bool = False) -> Iterator[Server]:
         made.admin(ROLES)
         made.admin("create database supabase owner postgres")
         prepare_supabase(made.url("supabase", "supabase_admin"))
-        made.admin(HOSTED + (OLD_DEFAULTS if old_defaults else ""), "supabase")
+        made.admin(HOSTED, "supabase")
         yield made
     finally:
         process.terminate()
         process.wait()
-        shutil.rmtree(folder)
+
+
+def _remove(folder: Path) -> None:
+    """A container's processes are killed with it, but may write for a moment more."""
+    deadline = time.monotonic() + START_SECONDS
+    while True:
+        try:
+            shutil.rmtree(folder)
+            return
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
 
 
 def apply(url: str, files: list[Path] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Who sees, changes and calls what: every table and function of ours, on Postgres 16 and 18.
+"""Who sees, changes and calls what: every table and function of ours, on Postgres 16 and 18 (or 17, see server.py).
 
 The catalogue drives it: a new table or function without an expectation here fails.
 """
@@ -16,7 +16,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from tests.database.server import MIGRATIONS, ROOT, Server, apply, server
+from tests.database.server import MAJORS, MIGRATIONS, ROOT, Server, apply, server
 
 ANN, BOB = "11111111-1111-4111-8111-111111111111", "22222222-2222-4222-8222-222222222222"
 RELEASED = sorted((Path(__file__).parent / "released").glob("*.sql"))
@@ -118,6 +118,10 @@ CALLERS = {
 }
 
 
+# The oldest as a project of before 30 October 2026, the newest as one of today; one alone as both.
+KINDS = [(MAJORS[0], "old"), (MAJORS[-1], "new")]
+
+
 class Database:
     def __init__(self, url: str, admin: str) -> None:
         self.url = url
@@ -156,9 +160,12 @@ def upgraded(url: str, released: Path) -> None:
         apply(url, [file])  # each in a session of its own
 
 
-@pytest.fixture(scope="module", params=[16, 18], ids=["pg16, old project", "pg18, new project"])
+@pytest.fixture(
+    scope="module", params=KINDS, ids=[f"pg{major}, {age} project" for major, age in KINDS]
+)
 def cluster(request: pytest.FixtureRequest) -> Iterator[Server]:
-    with server(request.param, old_defaults=request.param == 16) as made:
+    major, age = request.param
+    with server(major, old_defaults=age == "old") as made:
         yield made
 
 
@@ -248,11 +255,12 @@ def test_one_person_is_exported_and_erased(cluster: Server) -> None:
     with psycopg.connect(url) as connection:
         connection.execute(SEED.encode())
 
-    def person(*arguments: str) -> tuple[int, str, str]:
+    def person(action: str, user: str, confirm: str = "") -> tuple[int, str, str]:
         result = subprocess.run(
-            [sys.executable, "supabase/person.py", *arguments],
+            [sys.executable, "supabase/person.py", action],
             cwd=ROOT,
-            env=os.environ | {"ENV": "production", "SUPABASE_DB_URL": url},
+            env=os.environ
+            | {"ENV": "production", "SUPABASE_DB_URL": url, "USER_ID": user, "CONFIRM": confirm},
             capture_output=True,
             text=True,
         )
@@ -270,7 +278,7 @@ def test_one_person_is_exported_and_erased(cluster: Server) -> None:
     assert BOB not in text
     code, _, error = person("erase", ANN)
     assert (code, "CONFIRM=yes" in error) == (2, True)
-    code, text, _ = person("erase", ANN, "--confirm", "yes")
+    code, text, _ = person("erase", ANN, "yes")
     assert code == 0
     assert json.loads(text) == {"account": 1, "conversations": 1, "chat_logs": 1, "documents": 1}
     assert person("export", ANN)[0] == 1

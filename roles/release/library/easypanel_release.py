@@ -45,6 +45,9 @@ options:
   service: {type: str, required: true, description: App in the project.}
   image: {type: str, default: "", description: "What to release, as name@sha256:digest; a rollback needs none."}
   revision: {type: str, default: "", description: Git revision that the health address must report.}
+  migration: {type: str, default: "", description: Newest migration that the caller knows; for the ledger.}
+  contracts: {type: dict, default: {}, description: "Migrations that take away, each with what; for a rollback."}
+  accept: {type: str, default: "", description: "Those the earlier release does without; comma-separated."}
   health_url: {type: str, required: true, description: Public health address of the app.}
   connect_address: {type: str, default: 127.0.0.1, description: Where to connect for it; the droplet's own proxy.}
   ca_file: {type: str, default: "", description: CA of the proxy's certificate; empty for the system's.}
@@ -89,6 +92,41 @@ POLL = 2  # seconds between two looks
 FAILED_UPDATES = {"paused", "rollback_started", "rollback_paused", "rollback_completed"}
 
 
+def refusal(
+    target: dict[str, Any],
+    entries: list[dict[str, Any]],
+    migration: str,
+    contracts: dict[str, str],
+    accept: str,
+) -> str:
+    """Why it is not safe to go back to the ledger's entry ``target``; empty when it is.
+
+    ``contracts`` are the migrations that take something away, ``{"<14 digits>_<name>": "what"}``, ``migration``
+    is the newest number of the same checkout. An entry from before these were kept counts as older than all.
+    """
+    newest = max(str(entry.get("migration", "")) for entry in entries)
+    if newest > migration:
+        return (
+            f"the last releases knew the database up to migration {newest}, this checkout only up to "
+            f"{migration or 'none'}: whether the way back is open cannot be seen from here. Next: git pull"
+        )
+    accepted = {name.strip() for name in accept.split(",")}
+    lost = {
+        name: what
+        for name, what in sorted(contracts.items())
+        if name[:14] > str(target.get("migration", "")) and name not in accepted
+    }
+    if not lost:
+        return ""
+    listed = "; ".join(f"{name}: {what}" for name, what in lost.items())
+    names = ",".join(sorted(lost.keys() | accepted - {""}))
+    return (
+        f"the release of {target['time']} (revision {target['revision'][:12]}) may need what later migrations took "
+        f"away. {listed}. Next: go forward with a fix; or, when that release does without it, "
+        f"make rollback ACCEPT={names}"
+    )
+
+
 class Failed(Exception):
     """The release did not come up; the text is the reason."""
 
@@ -107,6 +145,7 @@ class Release:
         self.inflight = self.state / f"{self.params['service']}.inflight.json"
         self.started = time.monotonic()
         self.timeline: list[str] = []
+        self.migration: str = self.params["migration"]
         self.panel: Panel
 
     # -- what is --------------------------------------------------------------
@@ -394,7 +433,13 @@ class Release:
                 msg=f"the ledger knows no release of {self.params['service']} before the current one. "
                 "Next: make history, or make deploy IMAGE=… REVISION=…"
             )
-        return earlier[-1]["to"], earlier[-1]["revision"]
+        target = earlier[-1]
+        params = self.params
+        reason = refusal(target, live, params["migration"], params["contracts"], params["accept"])
+        if reason:
+            self.module.fail_json(msg=f"rollback refused, nothing was changed: {reason}")
+        self.migration = target.get("migration", "")
+        return target["to"], target["revision"]
 
     def _locked(self) -> NoReturn:
         params = self.params
@@ -474,6 +519,7 @@ class Release:
             "from": before,
             "to": image,
             "revision": revision,
+            "migration": self.migration,
             "result": result,
             "seconds": round(time.monotonic() - self.started, 1),
             "reason": (reason.splitlines() or [""])[0][:300],
@@ -508,6 +554,9 @@ def main() -> None:
             "service": {"type": "str", "required": True},
             "image": {"type": "str", "default": ""},
             "revision": {"type": "str", "default": ""},
+            "migration": {"type": "str", "default": ""},
+            "contracts": {"type": "dict", "default": {}},
+            "accept": {"type": "str", "default": ""},
             "health_url": {"type": "str", "required": True},
             "connect_address": {"type": "str", "default": "127.0.0.1"},
             "ca_file": {"type": "str", "default": ""},
