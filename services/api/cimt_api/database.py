@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import logging
@@ -23,6 +24,7 @@ Connection = psycopg.AsyncConnection[tuple[Any, ...]]
 
 WAIT_SECONDS = 5.0  # for a free connection
 STATEMENT_SECONDS = 10.0
+PING_KEPT_SECONDS = 1.0
 WAITING = 500  # requests queued for a connection, at most
 SERVICE = json.dumps({"role": "service_role"})
 NOBODY = json.dumps({"role": "anon"})
@@ -68,6 +70,8 @@ class Database:
             open=False,
             name="cimt-api",
         )
+        self._ping: asyncio.Task[bool] | None = None  # the last one, or the one under way
+        self._pinged = 0.0  # when it ended (monotonic)
 
     async def open(self) -> None:
         """Begin to connect; does not wait for it."""
@@ -94,10 +98,27 @@ class Database:
     async def ping(self, seconds: float) -> None:
         """A round trip; Problem 503 when it fails or takes longer."""
         try:
-            async with self._transaction(NOBODY, seconds, wait=seconds):
+            async with asyncio.timeout(seconds), self._transaction(NOBODY, seconds, wait=seconds):
                 pass
         except TimeoutError:
             raise unavailable(f"No answer within {seconds:g} s.") from None
+
+    async def answers(self, seconds: float) -> bool:
+        """Whether a ping gets through. However often this is asked, the database is asked once a second."""
+        if self._ping is None or (
+            self._ping.done() and time.monotonic() - self._pinged > PING_KEPT_SECONDS
+        ):
+            self._ping = asyncio.create_task(self._check(seconds))
+        return await asyncio.shield(self._ping)
+
+    async def _check(self, seconds: float) -> bool:
+        try:
+            await self.ping(seconds)
+        except Problem:
+            return False
+        finally:
+            self._pinged = time.monotonic()
+        return True
 
     def stats(self) -> dict[str, int]:
         """Of the pool: `pool_size`, `pool_available`, `requests_waiting` and more, see psycopg_pool."""
