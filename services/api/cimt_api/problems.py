@@ -108,7 +108,7 @@ def install(app: FastAPI) -> None:
             headers=error.headers or {},
         ).response()
 
-    async def unforeseen(_: Request, error: Exception) -> Response:  # the server logs the traceback
+    async def unforeseen(_: Request, __: Exception) -> Response:  # the server logs the traceback
         return Problem(
             500, "The server made a mistake", "It is in its log.", kind="internal"
         ).response()

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
+EFFORTS = ("off", "none", "minimal", "low", "medium", "high", "xhigh", "max")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 REQUIRED = ("DATABASE_URL", "SUPABASE_URL", "OPENAI_API_KEY", "INGEST_KEY")
 INGEST_KEY_LENGTH = 32  # characters, at least
@@ -41,9 +42,10 @@ class Settings:
     openai_base_url: str = ""  # default: the SDK's own
     chat_model: str = "gpt-5-mini"
     embedding_model: str = "text-embedding-3-small"
-    answer_tokens: int = 1024  # at most, per answer
+    answer_tokens: int = 1024  # at most, per answer, what the model thinks included
+    reasoning_effort: str = "minimal"  # off: is not sent, for models that do not reason
     openai_connect_seconds: float = 5.0
-    openai_first_token_seconds: float = 30.0  # from the request until the first bytes of the answer
+    openai_first_token_seconds: float = 30.0  # from the question to the model until its first token
     openai_between_tokens_seconds: float = 20.0
     openai_retries: int = 2  # more attempts before the first token, never after it
 
@@ -67,6 +69,7 @@ class Settings:
     drain_seconds: float = 3.0  # from SIGTERM until no new connection is accepted
     shutdown_seconds: int = 20  # after that, for requests that are still running
     max_body_bytes: int = 65536
+    max_document_bytes: int = 2_097_152  # of a body that brings a document
     ping_seconds: float = 15.0  # a comment on an idle stream, so that no proxy gives it up
 
 
@@ -100,15 +103,18 @@ def load(env: Mapping[str, str] = os.environ) -> Settings:
     def text(name: str) -> str:
         return env.get(name, "") or str(getattr(Settings, name.lower(), ""))
 
+    def choice(name: str, known: tuple[str, ...]) -> str:
+        value = text(name)
+        if value not in known:
+            wrong.append(f"{name}={value!r} is unknown: choose one of {', '.join(known)}")
+        return value
+
     def address(name: str, default: str = "") -> str:
         url = (env.get(name, "") or default).rstrip("/")
         if url and (why := _refusal(url)):
             wrong.append(f"{name} {why}")
         return url
 
-    level = text("LOG_LEVEL")
-    if level not in LOG_LEVELS:
-        wrong.append(f"LOG_LEVEL={level!r} is unknown: choose one of {', '.join(LOG_LEVELS)}")
     if 0 < len(env.get("INGEST_KEY", "")) < INGEST_KEY_LENGTH:
         wrong.append(
             f"INGEST_KEY is shorter than {INGEST_KEY_LENGTH} characters. Make one: openssl rand -hex 32"
@@ -121,7 +127,9 @@ def load(env: Mapping[str, str] = os.environ) -> Settings:
     for origin in origins:
         split = urlsplit(origin)
         if split.scheme not in ("http", "https") or not split.netloc or split.path or split.query:
-            wrong.append(f"CORS_ORIGINS: {origin!r} is not an origin such as https://app.example.com")
+            wrong.append(
+                f"CORS_ORIGINS: {origin!r} is not an origin such as https://app.example.com"
+            )
 
     settings = Settings(
         database_url=database_url,
@@ -141,6 +149,7 @@ def load(env: Mapping[str, str] = os.environ) -> Settings:
         chat_model=text("CHAT_MODEL"),
         embedding_model=text("EMBEDDING_MODEL"),
         answer_tokens=whole("ANSWER_TOKENS", 1, 128_000),
+        reasoning_effort=choice("REASONING_EFFORT", EFFORTS),
         openai_connect_seconds=number("OPENAI_CONNECT_SECONDS", 0.1, 60),
         openai_first_token_seconds=number("OPENAI_FIRST_TOKEN_SECONDS", 0.1, 600),
         openai_between_tokens_seconds=number("OPENAI_BETWEEN_TOKENS_SECONDS", 0.1, 600),
@@ -156,10 +165,11 @@ def load(env: Mapping[str, str] = os.environ) -> Settings:
         host=text("HOST"),
         port=whole("PORT", 1, 65535),
         metrics_port=whole("METRICS_PORT", 1, 65535),
-        log_level=level,
+        log_level=choice("LOG_LEVEL", LOG_LEVELS),
         drain_seconds=number("DRAIN_SECONDS", 0, 60),
         shutdown_seconds=whole("SHUTDOWN_SECONDS", 1, 600),
         max_body_bytes=whole("MAX_BODY_BYTES", 0, 2**30),
+        max_document_bytes=whole("MAX_DOCUMENT_BYTES", 0, 2**30),
         ping_seconds=number("PING_SECONDS", 0.1, 600),
     )
     if settings.port == settings.metrics_port:
