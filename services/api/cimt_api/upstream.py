@@ -30,10 +30,10 @@ FAILURES = 5  # in a row, until the breaker opens
 OPEN_SECONDS = 5.0  # the first time; doubles up to
 OPEN_SECONDS_MOST = 60.0
 RETRY_AFTER_MOST = 2.0  # seconds that a retry may be put off; longer ones are the client's to wait
-DRAIN_SECONDS = (
-    1.0  # for the end of a stream after its last event, so that its connection is used again
-)
 EMBED_SECONDS = 30.0
+LOAD_AFTER_SECONDS = (
+    0.3  # the port opens first: imports take the interpreter's lock again and again
+)
 
 log = logging.getLogger(__name__)
 
@@ -130,13 +130,14 @@ class Upstream:
 
     async def start(self) -> None:
         """Begin to load the SDK; does not wait for it."""
-        self._client = asyncio.ensure_future(asyncio.to_thread(self._make_client))
+        self._client = asyncio.ensure_future(self._load())
 
     async def close(self) -> None:
         """Close the connections."""
-        if self._client is not None:
-            with contextlib.suppress(Exception):
-                await (await self._client).close()
+        if self._client is not None and self._client.done():
+            await self._client.result().close()
+        elif self._client is not None:
+            self._client.cancel()
 
     @property
     def ready(self) -> bool:
@@ -250,6 +251,10 @@ class Upstream:
     async def _loaded(self) -> AsyncOpenAI:
         assert self._client is not None, "start() comes first"  # noqa: S101
         return self._client.result() if self._client.done() else await asyncio.shield(self._client)
+
+    async def _load(self) -> AsyncOpenAI:
+        await asyncio.sleep(LOAD_AFTER_SECONDS)
+        return await asyncio.to_thread(self._make_client)
 
     def _make_client(self) -> AsyncOpenAI:
         import httpx2
