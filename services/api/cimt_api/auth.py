@@ -10,25 +10,28 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import importlib
 import json
 import logging
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-import httpx2
 import jwt
 
 from .problems import Problem
 from .settings import Settings
+
+if TYPE_CHECKING:
+    import httpx2
 
 AUDIENCE = "authenticated"
 ALGORITHMS = {("EC", "P-256"): "ES256", ("RSA", None): "RS256"}  # by the key, never by the token
 TOKEN_LENGTH = 8192  # characters, at most
 LEEWAY_SECONDS = 10  # clocks differ
 REFRESH_SECONDS = 300.0
-RETRY_SECONDS = 5.0  # after a failed fetch
+RETRY_SECONDS = (5.0, 60.0)  # after a failed fetch: at first, and doubled up to
 COOLDOWN_SECONDS = 30.0  # between fetches that unknown keys bring forward
 FIRST_COOLDOWN_SECONDS = 1.0  # the same while no key is known
 FETCH_SECONDS = 5.0
@@ -75,7 +78,7 @@ class Authenticator:
         self._url = settings.supabase_jwks_url
         self._issuer = f"{settings.supabase_url}/auth/v1"
         self._secret = settings.supabase_jwt_secret
-        self._client = httpx2.AsyncClient(timeout=FETCH_SECONDS, follow_redirects=False)
+        self._client: httpx2.AsyncClient | None = None
         self._keys: dict[str, jwt.PyJWK] = {}
         self._fetch: asyncio.Task[bool] | None = None  # the one under way
         self._brought_forward = -COOLDOWN_SECONDS  # when an unknown key last did (monotonic)
@@ -92,7 +95,8 @@ class Authenticator:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await self._client.aclose()
+        if self._client is not None:
+            await self._client.aclose()
 
     @property
     def ready(self) -> bool:
@@ -163,9 +167,14 @@ class Authenticator:
         raise refusal("The token's key is not one of the sign-in service.")
 
     async def _keep_fresh(self) -> None:
+        retry, longest = RETRY_SECONDS
         while True:
-            fetched = await self._refresh()
-            await asyncio.sleep(REFRESH_SECONDS if fetched else RETRY_SECONDS)
+            if await self._refresh():
+                retry = RETRY_SECONDS[0]
+                await asyncio.sleep(REFRESH_SECONDS)
+            else:
+                await asyncio.sleep(retry)
+                retry = min(retry * 2, longest)
 
     async def _refresh(self) -> bool:
         """Fetch the keys; who comes meanwhile waits for the same fetch. False when it failed."""
@@ -177,7 +186,7 @@ class Authenticator:
         try:
             async with asyncio.timeout(FETCH_SECONDS):
                 keys = _keys(await self._download())
-        except (httpx2.HTTPError, TimeoutError, ValueError) as error:
+        except (OSError, TimeoutError, ValueError) as error:
             log.warning(
                 "no keys from %s (%s: %s); %d known ones stay",
                 self._url,
@@ -198,14 +207,22 @@ class Authenticator:
         return True
 
     async def _download(self) -> bytes:
+        """The key set's document; OSError or ValueError when it cannot be had."""
+        # Loaded beside the running server, for the sake of its start.
+        httpx2 = await asyncio.to_thread(importlib.import_module, "httpx2")
+        if self._client is None:
+            self._client = httpx2.AsyncClient(timeout=FETCH_SECONDS, follow_redirects=False)
         body = b""
-        async with self._client.stream("GET", self._url) as response:
-            if response.status_code != 200:
-                raise ValueError(f"status {response.status_code}")
-            async for part in response.aiter_bytes():
-                body += part
-                if len(body) > FETCH_BYTES:
-                    raise ValueError(f"more than {FETCH_BYTES} bytes")
+        try:
+            async with self._client.stream("GET", self._url) as response:
+                if response.status_code != 200:
+                    raise ValueError(f"status {response.status_code}")
+                async for part in response.aiter_bytes():
+                    body += part
+                    if len(body) > FETCH_BYTES:
+                        raise ValueError(f"more than {FETCH_BYTES} bytes")
+        except httpx2.HTTPError as error:
+            raise OSError(f"{type(error).__name__}: {error}") from None
         return body
 
 

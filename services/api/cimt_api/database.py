@@ -140,6 +140,14 @@ class Database:
                 yield connection
         except (PoolTimeout, TooManyRequests):
             raise unavailable("Every connection is in use, or none can be made.") from None
+        except psycopg.DataError as error:
+            log.warning("database: %s", type(error).__name__)
+            raise Problem(
+                422,
+                "The database cannot hold this",
+                "A text or number is not one that Postgres knows.",
+                kind="invalid-request",
+            ) from None
         except psycopg.OperationalError as error:
             # Its text may hold the server's address, which is for our log only.
             log.warning("database: %s: %s", type(error).__name__, str(error).strip()[:300])

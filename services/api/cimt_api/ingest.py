@@ -10,7 +10,6 @@ from uuid import UUID
 
 from psycopg import errors
 from psycopg.types.json import Jsonb
-from semantic_text_splitter import MarkdownSplitter
 
 from .database import Connection, Database
 from .problems import Problem
@@ -93,6 +92,8 @@ class Row:
 
 def split(content: str) -> list[str]:
     """Passages of a Markdown or plain text, cut where headings, paragraphs or sentences end."""
+    from semantic_text_splitter import MarkdownSplitter  # 18 MB that only who ingests needs
+
     return [chunk for chunk in MarkdownSplitter(CHUNK).chunks(content) if chunk.strip()]
 
 
