@@ -16,6 +16,7 @@ create or replace function public.search_vectors(
   language plpgsql stable security definer
   set search_path = ''
   set hnsw.iterative_scan = 'strict_order'
+  set hnsw.ef_search = 100 -- with the default, 40, one in five of the ten nearest of 200,000 passages is missed
   set plan_cache_mode = 'force_custom_plan'
 as $$
 declare
