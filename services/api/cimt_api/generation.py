@@ -21,12 +21,12 @@ from .settings import Settings
 from .upstream import KINDS, Upstream, UpstreamError
 
 SAVE_SECONDS = 1.0  # between batches of one answer
-TOUCH_SECONDS = 5.0  # a row that is older has lost its process: see DEAD_SECONDS
+TOUCH_SECONDS = 3.0  # a row that is older has lost its process: see DEAD_SECONDS
 SAVES_AT_ONCE = 4
 LAST_SAVE_SECONDS = 60.0  # how long it is tried to store the end of an answer
 STOPPING_SAVE_SECONDS = 5.0  # the same, when the server is stopping
 POLL_SECONDS = 0.3  # of an answer that another process writes
-DEAD_SECONDS = 15.0
+DEAD_SECONDS = 10.0
 GAP_SECONDS = 1.0  # a request that goes from waiting to streaming stops listening for a moment
 KEPT = 1000  # finished answers in memory, when they are stored nowhere
 CHARACTERS_PER_TOKEN = 16  # more than any language has: stops a model that ignores its limit

@@ -30,7 +30,7 @@ FAILURES = 5  # in a row, until the breaker opens
 OPEN_SECONDS = 5.0  # the first time; doubles up to
 OPEN_SECONDS_MOST = 60.0
 RETRY_AFTER_MOST = 2.0  # seconds that a retry may be put off; longer ones are the client's to wait
-EMBED_SECONDS = 30.0
+EMBED_SECONDS = 10.0
 LOAD_AFTER_SECONDS = (
     0.3  # the port opens first: imports take the interpreter's lock again and again
 )
@@ -127,6 +127,7 @@ class Upstream:
         self._client: asyncio.Future[AsyncOpenAI] | None = None
         self._response: type[httpx2.Response] | None = None
         self.breaker = Breaker()
+        self.embedding_breaker = Breaker()  # of its own: either may fail while the other works
 
     async def start(self) -> None:
         """Begin to load the SDK; does not wait for it."""
@@ -145,9 +146,11 @@ class Upstream:
         return self._client is not None and self._client.done() and not self.breaker.open
 
     def check(self) -> None:
-        """Problem 503 while the breaker is open."""
+        """Problem 503 while a question cannot be answered for a breaker."""
         try:
             self.breaker.check()
+            if self._settings.retrieval_count:
+                self.embedding_breaker.check()
         except UpstreamError as error:
             raise error.problem() from None
 
@@ -177,7 +180,7 @@ class Upstream:
                         yield delta
                 return
             except UpstreamError as error:
-                self._count(error)
+                self._count(error, self.breaker)
                 if begun or not attempts or not _retryable(error):
                     raise
                 await _pause(self._settings.openai_retries - attempts, error)
@@ -187,17 +190,17 @@ class Upstream:
         """One vector of 1,536 numbers per text. Raises UpstreamError after bounded attempts."""
         attempts = self._settings.openai_retries
         while True:
-            self.breaker.enter()
+            self.embedding_breaker.enter()
             try:
                 vectors = await self._embed_once(texts)
             except UpstreamError as error:
-                self._count(error)
+                self._count(error, self.embedding_breaker)
                 if not attempts or not _retryable(error):
                     raise
                 await _pause(self._settings.openai_retries - attempts, error)
                 attempts -= 1
             else:
-                self.breaker.success()
+                self.embedding_breaker.success()
                 return vectors
 
     async def _attempt(self, body: dict[str, Any]) -> AsyncGenerator[Delta]:
@@ -283,10 +286,10 @@ class Upstream:
             ),
         )
 
-    def _count(self, error: UpstreamError) -> None:
+    def _count(self, error: UpstreamError, breaker: Breaker) -> None:
         self._metrics.upstream_errors.labels(error.kind).inc()
         if KINDS[error.kind][3]:
-            self.breaker.failure()
+            breaker.failure()
 
 
 def _delta(lines: list[bytes]) -> Delta:
