@@ -2,8 +2,9 @@
 
 Usage: python -m bench.api.retrieval [--rows 1000 20000 200000] [--queries 200] [--major 18]
 
-Both run on one server, one after the other for each question, and who is first changes: the bare query as the table's
-owner, without row-level security; ours as the API runs it (`cimt_api`, claims of a user, one transaction, `search_vectors`).
+Both run on one server, one after the other for each question, and who is first changes: the bare query as the
+table's owner, without row-level security; ours as the API runs it (`cimt_api`, claims of a user, one transaction,
+`search_vectors`).
 Both look as hard (hnsw.ef_search, iterative scan): a bare query that looks less is faster and finds less.
 Times are milliseconds as a client on loopback sees them. Recall is against the ten nearest of an exact scan. Ratios are
 of the medians. 200,000 rows take about ten minutes to make.
@@ -30,7 +31,10 @@ BARE_FILTERED = (
     "select id from public.vectors where metadata @> %(filter)s::jsonb "
     "order by embedding operator(extensions.<=>) %(near)s::extensions.halfvec limit %(wanted)s"
 )
-AS_OURS = "select extensions.vector_dims('[1]'); set hnsw.iterative_scan = 'strict_order'; set hnsw.ef_search = 100"
+AS_OURS = (
+    "select extensions.vector_dims('[1]'::extensions.vector); "
+    "set hnsw.iterative_scan = 'strict_order'; set hnsw.ef_search = 100"
+)
 OURS = (
     "select id, source, chunk, content, metadata, similarity, score from public.search_vectors("
     "%(near)s::extensions.halfvec, %(words)s, %(wanted)s, metadata_filter => %(filter)s::jsonb)"

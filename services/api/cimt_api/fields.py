@@ -20,6 +20,10 @@ LAST = (datetime.max.replace(tzinfo=UTC), UUID(int=2**128 - 1))
 def _text(value: str) -> str:
     if "\0" in value:
         raise ValueError("holds the character NUL, which Postgres cannot keep")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError("holds half of a character (a lone surrogate)") from None
     return value
 
 

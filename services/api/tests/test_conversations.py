@@ -76,8 +76,8 @@ def test_the_model_is_told_what_was_said_before(dora: httpx.Client, clouds: Clou
         "the answer is stored",
     )
     ask(dora, "What is her name?", first["conversation_id"])
-    prompts = [body for body in clouds.model.prompts() if "messages" in body]
-    said = [message["content"] for message in prompts[-1]["messages"]]
+    sent = [sent["body"] for sent in clouds.model.prompts() if "messages" in sent["body"]]
+    said = [message["content"] for message in sent[-1]["messages"]]
     assert "My cat is called Minka" in said
     assert "What is her name?" in said[-1]
 
