@@ -104,7 +104,7 @@ def test_a_fault_that_stays_is_a_clear_problem(
     stream: bool,
 ) -> None:
     model.behave(**fault, paths=CHAT)
-    body = {"message": QUESTION, "id": str(uuid4()), "stream": stream}
+    body: dict[str, Any] = {"message": QUESTION, "id": str(uuid4()), "stream": stream}
     answer = ann.post("/chat", json=body)
     assert answer.status_code == status
     assert answer.headers["content-type"] == "application/problem+json"
