@@ -12,7 +12,8 @@ import orjson
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
-from .generation import Answer, Answers, problem_of
+from .answer import Answer, problem_of
+from .generation import Answers
 from .problems import Problem, documented, invalid_request
 from .services import services
 from .stream import AnswerStream, OpenAIEvents, UIEvents, completion

@@ -1,4 +1,4 @@
-"""Answers on their way: each belongs to the process, not to the request that asked, and any number may follow it."""
+"""All answers of this process: asked, found again, written, stopped."""
 
 from __future__ import annotations
 
@@ -12,111 +12,23 @@ from typing import Any
 from uuid import UUID
 
 from . import prompt
+from .answer import Answer, problem_of
 from .auth import User
-from .chats import Chats, Stored
+from .chats import Chats
+from .keeping import Keeper
 from .metrics import Metrics
 from .problems import Problem
 from .retrieval import Passage, Retriever
 from .settings import Settings
-from .upstream import KINDS, Upstream, UpstreamError
+from .upstream import Upstream, UpstreamError
 
 SAVE_SECONDS = 1.0  # between batches of one answer
-TOUCH_SECONDS = 3.0  # a row that is older has lost its process: see DEAD_SECONDS
-SAVES_AT_ONCE = 4
-LAST_SAVE_SECONDS = 60.0  # how long it is tried to store the end of an answer
-STOPPING_SAVE_SECONDS = 5.0  # the same, when the server is stopping
-POLL_SECONDS = 0.3  # of an answer that another process writes
-DEAD_SECONDS = 10.0
+STORED_BEFORE_SECONDS = 3.0
 GAP_SECONDS = 1.0  # a request that goes from waiting to streaming stops listening for a moment
 KEPT = 1000  # finished answers in memory, when they are stored nowhere
 CHARACTERS_PER_TOKEN = 16  # more than any language has: stops a model that ignores its limit
 
 log = logging.getLogger(__name__)
-
-# Ends that are not the model's: status, title.
-ENDS = {
-    "interrupted": (503, "The server stopped before the answer was complete"),
-    "cancelled": (503, "Nobody was listening, so the answer was not completed"),
-    "database": (503, "The database does not answer"),
-    "internal": (500, "The server made a mistake"),
-}
-
-
-def problem_of(kind: str) -> Problem:
-    """The problem of an answer that failed without a word, by the kind that is stored with it."""
-    if kind in KINDS:
-        return UpstreamError(kind).problem()
-    status, title = ENDS.get(kind, ENDS["internal"])
-    return Problem(status, title, kind=kind, headers={"Retry-After": "5"} if status == 503 else {})
-
-
-class Answer:
-    """One answer: as much of it as there is, and who waits for more."""
-
-    def __init__(self, answer_id: UUID, conversation_id: UUID, user: User, model: str) -> None:
-        self.id = answer_id
-        self.conversation_id = conversation_id
-        self.user = user
-        self.model = model
-        self.created = int(time.time())
-        self.text = ""
-        self.status = "streaming"
-        self.error: str | None = None
-        self.problem: Problem | None = None  # why it failed, when nothing of it was said
-        self.finish = "stop"
-        self.usage: tuple[int, int] | None = None  # tokens of prompt and answer
-        self.sources: list[dict[str, Any]] = []
-        self.local = True  # this process writes it
-        self.first_token_ms: int | None = None
-        self.started = time.monotonic()
-        self.grown = self.started  # when text came last, or the model was asked
-        self.asked = False  # the model was
-        self.stored = False  # there is a row that we keep up to date
-        self.saved = 0  # characters stored
-        self.touched = self.started  # when the row was
-        self.saving: asyncio.Task[None] | None = None
-        self.followers = 0
-        self.alone: asyncio.TimerHandle | None = None
-        self.task: asyncio.Task[None] | None = None
-        self._waiting: list[asyncio.Future[None]] = []
-
-    @property
-    def done(self) -> bool:
-        """Whether nothing more will come."""
-        return self.status != "streaming"
-
-    def grow(self, text: str) -> None:
-        """More text."""
-        self.text += text
-        self.grown = time.monotonic()
-        self.wake()
-
-    def end(self, status: str, error: str | None = None) -> None:
-        """Nothing more will come; the first end counts."""
-        if not self.done:
-            self.status = status
-            self.error = error
-            self.wake()
-
-    def wake(self) -> None:
-        """Whoever waits looks again."""
-        waiting, self._waiting = self._waiting, []
-        for future in waiting:
-            if not future.done():
-                future.set_result(None)
-
-    def change(self) -> asyncio.Future[None]:
-        """Is done at the next change. A follower may set it itself, to look up for another reason."""
-        future = asyncio.get_running_loop().create_future()
-        self._waiting.append(future)
-        return future
-
-    def stop(self, status: str, error: str) -> None:
-        """End it from outside: what has come is kept, the model is told to stop."""
-        if not self.done:
-            self.end(status, error)
-            if self.task is not None:
-                self.task.cancel()
 
 
 class Answers:
@@ -132,6 +44,7 @@ class Answers:
     ) -> None:
         self._settings = settings
         self._chats = chats
+        self._keeper = Keeper(chats, metrics)
         self._retriever = retriever
         self._upstream = upstream
         self._metrics = metrics
@@ -139,7 +52,6 @@ class Answers:
         self._finished: OrderedDict[UUID, Answer] = OrderedDict()
         self._tick: asyncio.Task[None] | None = None
         self._stop_at: asyncio.TimerHandle | None = None
-        self._turn = asyncio.Semaphore(SAVES_AT_ONCE)
 
     async def start(self) -> None:
         """Begin to store what grows."""
@@ -147,6 +59,7 @@ class Answers:
 
     def stop_in(self, seconds: float) -> None:
         """What is still being written then is interrupted, and stored as far as it got."""
+        self._keeper.stopping = True
         if self._stop_at is None:
             self._stop_at = asyncio.get_running_loop().call_later(seconds, self._interrupt)
 
@@ -187,9 +100,9 @@ class Answers:
         if answer := self.find_here(user, answer_id):  # another request was quicker
             return answer
         answer = Answer(answer_id, stored.conversation_id, user, stored.model)
-        self._adopt(answer, stored)
+        self._keeper.adopt(answer, stored)
         if not answer.done:
-            self._run(answer, self._watch(answer, stored))
+            self._run(answer, self._keeper.watch(answer, stored))
         return answer
 
     def ask(
@@ -267,6 +180,7 @@ class Answers:
         history: list[Any] = []
         try:
             if settings.chat_log:
+                await self._stored_before(answer)
                 begun = await self._chats.begin(
                     answer.user,
                     answer_id=answer.id,
@@ -276,8 +190,8 @@ class Answers:
                     embedding_model=settings.embedding_model if settings.retrieval_count else None,
                 )
                 if not begun.new and begun.stored is not None:
-                    self._adopt(answer, begun.stored)
-                    await self._watch(answer, begun.stored)
+                    self._keeper.adopt(answer, begun.stored)
+                    await self._keeper.watch(answer, begun.stored)
                     return
                 history = begun.history
                 answer.stored = True
@@ -297,6 +211,16 @@ class Answers:
         except Problem as problem:
             answer.problem = problem
             answer.end("failed", problem.kind)
+
+    async def _stored_before(self, answer: Answer) -> None:
+        """Wait until the last answer of the conversation is stored: a quick client asks on before it is."""
+        last = {
+            other.task
+            for other in self._running.values()
+            if other.conversation_id == answer.conversation_id and other.done and other.task
+        }
+        if last:
+            await asyncio.wait(last, timeout=STORED_BEFORE_SECONDS)
 
     async def _search(
         self,
@@ -361,84 +285,11 @@ class Answers:
             self._metrics.tokens.labels("prompt").inc(answer.usage[0])
             self._metrics.tokens.labels("completion").inc(answer.usage[1])
         if answer.stored:
-            await self._save_end(answer)
+            await self._keeper.save_end(answer)
             return
         self._finished[answer.id] = answer
         if len(self._finished) > KEPT:
             self._finished.popitem(last=False)
-
-    async def _save_end(self, answer: Answer) -> None:
-        if answer.saving is not None:
-            await asyncio.gather(answer.saving, return_exceptions=True)
-        since = time.monotonic()
-        pause = 0.2
-        while not await self._save(answer):
-            limit = STOPPING_SAVE_SECONDS if self._stop_at else LAST_SAVE_SECONDS
-            if time.monotonic() - since > limit:
-                log.error("answer %s: its end could not be stored", answer.id)
-                return
-            await asyncio.sleep(pause)
-            pause = min(pause * 2, 5.0)
-
-    async def _save(self, answer: Answer) -> bool:
-        """Store the answer as it is now; False when the database did not take it."""
-        text, usage = answer.text, answer.usage or (None, None)
-        milliseconds = round((time.monotonic() - answer.started) * 1000)
-        try:
-            await self._chats.save(
-                answer.user,
-                answer.id,
-                answer=text,
-                status=answer.status,
-                error=answer.error,
-                sources=answer.sources,
-                prompt_tokens=usage[0],
-                completion_tokens=usage[1],
-                first_token_ms=answer.first_token_ms,
-                duration_ms=milliseconds if answer.done else None,
-            )
-        except Problem as problem:
-            log.warning("answer %s: not stored yet (%s)", answer.id, problem.kind)
-            self._metrics.save_errors.inc()
-            return False
-        answer.saved = len(text)
-        answer.touched = time.monotonic()
-        return True
-
-    async def _watch(self, answer: Answer, stored: Stored) -> None:
-        """Follow an answer that another process writes, or one that has lost its process."""
-        heard = time.monotonic() - stored.updated_age_seconds
-        while not answer.done:
-            if time.monotonic() - heard > DEAD_SECONDS:
-                answer.problem = problem_of("interrupted")
-                answer.end("failed", "interrupted")
-                return
-            await asyncio.sleep(POLL_SECONDS)
-            try:
-                found = await self._chats.load(answer.user, answer.id)
-            except Problem:
-                continue  # the database is away: for as long as a process may be
-            if found is None:  # deleted meanwhile
-                answer.problem = Problem(404, "There is no such answer", kind="not-found")
-                answer.end("failed", "not-found")
-                return
-            heard = time.monotonic() - found.updated_age_seconds
-            self._adopt(answer, found)
-
-    def _adopt(self, answer: Answer, stored: Stored) -> None:
-        """Take over what the database says of an answer that is not written here."""
-        answer.local = False
-        answer.conversation_id = stored.conversation_id
-        answer.model = stored.model
-        answer.sources = stored.sources
-        if stored.prompt_tokens is not None and stored.completion_tokens is not None:
-            answer.usage = (stored.prompt_tokens, stored.completion_tokens)
-        if len(stored.answer) > len(answer.text):
-            answer.grow(stored.answer[len(answer.text) :])
-        if stored.status != "streaming":
-            if stored.status != "complete":
-                answer.problem = problem_of(stored.error or "internal")
-            answer.end(stored.status, stored.error)
 
     def _interrupt(self) -> None:
         for answer in list(self._running.values()):
@@ -462,15 +313,5 @@ class Answers:
                     self._metrics.upstream_errors.labels("upstream-timeout").inc()
                     self._upstream.breaker.failure()
                     answer.stop("failed", "upstream-timeout")
-                elif (
-                    answer.stored
-                    and (answer.saving is None or answer.saving.done())
-                    and (len(answer.text) > answer.saved or now - answer.touched > TOUCH_SECONDS)
-                ):
-                    answer.saving = asyncio.create_task(self._save_in_turn(answer))
-
-    async def _save_in_turn(self, answer: Answer) -> None:
-        # A few at a time: a slow database makes the batches larger, not the queue longer.
-        async with self._turn:
-            if not answer.done:  # the end is stored by who writes it
-                await self._save(answer)
+                else:
+                    self._keeper.keep_up(answer)

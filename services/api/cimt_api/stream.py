@@ -11,7 +11,8 @@ import orjson
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from .generation import Answer, Answers, problem_of
+from .answer import Answer, problem_of
+from .generation import Answers
 
 PING = b": still there\n\n"
 DONE = b"data: [DONE]\n\n"
