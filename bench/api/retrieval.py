@@ -7,7 +7,7 @@ table's owner, without row-level security; ours as the API runs it (`cimt_api`, 
 `search_vectors`).
 Both look as hard (hnsw.ef_search, iterative scan): a bare query that looks less is faster and finds less.
 Times are milliseconds as a client on loopback sees them. Recall is against the ten nearest of an exact scan. Ratios are
-of the medians. 200,000 rows take about ten minutes to make.
+of the medians. 200,000 rows take about five minutes to make.
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ from tests.database.server import apply, server
 WANTED = 10
 FILTER = '{"team": 7}'  # one row in a hundred
 USER = "11111111-1111-4111-8111-111111111111"
-BARE = "select id from public.vectors order by embedding operator(extensions.<=>) %(near)s::extensions.halfvec limit %(wanted)s"
+BARE = (
+    "select id from public.vectors "
+    "order by embedding operator(extensions.<=>) %(near)s::extensions.halfvec limit %(wanted)s"
+)
 BARE_FILTERED = (
     "select id from public.vectors where metadata @> %(filter)s::jsonb "
     "order by embedding operator(extensions.<=>) %(near)s::extensions.halfvec limit %(wanted)s"

@@ -55,7 +55,7 @@ class Question(BaseModel):
 
 STREAM = {
     "text/event-stream": {
-        "schema": {"type": "string"},
+        # No schema: tools that know event streams take one for that of each event.
         "example": (
             'id: 5\ndata: {"id":"chatcmpl-…","object":"chat.completion.chunk","choices":'
             '[{"index":0,"delta":{"content":"Three"},"finish_reason":null}]}\n\ndata: [DONE]\n\n'

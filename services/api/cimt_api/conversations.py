@@ -185,7 +185,12 @@ async def read_me(user: CurrentUser, services: ServicesOf) -> dict[str, Any]:
     return _me(await rows.fetchone(), user.email)
 
 
-@router.patch("/me", summary="Change my name", response_model=Me, responses=FAILURES)
+@router.patch(
+    "/me",
+    summary="Change my name",
+    response_model=Me,
+    responses=documented(400, 401, 413, 422, 503),
+)
 async def change_me(change: MeChange, user: CurrentUser, services: ServicesOf) -> dict[str, Any]:
     """`null` takes the name away."""
     async with services.database.as_user(user) as connection:

@@ -140,7 +140,7 @@ async def list_documents(
     "/documents/{source:path}",
     summary="Store a document, or what it has become",
     response_model=Ingested,
-    responses=documented(401, 404, 409, 413, 422, 502, 503, 504),
+    responses=documented(400, 401, 404, 409, 413, 422, 502, 503, 504),
 )
 async def put_document(source: Source, body: DocumentBody, services: ServicesOf) -> dict[str, Any]:
     """Repeat it as often as you like: what has not changed is neither embedded nor written again."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import pytest
@@ -100,7 +101,14 @@ def test_the_profile(dora: httpx.Client) -> None:
     assert dora.patch("/me", json={"display_name": "Dora ✨"}).json()["display_name"] == "Dora ✨"
     found = dora.get("/me").json()
     assert (found["email"], found["display_name"]) == ("dora@example.com", "Dora ✨")
-    for wrong in ({}, {"display_name": "x" * 201}, {"display_name": "a\0b"}, {"email": "x"}, []):
+    wrongs: tuple[Any, ...] = (
+        {},
+        {"display_name": "x" * 201},
+        {"display_name": "a\0b"},
+        {"email": "x"},
+        [],
+    )
+    for wrong in wrongs:
         assert dora.patch("/me", json=wrong).status_code == 422
     assert dora.get("/me").json()["display_name"] == "Dora ✨"
     assert dora.patch("/me", json={"display_name": None}).json()["display_name"] is None
