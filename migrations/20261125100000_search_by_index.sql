@@ -72,6 +72,15 @@ begin
       where (sources is null or v.source = any (sources))
         and (metadata_filter is null or v.metadata operator(pg_catalog.@>) metadata_filter)
       order by v.embedding operator(extensions.<=>) query_embedding limit candidates) as n;
+    if coalesce(cardinality(near_ids), 0) < candidates then
+      -- The index gives up after hnsw.max_scan_tuples rows that may not be read or do not match.
+      select array_agg(n.id order by n.distance, n.id) into near_ids from (
+        select v.id, (v.embedding operator(extensions.<=>) query_embedding) + 0 as distance
+        from private.readable_vectors v
+        where (sources is null or v.source = any (sources))
+          and (metadata_filter is null or v.metadata operator(pg_catalog.@>) metadata_filter)
+        order by 2 limit candidates) as n;
+    end if;
   end if;
   for attempt in 1..2 loop
     exit when numnode(words) = 0;

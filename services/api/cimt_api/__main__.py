@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 import signal
 import sys
-import threading
 from types import FrameType
 
 import uvicorn
 from prometheus_client import start_http_server
 
-from . import __version__
-from .app import create_app, revision
+from .app import application
 from .edge import Edge, JsonFormatter
 from .settings import Settings, SettingsError, load
+
+STREAM_END_SECONDS = 5  # after SHUTDOWN_SECONDS: for interrupted streams to say so, and be stored
 
 log = logging.getLogger("cimt_api")
 
@@ -22,22 +24,28 @@ log = logging.getLogger("cimt_api")
 class DrainingServer(uvicorn.Server):
     """Goes on accepting for a while after SIGTERM: until then the load balancer may still send."""
 
-    def __init__(self, config: uvicorn.Config, edge: Edge, drain_seconds: float) -> None:
+    def __init__(self, config: uvicorn.Config, edge: Edge, settings: Settings) -> None:
         super().__init__(config)
         self.edge = edge
-        self.drain_seconds = drain_seconds
+        self.settings = settings
+        self.loop: asyncio.AbstractEventLoop | None = None
+
+    async def startup(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
+        """As ever, and remember the loop that signals are handed to."""
+        self.loop = asyncio.get_running_loop()
+        await super().startup(sockets)  # type: ignore[arg-type]
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """First SIGTERM: drain, then stop. A second one, or SIGINT (Ctrl-C), stops at once."""
-        if sig != signal.SIGTERM or self.edge.draining:
+        if sig != signal.SIGTERM or self.edge.draining or self.loop is None:
             super().handle_exit(sig, frame)
             return
         self.edge.draining = True
-        log.info("SIGTERM: draining for %g s", self.drain_seconds)
-        # The server looks at `should_exit` ten times a second, so a thread may set it.
-        timer = threading.Timer(self.drain_seconds, super().handle_exit, (sig, frame))
-        timer.daemon = True
-        timer.start()
+        drain, then = self.settings.drain_seconds, self.settings.shutdown_seconds
+        log.info("SIGTERM: accepting for %g s more, then %d s for what is running", drain, then)
+        # A signal may interrupt anything: what follows is left to the loop.
+        self.loop.call_soon_threadsafe(self.edge.stop_in, drain + then)
+        self.loop.call_soon_threadsafe(self.loop.call_later, drain, super().handle_exit, sig, frame)
 
 
 def serve(settings: Settings) -> None:
@@ -45,24 +53,22 @@ def serve(settings: Settings) -> None:
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=settings.log_level.upper(), handlers=[handler])
-    built_from = revision()
-    edge = Edge(
-        create_app(built_from),
-        max_body_bytes=settings.max_body_bytes,
-        version=__version__,
-        revision=built_from,
-    )
+    logging.getLogger("httpx2").setLevel(logging.WARNING)  # it logs addresses, one line per request
+    edge = application(settings)
     start_http_server(settings.metrics_port, addr=settings.host, registry=edge.registry)
     config = uvicorn.Config(
         edge,
         host=settings.host,
         port=settings.port,
+        loop="uvloop",
+        http="httptools",
+        ws="none",
         log_config=None,
         access_log=False,
         server_header=False,
-        timeout_graceful_shutdown=settings.shutdown_seconds,
+        timeout_graceful_shutdown=settings.shutdown_seconds + STREAM_END_SECONDS,
     )
-    DrainingServer(config, edge, settings.drain_seconds).run()
+    DrainingServer(config, edge, settings).run()
 
 
 def main() -> int:
@@ -72,7 +78,8 @@ def main() -> int:
     except SettingsError as error:
         print(error, file=sys.stderr)
         return 2
-    serve(settings)
+    with contextlib.suppress(KeyboardInterrupt):
+        serve(settings)
     return 0
 
 

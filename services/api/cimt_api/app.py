@@ -1,17 +1,39 @@
-"""The routes."""
+"""The application: `application()` reads the environment and puts everything together."""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI
 from fastapi.responses import JSONResponse
+from prometheus_client import CollectorRegistry
+from pydantic.json_schema import models_json_schema
+from starlette.middleware.cors import CORSMiddleware
 
-from . import __version__
+from . import __version__, chat, conversations, documents, problems, readiness
+from .auth import Authenticator
+from .chats import Chats
+from .database import Database
+from .edge import Edge
+from .generation import Answers
+from .limits import Limits
+from .metrics import Metrics
+from .retrieval import Retriever
+from .services import Services
+from .settings import Settings, load
+from .upstream import Upstream
 
-GREETING = "Hello, CIMT!"  # what the smoke test expects of an empty POST /chat
 # Written when the image is built. A file and not a variable: the panel's environment must not be able to shadow it.
 REVISION_FILE = Path(__file__).resolve().parents[1] / "revision"
+DAY_SECONDS = 86_400.0
+RETENTION_FIRST_SECONDS = 300.0  # not while a release is being watched
+
+log = logging.getLogger("cimt_api")
 
 
 def revision(path: Path = REVISION_FILE) -> str:
@@ -22,22 +44,139 @@ def revision(path: Path = REVISION_FILE) -> str:
         return "unknown"
 
 
-def create_app(built_from: str | None = None) -> FastAPI:
-    """The application without its outer layer (limits, headers, log, metrics: see `edge`)."""
+def application(settings: Settings | None = None) -> Edge:
+    """The whole ASGI application. Starts with every dependency down; raises SettingsError."""
+    settings = settings or load()
+    registry = CollectorRegistry()
+    built_from = revision()
+    app = create_app(settings, Metrics(registry), built_from)
+    answers: Answers = app.state.answers
+    return Edge(
+        CORSMiddleware(
+            app,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST", "PUT", "DELETE"],
+            allow_headers=[
+                "Authorization",
+                "Content-Type",
+                "Last-Event-ID",
+                "X-Request-Id",
+                "X-Vercel-AI-UI-Message-Stream",
+            ],
+            expose_headers=[
+                "X-Answer-Id",
+                "X-Conversation-Id",
+                "X-Request-Id",
+                "Retry-After",
+                "RateLimit",
+                "RateLimit-Policy",
+            ],
+            max_age=3600,
+        ),
+        registry,
+        max_body_bytes=settings.max_body_bytes,
+        max_document_bytes=settings.max_document_bytes,
+        stop_in=answers.stop_in,
+        version=__version__,
+        revision=built_from,
+    )
+
+
+def create_app(settings: Settings, metrics: Metrics, built_from: str) -> FastAPI:
+    """The routes and what they work with, without the outer layers."""
+    database = Database(settings)
+    upstream = Upstream(settings, metrics)
+    chats = Chats(database)
+    retriever = Retriever(database, settings)
+    held = Services(
+        settings=settings,
+        database=database,
+        authenticator=Authenticator(settings),
+        limits=Limits(settings),
+        chats=chats,
+        retriever=retriever,
+        upstream=upstream,
+    )
+    answers = Answers(settings, chats, retriever, upstream, metrics)
+    metrics.watch(
+        generating=answers.generating,
+        unsaved=answers.unsaved,
+        breaker=lambda: upstream.breaker.open,
+        pool=database.stats,
+    )
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        # None of these waits for anybody: the port opens at once, whatever is down.
+        await database.open()
+        await held.authenticator.start()
+        await upstream.start()
+        await answers.start()
+        retention = asyncio.create_task(_retention(chats, settings.chat_retention_days))
+        yield
+        retention.cancel()
+        await answers.close()
+        await upstream.close()
+        await held.authenticator.close()
+        await database.close()
+
     # No interactive pages: they load scripts from elsewhere. /openapi.json stays, for generating clients.
     app = FastAPI(
-        title="CIMT API", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False
+        title="CIMT API",
+        version=__version__,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        lifespan=lifespan,
     )
-    health = {"status": "ok", "version": __version__, "revision": built_from or revision()}
+    app.state.services = held
+    app.state.answers = answers
+    app.state.metrics = metrics
+    problems.install(app)
+    health = {"status": "ok", "version": __version__, "revision": built_from}
 
-    @app.get("/healthz", summary="Alive, and from which revision")
+    @app.get("/healthz", summary="Alive, and from which revision", tags=["health"])
     async def healthz() -> JSONResponse:
         return JSONResponse(health)
 
-    @app.post("/chat", summary="Say something; an empty body is greeted")
-    async def chat(request: Request) -> JSONResponse:
-        # Reading the whole body is what enforces its limit. Its text is neither kept nor sent back.
-        await request.body()
-        return JSONResponse({"message": GREETING})
-
+    for routes in (chat, conversations, documents, readiness):
+        app.include_router(routes.router)
+    _complete_document(app)
     return app
+
+
+def _complete_document(app: FastAPI) -> None:
+    """Give the OpenAPI document the schemas that the routes name without FastAPI seeing it."""
+    made = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            document = made()
+            _, extra = models_json_schema(
+                [(chat.Question, "validation"), (problems.ProblemDocument, "validation")],
+                ref_template="#/components/schemas/{model}",
+            )
+            parts = document.setdefault("components", {})
+            parts.setdefault("schemas", {}).update(extra["$defs"])
+            parts["securitySchemes"] = {
+                **parts.get("securitySchemes", {}),
+                "bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"},
+            }
+        return app.openapi_schema or {}
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+async def _retention(chats: Chats, days: int) -> None:
+    """Once a day, delete what is older than it may be."""
+    if not days:
+        return
+    await asyncio.sleep(RETENTION_FIRST_SECONDS)
+    while True:
+        try:
+            deleted = await chats.expire(days)
+        except problems.Problem as problem:
+            log.warning("retention: not done (%s)", problem.kind)
+        else:
+            log.info("retention: %d answers older than %d days deleted", deleted, days)
+        await asyncio.sleep(DAY_SECONDS)

@@ -1,16 +1,19 @@
-"""What every request passes: size limit, security headers, one log line, metrics. Buffers nothing."""
+"""What every request passes: size limit, request id, security headers, one log line, metrics. Buffers nothing."""
 
 from __future__ import annotations
 
 import json
 import logging
+import os
+import re
 import time
+from collections.abc import Callable
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from starlette.exceptions import HTTPException
-from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -22,6 +25,9 @@ SECURITY_HEADERS = [
 ]
 # From a cached answer to a long streamed one, in seconds.
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+
+REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+request_id: ContextVar[str] = ContextVar("request_id", default="")
 
 log = logging.getLogger("cimt_api.access")
 
@@ -38,6 +44,8 @@ class JsonFormatter(logging.Formatter):
             "message": record.getMessage(),
             **getattr(record, "fields", {}),
         }
+        if which := request_id.get():
+            line["request_id"] = which
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return json.dumps(line, ensure_ascii=False)
@@ -47,14 +55,27 @@ class Edge:
     """The outermost ASGI layer.
 
     `draining` is set by the server after SIGTERM: answers then carry `Connection: close`, so that the
-    proxy stops reusing its connections before they are cut.
+    proxy stops reusing its connections before they are cut. `stop_in` tells the application in how many
+    seconds it must be done with what it is doing.
     """
 
-    def __init__(self, app: ASGIApp, *, max_body_bytes: int, version: str, revision: str) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        registry: CollectorRegistry,
+        *,
+        max_body_bytes: int,
+        max_document_bytes: int,
+        stop_in: Callable[[float], None],
+        version: str,
+        revision: str,
+    ) -> None:
         self.app = app
         self.max_body_bytes = max_body_bytes
+        self.max_document_bytes = max_document_bytes
         self.draining = False
-        self.registry = CollectorRegistry()
+        self.stop_in = stop_in
+        self.registry = registry
         self.requests = Counter(
             "http_requests",
             "Finished requests.",
@@ -84,13 +105,20 @@ class Edge:
         started = time.perf_counter()
         status = 500  # what the client gets when the application fails before it answers
         received = 0
+        declared, which = self._looked_up(scope)
+        request_id.set(which.decode())
+        documents = scope["path"].startswith("/documents/")
+        most = self.max_document_bytes if documents else self.max_body_bytes
 
         async def limited_receive() -> Message:
             nonlocal received
+            # Refused before it is read where its length is declared, else as soon as it is too long.
+            if declared > most or received > most:
+                raise HTTPException(413, f"The body is larger than {most} bytes.")
             message = await receive()
             received += len(message.get("body", b""))
-            if received > self.max_body_bytes:  # no Content-Length, or a false one
-                raise HTTPException(413, f"The body is larger than {self.max_body_bytes} bytes.")
+            if received > most:
+                raise HTTPException(413, f"The body is larger than {most} bytes.")
             return message
 
         async def marked_send(message: Message) -> None:
@@ -98,6 +126,7 @@ class Edge:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = [*message.get("headers", []), *SECURITY_HEADERS]
+                headers.append((b"x-request-id", which))
                 if not any(name == b"cache-control" for name, _ in headers):
                     headers.append((b"cache-control", b"no-store"))
                 if self.draining:
@@ -107,21 +136,24 @@ class Edge:
 
         self.running.inc()
         try:
-            if self._declared_length(scope) > self.max_body_bytes:
-                text = f"The body is larger than {self.max_body_bytes} bytes."
-                await JSONResponse({"detail": text}, 413)(scope, receive, marked_send)
-            else:
-                await self.app(scope, limited_receive, marked_send)
+            await self.app(scope, limited_receive, marked_send)
         finally:
             self.running.dec()
             self._observe(scope, status, time.perf_counter() - started)
 
     @staticmethod
-    def _declared_length(scope: Scope) -> int:
-        """Content-Length in bytes; 0 when there is none (the server has checked that it is a number)."""
-        return next(
-            (int(value) for name, value in scope["headers"] if name == b"content-length"), 0
-        )
+    def _looked_up(scope: Scope) -> tuple[int, bytes]:
+        """Declared length of the body in bytes (0: not declared), and the id of the request.
+
+        The server has checked that the length is a number. A client's id is kept where it is harmless.
+        """
+        length, which = 0, b""
+        for name, value in scope["headers"]:
+            if name == b"content-length":
+                length = int(value)
+            elif name == b"x-request-id" and REQUEST_ID.fullmatch(value):
+                which = value
+        return length, which or os.urandom(8).hex().encode()
 
     def _observe(self, scope: Scope, status: int, seconds: float) -> None:
         # Labels have few values whatever a client sends: the route's template, never the path.

@@ -1,109 +1,68 @@
-"""The real server process on loopback, from a copy of the package as the image holds it."""
+"""The server around the routes: health, limits, headers, log, metrics, and how it starts and stops."""
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 
-API = Path(__file__).parents[1]
-REVISION = "0123456789abcdef0123456789abcdef01234567"
+from services.api.tests.harness import INGEST_KEY, REVISION, SERVICE, Api, api, eventually
+
 BODY_LIMIT = 4096  # bytes
 DRAIN = 3.0  # seconds
-
-
-@dataclass
-class Server:
-    """A running process, its public and its metrics address, and the file its log goes to."""
-
-    process: subprocess.Popen[bytes]
-    url: str
-    metrics: str
-    log: Path
-
-    def lines(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.log.read_text().splitlines()]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def start(folder: Path, revision: str | None = REVISION) -> Iterator[Server]:
-    shutil.copytree(API / "cimt_api", folder / "cimt_api", ignore=shutil.ignore_patterns("__pyc*"))
-    if revision:
-        (folder / "revision").write_text(f"{revision}\n")
-    port, metrics = free_port(), free_port()
-    settings = {
-        "HOST": "127.0.0.1",
-        "PORT": str(port),
-        "METRICS_PORT": str(metrics),
-        "DRAIN_SECONDS": str(DRAIN),
-        "MAX_BODY_BYTES": str(BODY_LIMIT),
-        "REVISION": "a variable must not shadow the image's revision",
-    }
-    log = folder / "log"
-    with log.open("wb") as stream:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "cimt_api"], cwd=folder, env=os.environ | settings, stdout=stream
-        )
-    server = Server(process, f"http://127.0.0.1:{port}", f"http://127.0.0.1:{metrics}", log)
-    try:
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                httpx.get(f"{server.url}/healthz")
-                break
-            except httpx.TransportError:
-                assert process.poll() is None, log.read_text()
-                assert time.monotonic() < deadline, log.read_text()
-                time.sleep(0.1)
-        yield server
-    finally:
-        process.kill()
-        process.wait()
+# Nobody is there: the server must start and serve what needs nobody.
+NOBODY = "127.0.0.1:1"
+ALONE = {
+    "DATABASE_URL": f"postgresql://cimt_api@{NOBODY}/supabase",
+    "SUPABASE_URL": f"http://{NOBODY}",
+    "OPENAI_API_KEY": "sk-nobody",
+    "OPENAI_BASE_URL": f"http://{NOBODY}/v1",
+    "INGEST_KEY": INGEST_KEY,
+    "CORS_ORIGINS": "https://app.example.com",
+    "DRAIN_SECONDS": str(DRAIN),
+    "MAX_BODY_BYTES": str(BODY_LIMIT),
+    "REVISION": "a variable must not shadow the image's revision",
+}
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
     """Shared by the tests that leave it running."""
-    yield from start(tmp_path_factory.mktemp("api"))
+    with api(tmp_path_factory.mktemp("server") / "api", ALONE) as made:
+        yield made
 
 
 @pytest.fixture
-def own_server(tmp_path: Path) -> Iterator[Server]:
+def own_server(folder: Path) -> Iterator[Api]:
     """For a test that ends it; started outside an image, so without a revision."""
-    yield from start(tmp_path, revision=None)
+    with api(folder, ALONE, revision=None) as made:
+        yield made
 
 
-def test_health_names_version_and_the_revision_in_the_file(server: Server) -> None:
+def test_health_names_version_and_the_revision_in_the_file(server: Api) -> None:
     answer = httpx.get(f"{server.url}/healthz")
     assert answer.json() == {"status": "ok", "version": "0.1.0", "revision": REVISION}
 
 
-@pytest.mark.parametrize("body", [b"", b'{"message": "a question"}', b"\xff not text"])
-def test_chat_greets_whatever_is_said(server: Server, body: bytes) -> None:
-    answer = httpx.post(f"{server.url}/chat", content=body)
+def test_only_an_empty_body_is_greeted(server: Api) -> None:
+    answer = httpx.post(f"{server.url}/chat")
     assert (answer.status_code, answer.json()) == (200, {"message": "Hello, CIMT!"})
+    refused = httpx.post(f"{server.url}/chat", json={"message": "a question"})
+    assert refused.status_code == 401
+    assert refused.headers["content-type"] == "application/problem+json"
+    assert refused.json()["type"] == "urn:cimt:problem:unauthorized"
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/chat", "/no-such-path"])
-def test_every_answer_has_the_security_headers(server: Server, path: str) -> None:
+def test_every_answer_has_the_security_headers(server: Api, path: str) -> None:
     headers = httpx.get(f"{server.url}{path}").headers
     assert headers["x-content-type-options"] == "nosniff"
     assert headers["cache-control"] == "no-store"
@@ -112,25 +71,65 @@ def test_every_answer_has_the_security_headers(server: Server, path: str) -> Non
     assert "server" not in headers
 
 
-def test_a_body_has_a_bound_with_and_without_a_stated_length(server: Server) -> None:
+def test_a_request_id_is_given_back_and_logged_or_made(server: Api) -> None:
+    kept = httpx.get(f"{server.url}/no-such-path", headers={"X-Request-Id": "from-the-proxy_1.2"})
+    assert kept.headers["x-request-id"] == "from-the-proxy_1.2"
+    made = httpx.get(f"{server.url}/no-such-path", headers={"X-Request-Id": 'a b"c'})
+    assert len(made.headers["x-request-id"]) == 16
+    eventually(
+        lambda: [line for line in server.lines() if line.get("request_id") == "from-the-proxy_1.2"],
+        "the id in the log",
+    )
+
+
+def test_browsers_of_other_origins_are_let_in_by_a_list(server: Api) -> None:
+    def preflight(origin: str) -> httpx.Response:
+        return httpx.options(
+            f"{server.url}/chat",
+            headers={
+                "Origin": origin,
+                "Access-Control-Request-Method": "POST",
+                "Access-Control-Request-Headers": "authorization,last-event-id",
+            },
+        )
+
+    welcome = preflight("https://app.example.com")
+    assert welcome.status_code == 200
+    assert welcome.headers["access-control-allow-origin"] == "https://app.example.com"
+    assert "access-control-allow-origin" not in preflight("https://example.net").headers
+    # Errors too, or a browser could not tell why it was refused.
+    refused = httpx.post(
+        f"{server.url}/chat", content=b"x", headers={"Origin": "https://app.example.com"}
+    )
+    assert refused.status_code == 401
+    assert refused.headers["access-control-allow-origin"] == "https://app.example.com"
+    assert "X-Answer-Id" in refused.headers["access-control-expose-headers"]
+
+
+def test_a_dead_dependency_is_no_reason_to_be_killed(server: Api) -> None:
+    assert httpx.get(f"{server.url}/healthz").status_code == 200
+    assert httpx.get(f"{server.url}/readyz", timeout=60).status_code == 503
+
+
+def test_a_body_has_a_bound_with_and_without_a_stated_length(server: Api) -> None:
     def chunks(size: int) -> Iterator[bytes]:
         for _ in range(size // 512):
             yield b"x" * 512
 
     url = f"{server.url}/chat"
-    assert httpx.post(url, content=b"x" * BODY_LIMIT).status_code == 200
-    assert httpx.post(url, content=chunks(BODY_LIMIT)).status_code == 200
+    assert httpx.post(url, content=b"x" * BODY_LIMIT).status_code == 401
+    assert httpx.post(url, content=chunks(BODY_LIMIT)).status_code == 401
     for body in (b"x" * (BODY_LIMIT + 1), chunks(BODY_LIMIT + 512)):
         answer = httpx.post(url, content=body)
         assert answer.status_code == 413
         assert str(BODY_LIMIT) in answer.json()["detail"]
 
 
-def test_metrics_are_counted_by_route_and_not_public(server: Server) -> None:
+def test_metrics_are_counted_by_route_and_not_public(server: Api) -> None:
     assert httpx.get(f"{server.url}/metrics").status_code == 404
     httpx.get(f"{server.url}/a/scanner/asks/this")
     httpx.post(f"{server.url}/chat")
-    text = httpx.get(f"{server.metrics}/metrics").text
+    text = httpx.get(f"{server.metrics_url}/metrics").text
     assert 'http_requests_total{method="GET",route="unmatched",status="404"}' in text
     assert 'http_requests_total{method="POST",route="/chat",status="200"}' in text
     assert 'http_request_duration_seconds_bucket{le="0.005",method="POST",route="/chat"}' in text
@@ -138,7 +137,7 @@ def test_metrics_are_counted_by_route_and_not_public(server: Server) -> None:
     assert "scanner" not in text
 
 
-def test_the_log_is_json_without_what_people_wrote(server: Server) -> None:
+def test_the_log_is_json_without_what_people_wrote(server: Api) -> None:
     httpx.post(f"{server.url}/chat?token=a-secret", content=b"what-people-wrote")
     line = [line for line in server.lines() if line.get("path") == "/chat"][-1]
     assert line.keys() >= {"time", "level", "method", "status", "duration_ms"}
@@ -146,7 +145,7 @@ def test_the_log_is_json_without_what_people_wrote(server: Server) -> None:
     assert "what-people-wrote" not in server.log.read_text()
 
 
-def test_sigterm_fails_no_request_while_the_proxy_still_sends(own_server: Server) -> None:
+def test_sigterm_fails_no_request_while_the_proxy_still_sends(own_server: Api) -> None:
     answers: list[httpx.Response] = []
     stop = threading.Event()
     failures: list[Exception] = []
@@ -187,7 +186,7 @@ def test_sigterm_fails_no_request_while_the_proxy_still_sends(own_server: Server
         httpx.get(f"{own_server.url}/healthz")
 
 
-def test_a_second_sigterm_does_not_wait_for_the_drain(own_server: Server) -> None:
+def test_a_second_sigterm_does_not_wait_for_the_drain(own_server: Api) -> None:
     own_server.process.send_signal(signal.SIGTERM)
     time.sleep(0.3)
     started = time.monotonic()
@@ -196,16 +195,27 @@ def test_a_second_sigterm_does_not_wait_for_the_drain(own_server: Server) -> Non
     assert time.monotonic() - started < DRAIN * 0.8
 
 
-def test_every_wrong_variable_is_named_at_once() -> None:
-    wrong = {"PORT": "http", "LOG_LEVEL": "loud", "DRAIN_SECONDS": "-1"}
+def test_every_wrong_or_missing_variable_is_named_at_once() -> None:
+    wrong = {
+        "PORT": "http",
+        "LOG_LEVEL": "loud",
+        "DRAIN_SECONDS": "-1",
+        "INGEST_KEY": "short-and-secret",
+        "SUPABASE_URL": "http://example.com",
+        "CORS_ORIGINS": "app.example.com",
+        "CHAT_LOG": "perhaps",
+    }
+    missing = ("DATABASE_URL", "OPENAI_API_KEY")
+    clean = {name: value for name, value in os.environ.items() if name not in missing}
     result = subprocess.run(
         [sys.executable, "-m", "cimt_api"],
-        cwd=API,
-        env=os.environ | wrong,
+        cwd=SERVICE,
+        env=clean | wrong,
         capture_output=True,
         text=True,
         timeout=60,
     )
     assert result.returncode == 2
-    assert all(name in result.stderr for name in wrong)
+    assert all(name in result.stderr for name in (*wrong, *missing))
+    assert "short-and-secret" not in result.stderr
     assert "Traceback" not in result.stderr

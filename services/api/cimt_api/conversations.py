@@ -1,0 +1,225 @@
+"""What a user has asked, and who they are: read, rename, delete. Row-level security keeps everybody to their own."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any
+from uuid import UUID
+
+from fastapi import APIRouter, Query
+from psycopg.rows import dict_row
+from pydantic import BaseModel, ConfigDict, Field
+
+from .auth import refusal
+from .fields import Text, position, position_of
+from .problems import Problem, documented
+from .services import CurrentUser, ServicesOf
+
+router = APIRouter(tags=["Mine"])
+
+PAGE = 20
+PAGE_MAX = 100
+Limit = Annotated[int, Query(ge=1, le=PAGE_MAX, description="How many at most.")]
+Cursor = Annotated[
+    str | None,
+    Query(max_length=200, description="`next` of the page before; none for the first page."),
+]
+FAILURES = documented(401, 422, 503)
+
+
+class Conversation(BaseModel):
+    """A thread of questions and answers."""
+
+    id: UUID
+    title: str | None = Field(examples=["How do I reset my password?"])
+    created_at: datetime
+    updated_at: datetime = Field(description="When something was asked in it last.")
+
+
+class Conversations(BaseModel):
+    """A page, the newest first."""
+
+    items: list[Conversation]
+    next: str | None = Field(description="`cursor` of the next page; null: this is the last.")
+
+
+class Answer(BaseModel):
+    """A question with its answer."""
+
+    id: UUID
+    question: str
+    answer: str = Field(description="As much of it as has come.")
+    status: str = Field(examples=["complete"], description="streaming, complete, cancelled, failed")
+    error: str | None
+    sources: list[dict[str, Any]]
+    model: str = Field(examples=["gpt-5-mini"])
+    created_at: datetime
+
+
+class ConversationPage(Conversation):
+    """A conversation and a page of its answers, the newest first."""
+
+    items: list[Answer]
+    next: str | None = Field(
+        description="`cursor` of the next, older page; null: this is the last."
+    )
+
+
+class Me(BaseModel):
+    """The signed-in user."""
+
+    id: UUID
+    email: str | None = Field(examples=["ann@example.com"])
+    display_name: str | None = Field(examples=["Ann"])
+    created_at: datetime
+
+
+class MeChange(BaseModel):
+    """What a user may change."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"display_name": "Ann"}]}
+    )
+
+    display_name: Annotated[Text, Field(max_length=200)] | None
+
+
+class Deleted(BaseModel):
+    """What was deleted."""
+
+    conversations: int = Field(examples=[3])
+
+
+@router.get(
+    "/conversations", summary="My conversations", response_model=Conversations, responses=FAILURES
+)
+async def list_conversations(
+    user: CurrentUser, services: ServicesOf, limit: Limit = PAGE, cursor: Cursor = None
+) -> dict[str, Any]:
+    """The newest first; pages by `cursor`."""
+    async with services.database.as_user(user) as connection:
+        rows = connection.cursor(row_factory=dict_row)
+        await rows.execute(
+            "select id, title, created_at, updated_at from public.conversations where user_id = %(user)s "
+            "and (updated_at, id) < (%(when)s, %(id)s) order by updated_at desc, id desc limit %(limit)s",
+            _bounds(user.id, limit, cursor),
+        )
+    return _page(await rows.fetchall(), limit, "updated_at")
+
+
+@router.delete(
+    "/conversations",
+    summary="Delete all my conversations",
+    response_model=Deleted,
+    responses=documented(401, 503),
+)
+async def delete_conversations(user: CurrentUser, services: ServicesOf) -> dict[str, int]:
+    """With every question and answer, for good."""
+    async with services.database.as_user(user) as connection:
+        rows = await connection.execute(
+            "delete from public.conversations where user_id = %s", (user.id,)
+        )
+    return {"conversations": rows.rowcount}
+
+
+@router.get(
+    "/conversations/{conversation_id}",
+    summary="One of my conversations with its answers",
+    response_model=ConversationPage,
+    responses=documented(401, 404, 422, 503),
+)
+async def read_conversation(
+    conversation_id: UUID,
+    user: CurrentUser,
+    services: ServicesOf,
+    limit: Limit = PAGE,
+    cursor: Cursor = None,
+) -> dict[str, Any]:
+    """The newest answers first; pages by `cursor`."""
+    async with services.database.as_user(user) as connection:
+        head = connection.cursor(row_factory=dict_row)
+        await head.execute(
+            "select id, title, created_at, updated_at from public.conversations where id = %s and user_id = %s",
+            (conversation_id, user.id),
+        )
+        rows = connection.cursor(row_factory=dict_row)
+        await rows.execute(
+            "select id, question, answer, status, error, sources, model, created_at from public.chat_logs "
+            "where conversation_id = %(conversation)s and user_id = %(user)s "
+            "and (created_at, id) < (%(when)s, %(id)s) order by created_at desc, id desc limit %(limit)s",
+            {"conversation": conversation_id, **_bounds(user.id, limit, cursor)},
+        )
+    conversation = await head.fetchone()
+    if conversation is None:
+        raise _missing()
+    return {**conversation, **_page(await rows.fetchall(), limit, "created_at")}
+
+
+@router.delete(
+    "/conversations/{conversation_id}",
+    summary="Delete one of my conversations",
+    status_code=204,
+    responses=documented(401, 404, 422, 503),
+)
+async def delete_conversation(
+    conversation_id: UUID, user: CurrentUser, services: ServicesOf
+) -> None:
+    """With its questions and answers, for good. An answer that is being written is not kept."""
+    async with services.database.as_user(user) as connection:
+        rows = await connection.execute(
+            "delete from public.conversations where id = %s and user_id = %s",
+            (conversation_id, user.id),
+        )
+    if rows.rowcount == 0:
+        raise _missing()
+
+
+@router.get("/me", summary="Who I am", response_model=Me, responses=documented(401, 503))
+async def read_me(user: CurrentUser, services: ServicesOf) -> dict[str, Any]:
+    """The account by the token, the name by the profile."""
+    async with services.database.as_user(user) as connection:
+        rows = connection.cursor(row_factory=dict_row)
+        await rows.execute(
+            "select id, display_name, created_at from public.users where id = %s", (user.id,)
+        )
+    return _me(await rows.fetchone(), user.email)
+
+
+@router.patch(
+    "/me",
+    summary="Change my name",
+    response_model=Me,
+    responses=documented(400, 401, 413, 422, 503),
+)
+async def change_me(change: MeChange, user: CurrentUser, services: ServicesOf) -> dict[str, Any]:
+    """`null` takes the name away."""
+    async with services.database.as_user(user) as connection:
+        rows = connection.cursor(row_factory=dict_row)
+        await rows.execute(
+            "update public.users set display_name = %s where id = %s returning id, display_name, created_at",
+            (change.display_name, user.id),
+        )
+    return _me(await rows.fetchone(), user.email)
+
+
+def _me(row: dict[str, Any] | None, email: str | None) -> dict[str, Any]:
+    if row is None:
+        raise refusal("The account does not exist any more.")
+    return {**row, "email": email}
+
+
+def _missing() -> Problem:
+    """The same for what is not there and for what is another user's."""
+    return Problem(404, "There is no such conversation", kind="conversation-not-found")
+
+
+def _bounds(user_id: str, limit: int, cursor: str | None) -> dict[str, Any]:
+    """Values of a page's query: one row more than wanted tells whether another page follows."""
+    when, number = position(cursor)
+    return {"user": user_id, "limit": limit + 1, "when": when, "id": number}
+
+
+def _page(rows: list[dict[str, Any]], limit: int, key: str) -> dict[str, Any]:
+    items = rows[:limit]
+    more = len(rows) > limit
+    return {"items": items, "next": position_of(items[-1][key], items[-1]["id"]) if more else None}

@@ -1,0 +1,138 @@
+"""Errors as clients get them: application/problem+json, RFC 9457."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+import orjson
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+MEDIA_TYPE = "application/problem+json"
+NO_HEADERS: Mapping[str, str] = {}
+
+
+class Problem(Exception):
+    """An error that the client is told: `kind` names it for programs, `title` and `detail` for people.
+
+    Neither holds what an upstream service said, nor what a person wrote.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        title: str,
+        detail: str = "",
+        *,
+        kind: str,
+        headers: Mapping[str, str] = NO_HEADERS,
+        **extra: Any,
+    ) -> None:
+        super().__init__(f"{status} {kind}: {title}")
+        self.status = status
+        self.title = title
+        self.detail = detail
+        self.kind = kind
+        self.headers = headers
+        self.extra = extra
+
+    def body(self) -> dict[str, Any]:
+        """The JSON object of RFC 9457; members without a value are left out."""
+        base = {"type": f"urn:cimt:problem:{self.kind}", "title": self.title, "status": self.status}
+        return {**base, **({"detail": self.detail} if self.detail else {}), **self.extra}
+
+    def response(self) -> Response:
+        """The HTTP answer."""
+        return Response(
+            orjson.dumps(self.body()), self.status, dict(self.headers), media_type=MEDIA_TYPE
+        )
+
+
+class ProblemDocument(BaseModel):
+    """The schema of every error, for the OpenAPI document."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str = Field(examples=["urn:cimt:problem:not-found"])
+    title: str = Field(examples=["There is no such thing here"])
+    status: int = Field(examples=[404])
+    detail: str | None = None
+
+
+def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """`responses=` of a route that may end in these statuses."""
+    return {
+        status: {
+            "description": HTTPStatus(status).phrase,
+            "content": {
+                MEDIA_TYPE: {
+                    "schema": {"$ref": "#/components/schemas/ProblemDocument"},
+                    "example": {
+                        "type": f"urn:cimt:problem:{_kind(status)}",
+                        "title": HTTPStatus(status).phrase,
+                        "status": status,
+                    },
+                }
+            },
+        }
+        for status in statuses
+    }
+
+
+def install(app: FastAPI) -> None:
+    """Answer every error of the application as a problem document."""
+
+    async def problem(_: Request, error: Exception) -> Response:
+        assert isinstance(error, Problem)  # noqa: S101 - registered for this type alone
+        return error.response()
+
+    async def invalid(_: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)  # noqa: S101 - as above
+        return invalid_request(error.errors()).response()
+
+    async def plain(_: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)  # noqa: S101 - as above
+        phrase = HTTPStatus(error.status_code).phrase
+        detail = error.detail if error.detail != phrase else ""
+        return Problem(
+            error.status_code,
+            phrase,
+            detail,
+            kind=_kind(error.status_code),
+            headers=error.headers or {},
+        ).response()
+
+    async def unforeseen(_: Request, __: Exception) -> Response:  # the server logs the traceback
+        return Problem(
+            500, "The server made a mistake", "It is in its log.", kind="internal"
+        ).response()
+
+    app.add_exception_handler(Problem, problem)
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(HTTPException, plain)
+    app.add_exception_handler(Exception, unforeseen)
+
+
+def invalid_request(errors: Any) -> Problem:
+    """422 of pydantic's list of errors: where and why, never the value, which a person wrote."""
+    reasons = [
+        {"at": ".".join(str(part) for part in error["loc"]), "why": error["msg"]}
+        for error in list(errors)[:20]
+    ]
+    return Problem(
+        422,
+        "The request does not fit",
+        "; ".join(f"{reason['at']}: {reason['why']}" for reason in reasons)[:500],
+        kind="invalid-request",
+        errors=reasons,
+    )
+
+
+def _kind(status: int) -> str:
+    return HTTPStatus(status).phrase.lower().replace(" ", "-").replace("'", "")

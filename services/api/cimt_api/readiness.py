@@ -1,0 +1,55 @@
+"""GET /readyz: whether what the answers need is there. For alerts and people; never for the image's health check."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Response
+from pydantic import BaseModel, Field
+
+from .services import ServicesOf
+
+router = APIRouter(tags=["Operation"])
+
+PING_SECONDS = 2.0
+
+# Fixed texts: the reasons, with their addresses, are in the log.
+WHY = {
+    "database": "it does not answer",
+    "sign_in": "no key of the sign-in service is known",
+    "model": "its service fails again and again, and is given a pause; or its client is still loading",
+}
+
+
+class Part(BaseModel):
+    """One thing that is needed."""
+
+    ok: bool
+    why: str | None = Field(default=None, examples=[WHY["database"]])
+
+
+class Readiness(BaseModel):
+    """All of them."""
+
+    status: str = Field(examples=["ready"], description="ready or not ready")
+    parts: dict[str, Part] = Field(examples=[{"database": {"ok": True}}])
+
+
+@router.get(
+    "/readyz",
+    summary="Whether everything that answers need is there",
+    response_model=Readiness,
+    response_model_exclude_none=True,
+    responses={503: {"model": Readiness, "description": "A part is missing; `why` says which."}},
+)
+async def readyz(response: Response, services: ServicesOf) -> dict[str, Any]:
+    """The database answers, tokens can be verified, the model's service is not failing."""
+    fine = {
+        "database": await services.database.answers(PING_SECONDS),
+        "sign_in": services.authenticator.ready,
+        "model": services.upstream.ready,
+    }
+    ready = all(fine.values())
+    response.status_code = 200 if ready else 503
+    parts = {name: {"ok": ok, "why": None if ok else WHY[name]} for name, ok in fine.items()}
+    return {"status": "ready" if ready else "not ready", "parts": parts}
