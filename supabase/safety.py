@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import bodies
 from pglast import parse_sql, scan
 from pglast.error import Error as SyntaxProblem
 from pglast.parser import ParseError
@@ -33,7 +34,10 @@ SQUAWK_LEFT_OUT = (
     "require-lock-timeout,require-statement-timeout,require-concurrent-index-creation,"
     "prefer-bigint-over-int,prefer-robust-stmts"
 )
-LOST = re.compile(r"\b(drop|truncate|delete\s+from|alter\s+(table|column|type))\b", re.IGNORECASE)
+LOST = re.compile(
+    r"\b(drop|truncate|revoke|rename|delete\s+from|update\s|alter\s+(table|column|type))",
+    re.IGNORECASE,
+)
 # Commands of ALTER TABLE that code of the last release cannot notice, or only gains by.
 HARMLESS = {
     "AT_SetStorage",
@@ -88,6 +92,7 @@ class Schema:
     columns: dict[str, dict[str, str]] = field(default_factory=dict)  # table: {column: type}
     indexed: dict[str, list[tuple[str, ...]]] = field(default_factory=dict)
     operators: set[str] = field(default_factory=set)  # operator classes of vector indexes
+    functions: dict[str, tuple[str, str]] = field(default_factory=dict)  # name: language, source
     policies: dict[tuple[str, str], set[str]] = field(default_factory=dict)  # (table, name): roles
 
 
@@ -135,6 +140,7 @@ class _File:
         self.report = Report(path.name)
         self.schema = schema
         self.before = set(schema.tables)
+        self.columns_before = {table: set(columns) for table, columns in schema.columns.items()}
         self.made: dict[str, int] = {}  # table made here: line
         self.secured: set[str] = set()
         self.granted: set[str] = set()
@@ -181,9 +187,7 @@ class _File:
             self.waived[line] = rules
             statement: Any = raw.stmt
             node = statement(skip_none=True)
-            reader = getattr(self, f"on_{node['@']}", None)
-            if reader:
-                reader(node, line)
+            self.statement(node, line)
         self.finish()
         self.squawk(starts)
         self.report.findings = sorted(
@@ -192,6 +196,34 @@ class _File:
             if found.rule not in self.waived.get(found.line, set())
         )
         return self.report
+
+    def statement(self, node: dict[str, Any], line: int) -> None:
+        """Read one statement that runs with the file, be it in a block or in a function that is called."""
+        reader = getattr(self, f"on_{node['@']}", None)
+        if reader:
+            reader(node, line)
+        if node["@"] in ("SelectStmt", "InsertStmt", "UpdateStmt", "CallStmt"):
+            for inner in _nodes(node, "DeleteStmt"):  # with … as (delete …)
+                self.on_DeleteStmt(inner, line)
+            for call in _nodes(node, "FuncCall"):
+                # By a call, what merely stood in a function happens. Once: it may call itself.
+                code = self.schema.functions.pop(_name(call["funcname"]), None)
+                if code:
+                    self.body(*code, line)
+                    self.schema.functions[_name(call["funcname"])] = code
+
+    def body(self, language: str, source: str, line: int) -> None:
+        """Read what a body of code does when it runs."""
+        try:
+            statements, unknown = bodies.read(language, source)
+        except bodies.Unreadable:
+            statements, unknown = [], [source]
+        for node in statements:
+            self.statement(node, line)
+        for text in unknown:
+            found = LOST.search(text)
+            if found:
+                self.lose(line, f"a block that cannot be read ahead says {found.group(0)!r}")
 
     def squawk(self, starts: list[int]) -> None:
         result = subprocess.run(
@@ -331,11 +363,15 @@ class _File:
     def on_DeleteStmt(self, node: dict[str, Any], line: int) -> None:  # noqa: N802
         self.lose(line, f"rows of {_name(node['relation'])} are deleted")
 
+    def on_UpdateStmt(self, node: dict[str, Any], line: int) -> None:  # noqa: N802
+        table = _name(node["relation"])
+        for target in node["targetList"]:
+            if target["name"] in self.columns_before.get(table, ()):
+                self.lose(line, f"{table}.{target['name']} is overwritten in rows that exist")
+
     def on_DoStmt(self, node: dict[str, Any], line: int) -> None:  # noqa: N802
-        body = " ".join(str(part["arg"]["sval"]) for part in node["args"] if "arg" in part)
-        found = LOST.search(body)
-        if found:
-            self.lose(line, f"a block that cannot be read ahead says {found.group(0)!r}")
+        options = {option["defname"]: str(option["arg"]["sval"]) for option in node["args"]}
+        self.body(options.get("language", "plpgsql"), options["as"], line)
 
     def on_GrantStmt(self, node: dict[str, Any], line: int) -> None:  # noqa: N802
         kind = node["objtype"]["name"]
@@ -400,6 +436,8 @@ class _File:
             self.exposed[name] = line
         source = options.get("as", ())
         self.searches.append((" ".join(_names(source)), line))
+        language = str(options["language"]["sval"])
+        self.schema.functions[name] = (language, " ".join(_names(source)))
 
     def on_CommentStmt(self, node: dict[str, Any], _: int) -> None:  # noqa: N802
         item = node["object"]

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from safety import check, same_release
 
-from supabase.safety import check, same_release
 from tests.database.server import ROOT
 
 BASE = """
@@ -19,6 +19,12 @@ comment on column public.base.note is 'b';
 alter table public.base enable row level security;
 grant select on public.base to authenticated;
 create policy own on public.base to authenticated using (id = (select auth.uid()));
+"""
+
+# A function that deletes when it is called, and takes nothing away by being there.
+CLEANER = """
+create function public.clean() returns void language plpgsql set search_path = '' as $$
+begin delete from public.base where note is null; end $$;
 """
 
 
@@ -82,7 +88,12 @@ def test_a_mistake_is_found(tmp_path: Path, sql: str, rule: str) -> None:
         "revoke select on public.base from authenticated;",
         "drop policy own on public.base;",
         "alter policy own on public.base to anon;",
+        "update public.base set note = 'x';",
+        "with gone as (delete from public.base returning id) select count(*) from gone;",
         "do $$ begin execute 'drop table public.base'; end $$;",
+        "do $$ begin if true then alter table public.base drop column note; end if; end $$;",
+        "do $$ begin null; exception when others then delete from public.base; end $$;",
+        "do $$ declare t text := 'base'; begin execute format('drop table %I', t); end $$;",
     ],
 )
 def test_what_takes_away_is_a_contract(tmp_path: Path, sql: str) -> None:
@@ -93,6 +104,15 @@ def test_what_takes_away_is_a_contract(tmp_path: Path, sql: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "call", ["select public.clean();", "do $$ begin perform public.clean(); end $$;"]
+)
+def test_a_call_does_what_the_function_says(tmp_path: Path, call: str) -> None:
+    assert judge(tmp_path, CLEANER)[0] == "expand"
+    safety, rules = judge(tmp_path, CLEANER + call)
+    assert (safety, "destructive" in rules) == ("contract", True)
+
+
+@pytest.mark.parametrize(
     "sql",
     [
         "alter table public.base add column more text; comment on column public.base.more is 'm';",
@@ -100,6 +120,11 @@ def test_what_takes_away_is_a_contract(tmp_path: Path, sql: str) -> None:
         "alter policy own on public.base to authenticated, anon;",
         "grant update on public.base to authenticated;",
         "alter table public.base alter column note drop not null;",
+        "alter table public.base add column more text; update public.base set more = note;",
+        CLEANER,  # nobody calls it yet
+        "do $$ begin if true then alter table public.base add column more text; end if; end $$;",
+        "do $$ begin raise notice 'we drop nothing, delete from nowhere'; end $$;",
+        "do $$ declare drop_note text := 'alter table'; begin perform length(drop_note); end $$;",
     ],
 )
 def test_what_only_adds_is_an_expansion(tmp_path: Path, sql: str) -> None:

@@ -103,6 +103,10 @@ def test_a_first_run_applies_all_and_a_second_nothing(checkout: Checkout) -> Non
     assert code == 0
     assert "up to date" in output
     assert checkout.history() == FIRST
+    # The plan is `supabase db push --dry-run`.
+    code, output = checkout.run("--plan")
+    assert code == 0
+    assert "Remote database is up to date" in output
 
 
 def test_two_runners_at_once_take_turns(checkout: Checkout) -> None:
