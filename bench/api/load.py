@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 END = b"data: [DONE]"
-TEXT = b'"content":"'  # the first event with text; an empty one is the role
+TEXT = re.compile(rb'"content": ?"[^"]')  # in the first event with text; an empty one is the role
 WAIT_SECONDS = 120.0
 
 
@@ -52,7 +53,7 @@ class Connection:
         self.writer.write(request)
         got = b""
         async with asyncio.timeout(WAIT_SECONDS):
-            while not _has_text(got):
+            while not TEXT.search(got):
                 data = await self.reader.read(65536)
                 got += data
                 if not data or not got.startswith(b"HTTP/1.1 200"):
@@ -74,16 +75,6 @@ class Connection:
     def close(self) -> None:
         """Leave."""
         self.writer.close()
-
-
-def _has_text(got: bytes) -> bool:
-    at = got.find(TEXT)
-    while at >= 0:
-        after = got[at + len(TEXT) : at + len(TEXT) + 1]
-        if after and after != b'"':
-            return True
-        at = got.find(TEXT, at + 1)
-    return False
 
 
 async def first_token(target: Target, question: str, times: int) -> list[float]:
