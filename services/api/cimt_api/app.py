@@ -110,7 +110,7 @@ def create_app(settings: Settings, metrics: Metrics, built_from: str) -> FastAPI
         # None of these waits for anybody: the port opens at once, whatever is down.
         await database.open()
         await held.authenticator.start()
-        await upstream.start()
+        await upstream.start(after=lambda: held.authenticator.ready)
         await answers.start()
         retention = asyncio.create_task(_retention(chats, settings.chat_retention_days))
         yield

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
@@ -31,9 +31,7 @@ OPEN_SECONDS = 5.0  # the first time; doubles up to
 OPEN_SECONDS_MOST = 60.0
 RETRY_AFTER_MOST = 2.0  # seconds that a retry may be put off; longer ones are the client's to wait
 EMBED_SECONDS = 10.0
-LOAD_AFTER_SECONDS = (
-    0.3  # the port opens first: imports take the interpreter's lock again and again
-)
+LOAD_AFTER_TENTHS = 50  # of a second, at most: importing holds up all else, such as fetching keys
 
 log = logging.getLogger(__name__)
 
@@ -129,9 +127,9 @@ class Upstream:
         self.breaker = Breaker()
         self.embedding_breaker = Breaker()  # of its own: either may fail while the other works
 
-    async def start(self) -> None:
-        """Begin to load the SDK; does not wait for it."""
-        self._client = asyncio.ensure_future(self._load())
+    async def start(self, after: Callable[[], bool]) -> None:
+        """Begin to load the SDK when `after` is true, or when that takes long; does not wait for it."""
+        self._client = asyncio.ensure_future(self._load(after))
 
     async def close(self) -> None:
         """Close the connections."""
@@ -255,8 +253,11 @@ class Upstream:
         assert self._client is not None, "start() comes first"  # noqa: S101
         return self._client.result() if self._client.done() else await asyncio.shield(self._client)
 
-    async def _load(self) -> AsyncOpenAI:
-        await asyncio.sleep(LOAD_AFTER_SECONDS)
+    async def _load(self, after: Callable[[], bool]) -> AsyncOpenAI:
+        for _ in range(LOAD_AFTER_TENTHS):
+            await asyncio.sleep(0.1)
+            if after():
+                break
         return await asyncio.to_thread(self._make_client)
 
     def _make_client(self) -> AsyncOpenAI:

@@ -22,7 +22,9 @@ def shared_api(
     clouds: harness.Clouds, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[harness.Api]:
     """An API with default settings, but no limits on how often one user asks."""
-    with harness.api(tmp_path_factory.mktemp("api") / "api", clouds.environment()) as made:
+    with harness.api(
+        tmp_path_factory.mktemp("api") / "api", clouds.environment(), until="/readyz"
+    ) as made:
         yield made
 
 

@@ -57,16 +57,15 @@ def process(
         started.wait()
 
 
-def answers(url: str, started: subprocess.Popen[bytes], log: Path) -> None:
-    """Wait until somebody serves there."""
+def answers(url: str, started: subprocess.Popen[bytes], log: Path, below: int = 500) -> None:
+    """Wait until somebody serves there, with a status below this."""
 
     def served() -> bool:
         assert started.poll() is None, log.read_text()
         try:
-            httpx.get(url, timeout=5)
+            return httpx.get(url, timeout=5).status_code < below
         except httpx.TransportError:
             return False
-        return True
 
     eventually(served, url)
 
@@ -254,8 +253,13 @@ class Api:
 
 
 @contextlib.contextmanager
-def api(folder: Path, env: dict[str, str], *, revision: str | None = REVISION) -> Iterator[Api]:
-    """The API from a copy of the package, as the image holds it; `revision` None is outside an image."""
+def api(
+    folder: Path, env: dict[str, str], *, revision: str | None = REVISION, until: str = "/healthz"
+) -> Iterator[Api]:
+    """The API from a copy of the package, as the image holds it; `revision` None is outside an image.
+
+    It is there when `until` answers 200; /readyz is for tests that want no answer late.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copytree(
         SERVICE / "cimt_api", folder / "cimt_api", ignore=shutil.ignore_patterns("__pyc*")
@@ -274,7 +278,7 @@ def api(folder: Path, env: dict[str, str], *, revision: str | None = REVISION) -
     log = folder / "log"
     with process([sys.executable, "-m", "cimt_api"], log, cwd=folder, env=settings) as started:
         url = f"http://127.0.0.1:{port}"
-        answers(f"{url}/healthz", started, log)
+        answers(f"{url}{until}", started, log, below=300)
         yield Api(started, url, f"http://127.0.0.1:{metrics}", log)
 
 

@@ -39,7 +39,7 @@ def impatient(clouds: Clouds, tmp_path_factory: pytest.TempPathFactory) -> Itera
     """An API whose times are short and whose answers may be long."""
     environment = {"RESUME_SECONDS": "2", "PING_SECONDS": "0.5", "ANSWER_TOKENS": "20000"}
     folder = tmp_path_factory.mktemp("impatient") / "api"
-    with api(folder, clouds.environment() | environment) as made:
+    with api(folder, clouds.environment() | environment, until="/readyz") as made:
         yield made
 
 
@@ -193,7 +193,7 @@ def test_another_process_replays_and_follows(
     body = {"message": QUESTION, "id": str(uuid4())}
     got = read(ann, "POST", "/chat", json=body, until=10)
     with (
-        api(folder, clouds.environment()) as other,
+        api(folder, clouds.environment(), until="/readyz") as other,
         other.client(clouds.sign_in.token("ann@example.com")) as client,
     ):
         after = {"Last-Event-ID": str(got.last_id)}
@@ -213,7 +213,7 @@ def test_a_killed_process_leaves_what_it_had_and_a_clear_end(
     model.behave("slow", first=0.1, delay=0.1, chunks=600)
     body = {"message": QUESTION, "id": str(uuid4())}
     with (
-        api(folder, clouds.environment()) as other,
+        api(folder, clouds.environment(), until="/readyz") as other,
         other.client(clouds.sign_in.token("ann@example.com")) as client,
     ):
         read(client, "POST", "/chat", json=body, until=20)
@@ -268,7 +268,7 @@ def test_without_storage_it_relays_and_resumes_in_the_process(
     environment = clouds.environment() | {"CHAT_LOG": "off", "RETRIEVAL_COUNT": "0"}
     body = {"message": QUESTION, "id": str(uuid4())}
     with (
-        api(folder, environment) as own,
+        api(folder, environment, until="/readyz") as own,
         own.client(clouds.sign_in.token("ann@example.com")) as client,
     ):
         got = read(client, "POST", "/chat", json=body)
@@ -333,7 +333,7 @@ def test_sigterm_lets_fifty_streams_end(clouds: Clouds, folder: Path) -> None:
             for event in events(client, "POST", "/chat", json=body):
                 got[answer_id].take(event)
 
-    with api(folder, environment) as own:
+    with api(folder, environment, until="/readyz") as own:
         users = [threading.Thread(target=ask, args=(own, answer_id)) for answer_id in got]
         for user in users:
             user.start()
@@ -357,7 +357,7 @@ def test_a_stream_nobody_listens_to_is_finished_before_the_process_ends(
     model.behave("slow", first=0.1, delay=0.1, chunks=30)
     body = {"message": QUESTION, "id": str(uuid4())}
     with (
-        api(folder, clouds.environment() | {"DRAIN_SECONDS": "0"}) as old,
+        api(folder, clouds.environment() | {"DRAIN_SECONDS": "0"}, until="/readyz") as old,
         old.client(clouds.sign_in.token("ann@example.com")) as client,
     ):
         got = read(client, "POST", "/chat", json=body, until=10)

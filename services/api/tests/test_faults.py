@@ -26,7 +26,7 @@ IMPATIENT = {
 def own(clouds: Clouds, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
     """An API that does not wait long."""
     folder = tmp_path_factory.mktemp("faults") / "api"
-    with api(folder, clouds.environment() | IMPATIENT) as made:
+    with api(folder, clouds.environment() | IMPATIENT, until="/readyz") as made:
         yield made
 
 
@@ -211,7 +211,7 @@ def test_the_breaker_spares_a_model_that_fails(own: Api, ann: httpx.Client, mode
 def test_a_model_that_is_not_there(clouds: Clouds, folder: Any) -> None:
     environment = {"OPENAI_BASE_URL": "http://127.0.0.1:1/v1", "RETRIEVAL_COUNT": "0"}
     with (
-        api(folder, clouds.environment() | environment) as own,
+        api(folder, clouds.environment() | environment, until="/readyz") as own,
         own.client(clouds.sign_in.token("ann@example.com")) as client,
     ):
         answer = client.post("/chat", json={"message": QUESTION})
