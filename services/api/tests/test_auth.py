@@ -22,11 +22,11 @@ from services.api.tests.harness import Api, Clouds, api, eventually
 
 PROTECTED = [
     ("POST", "/chat"),
-    ("GET", f"/chat/{uuid4()}"),
+    ("GET", "/chat/47ef7537-252a-4728-b1d2-6ad549fa51a3"),
     ("GET", "/conversations"),
     ("DELETE", "/conversations"),
-    ("GET", f"/conversations/{uuid4()}"),
-    ("DELETE", f"/conversations/{uuid4()}"),
+    ("GET", "/conversations/47ef7537-252a-4728-b1d2-6ad549fa51a3"),
+    ("DELETE", "/conversations/47ef7537-252a-4728-b1d2-6ad549fa51a3"),
     ("GET", "/me"),
     ("PATCH", "/me"),
     ("GET", "/documents"),
