@@ -134,9 +134,11 @@ async def chat(request: Request) -> Response:
     sent = _last_event_id(request)
     wire = _wire(request)
     answers: Answers = request.app.state.answers
-    answer = answers.find_here(user, question.id) if question.id else None
     with contextlib.ExitStack() as admission:
-        limits = admission.enter_context(held.limits.admit(user.id))
+        admission.enter_context(held.limits.hold(user.id))
+        limits = await held.limits.count(user.id)
+        # From here to `ask` nothing waits: two requests with one id are one question.
+        answer = answers.find_here(user, question.id) if question.id else None
         if answer is None:
             held.upstream.check()
             if held.settings.log_content:
@@ -178,7 +180,8 @@ async def resume(
     sent = _last_event_id(request)
     answers: Answers = request.app.state.answers
     with contextlib.ExitStack() as admission:
-        limits = admission.enter_context(held.limits.admit(user.id))
+        admission.enter_context(held.limits.hold(user.id))
+        limits = await held.limits.count(user.id)
         answer = await answers.find(user, answer_id)
         streamed = format == "ui" or "text/event-stream" in request.headers.get("accept", "")
         if not streamed:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from .auth import refusal
 from .fields import Text, position, position_of
 from .problems import Problem, documented
-from .services import CurrentUser, ServicesOf
+from .services import WITH_TOKEN, CurrentUser, ServicesOf
 
 router = APIRouter(tags=["Mine"])
 
@@ -91,7 +91,11 @@ class Deleted(BaseModel):
 
 
 @router.get(
-    "/conversations", summary="My conversations", response_model=Conversations, responses=FAILURES
+    "/conversations",
+    summary="My conversations",
+    response_model=Conversations,
+    responses=FAILURES,
+    openapi_extra=WITH_TOKEN,
 )
 async def list_conversations(
     user: CurrentUser, services: ServicesOf, limit: Limit = PAGE, cursor: Cursor = None
@@ -112,6 +116,7 @@ async def list_conversations(
     summary="Delete all my conversations",
     response_model=Deleted,
     responses=documented(401, 503),
+    openapi_extra=WITH_TOKEN,
 )
 async def delete_conversations(user: CurrentUser, services: ServicesOf) -> dict[str, int]:
     """With every question and answer, for good."""
@@ -127,6 +132,7 @@ async def delete_conversations(user: CurrentUser, services: ServicesOf) -> dict[
     summary="One of my conversations with its answers",
     response_model=ConversationPage,
     responses=documented(401, 404, 422, 503),
+    openapi_extra=WITH_TOKEN,
 )
 async def read_conversation(
     conversation_id: UUID,
@@ -160,6 +166,7 @@ async def read_conversation(
     summary="Delete one of my conversations",
     status_code=204,
     responses=documented(401, 404, 422, 503),
+    openapi_extra=WITH_TOKEN,
 )
 async def delete_conversation(
     conversation_id: UUID, user: CurrentUser, services: ServicesOf
@@ -174,7 +181,13 @@ async def delete_conversation(
         raise _missing()
 
 
-@router.get("/me", summary="Who I am", response_model=Me, responses=documented(401, 503))
+@router.get(
+    "/me",
+    summary="Who I am",
+    response_model=Me,
+    responses=documented(401, 503),
+    openapi_extra=WITH_TOKEN,
+)
 async def read_me(user: CurrentUser, services: ServicesOf) -> dict[str, Any]:
     """The account by the token, the name by the profile."""
     async with services.database.as_user(user) as connection:
@@ -190,6 +203,7 @@ async def read_me(user: CurrentUser, services: ServicesOf) -> dict[str, Any]:
     summary="Change my name",
     response_model=Me,
     responses=documented(400, 401, 413, 422, 503),
+    openapi_extra=WITH_TOKEN,
 )
 async def change_me(change: MeChange, user: CurrentUser, services: ServicesOf) -> dict[str, Any]:
     """`null` takes the name away."""

@@ -15,7 +15,7 @@ from .auth import bearer, refusal
 from .fields import Metadata, Source, Text
 from .ingest import Document, ingest
 from .problems import Problem, documented
-from .services import Services, ServicesOf, services
+from .services import WITH_TOKEN, Services, ServicesOf, services
 from .upstream import UpstreamError
 
 MAX_DOCUMENT_CHARACTERS = 2 * 1024 * 1024
@@ -113,6 +113,7 @@ class Removed(BaseModel):
     summary="Stored documents",
     response_model=Documents,
     responses=documented(401, 422, 503),
+    openapi_extra=WITH_TOKEN,
 )
 async def list_documents(
     services: ServicesOf,
@@ -141,6 +142,7 @@ async def list_documents(
     summary="Store a document, or what it has become",
     response_model=Ingested,
     responses=documented(400, 401, 404, 409, 413, 422, 502, 503, 504),
+    openapi_extra=WITH_TOKEN,
 )
 async def put_document(source: Source, body: DocumentBody, services: ServicesOf) -> dict[str, Any]:
     """Repeat it as often as you like: what has not changed is neither embedded nor written again."""
@@ -166,6 +168,7 @@ async def put_document(source: Source, body: DocumentBody, services: ServicesOf)
     summary="Remove a document",
     response_model=Removed,
     responses=documented(401, 404, 422, 503),
+    openapi_extra=WITH_TOKEN,
 )
 async def delete_document(
     source: Source, services: ServicesOf, owner_id: Owner = None

@@ -9,8 +9,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 
 from limits import RateLimitItemPerMinute
-from limits.storage import MemoryStorage
-from limits.strategies import SlidingWindowCounterRateLimiter
+from limits.aio.storage import MemoryStorage  # the other one starts a thread per request
+from limits.aio.strategies import SlidingWindowCounterRateLimiter
 
 from .problems import Problem
 from .settings import Settings
@@ -30,11 +30,8 @@ class Limits:
         self._all = 0
 
     @contextlib.contextmanager
-    def admit(self, user_id: str) -> Iterator[Mapping[str, str]]:
-        """Count one question; held while its stream is open. Yields the RateLimit headers of the answer.
-
-        Problem 429 (with Retry-After) for too many of this user, 503 for too many of all.
-        """
+    def hold(self, user_id: str) -> Iterator[None]:
+        """Count a stream while it is open. Problem 429 for too many of this user, 503 for too many of all."""
         if self._all >= self._total:
             raise Problem(
                 503,
@@ -50,8 +47,20 @@ class Limits:
                 kind="too-many-streams",
                 headers={"Retry-After": str(BUSY_SECONDS)},
             )
-        admitted = self._windows.hit(self._rate, user_id)
-        headers, seconds = self._headers(user_id)
+        self._open[user_id] += 1
+        self._all += 1
+        try:
+            yield
+        finally:
+            self._all -= 1
+            self._open[user_id] -= 1
+            if self._open[user_id] <= 0:
+                del self._open[user_id]
+
+    async def count(self, user_id: str) -> Mapping[str, str]:
+        """Count one question; the RateLimit headers of its answer. Problem 429 (with Retry-After) for too many."""
+        admitted = await self._windows.hit(self._rate, user_id)
+        headers, seconds = await self._headers(user_id)
         if not admitted:
             raise Problem(
                 429,
@@ -60,19 +69,11 @@ class Limits:
                 kind="too-many-requests",
                 headers={**headers, "Retry-After": str(seconds)},
             )
-        self._open[user_id] += 1
-        self._all += 1
-        try:
-            yield headers
-        finally:
-            self._all -= 1
-            self._open[user_id] -= 1
-            if self._open[user_id] <= 0:
-                del self._open[user_id]
+        return headers
 
-    def _headers(self, user_id: str) -> tuple[dict[str, str], int]:
+    async def _headers(self, user_id: str) -> tuple[dict[str, str], int]:
         """As in the draft "RateLimit header fields for HTTP"; and seconds until there is more."""
-        window = self._windows.get_window_stats(self._rate, user_id)
+        window = await self._windows.get_window_stats(self._rate, user_id)
         seconds = max(math.ceil(window.reset_time - time.time()), 1)
         headers = {
             "RateLimit-Policy": f'"user";q={self._rate.amount};w={self._rate.get_expiry()}',

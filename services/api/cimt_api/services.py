@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import Depends, Request
 
@@ -48,3 +48,5 @@ async def current_user(request: Request) -> User:
 
 ServicesOf = Annotated[Services, Depends(services)]
 CurrentUser = Annotated[User, Depends(current_user)]
+# `openapi_extra` of the routes that need a token; the application's document says what `bearer` is.
+WITH_TOKEN: dict[str, Any] = {"security": [{"bearer": []}]}
