@@ -34,7 +34,8 @@ def items(listing: dict[str, Any]) -> list[dict[str, Any]]:
     for item in json.loads(listing["out"])["nftables"]:
         if "metainfo" in item:
             continue
-        if "dynamic" in item.get("set", {}).get("flags", []):
+        # What packets put into a set, not the file. (nft before 1.0.7 does not tell that a set is dynamic.)
+        if {"dynamic", "timeout"} & set(item.get("set", {}).get("flags", [])):
             item["set"].pop("elem", None)
         result.append(plain(item))
     return result

@@ -197,29 +197,34 @@ class Clouds:
 
 
 @contextlib.contextmanager
+def stand_in(folder: Path, name: str, *options: str) -> Iterator[str]:
+    """The address of a process of `local`, there when it answers."""
+    port, log = free_port(), folder / f"{name}.log"
+    command = [sys.executable, "-m", f"local.{name}", "--port", str(port), *options]
+    with process(command, log) as started:
+        url = f"http://127.0.0.1:{port}"
+        answers(url, started, log)
+        yield url
+
+
+@contextlib.contextmanager
+def sign_in(folder: Path, database: Postgres) -> Iterator[SignIn]:
+    """Supabase Auth, with keys of its own."""
+    admin = database.cluster.url(user="supabase_admin")
+    options = ("--database", admin, "--state", str(folder / "supabase"))
+    with stand_in(folder, "supabase", *options) as url:
+        yield SignIn(url)
+
+
+@contextlib.contextmanager
 def clouds(folder: Path) -> Iterator[Clouds]:
     """Postgres and both stand-ins."""
-    with contextlib.ExitStack() as stack:
-        database = stack.enter_context(postgres())
-        urls = []
-        for name, options in (
-            ("openai", []),
-            (
-                "supabase",
-                [
-                    "--database",
-                    database.cluster.url(user="supabase_admin"),
-                    "--state",
-                    str(folder / "supabase"),
-                ],
-            ),
-        ):
-            port, log = free_port(), folder / f"{name}.log"
-            command = [sys.executable, "-m", f"local.{name}", "--port", str(port), *options]
-            started = stack.enter_context(process(command, log))
-            urls.append(f"http://127.0.0.1:{port}")
-            answers(urls[-1], started, log)
-        yield Clouds(database, Model(urls[0]), SignIn(urls[1]))
+    with (
+        postgres() as database,
+        stand_in(folder, "openai") as model,
+        sign_in(folder, database) as signed,
+    ):
+        yield Clouds(database, Model(model), signed)
 
 
 @dataclass

@@ -18,7 +18,8 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from jwt.algorithms import ECAlgorithm
 
-from services.api.tests.harness import Api, Clouds, api, eventually
+from services.api.tests import harness
+from services.api.tests.harness import Api, Clouds, SignIn, api, eventually
 
 PROTECTED = [
     ("POST", "/chat"),
@@ -159,46 +160,48 @@ def test_a_shared_secret_counts_only_when_it_is_set(clouds: Clouds, folder: Path
         assert me(old, token) == 200  # keys that are published count as well
 
 
-def test_the_sign_in_service_fails_and_rotates_its_keys(clouds: Clouds, folder: Path) -> None:
-    sign_in = clouds.sign_in
+def test_the_sign_in_service_fails_and_rotates_its_keys(clouds: Clouds, tmp_path: Path) -> None:
+    # A service of its own: after a rotation other tests would wait for the next fetch.
+    with harness.sign_in(tmp_path, clouds.postgres) as own:
+        fails_and_rotates(own, tmp_path / "api", {**clouds.environment(), "SUPABASE_URL": own.url})
+
+
+def fails_and_rotates(sign_in: SignIn, folder: Path, environment: dict[str, str]) -> None:
 
     def fetches() -> int:
         paths = httpx.get(f"{sign_in.url}/stand-in/calls").json()["paths"]
         return int(sum(count for path, count in paths.items() if path.endswith("jwks.json")))
 
     sign_in.behave("failing")
-    try:
-        with api(folder, clouds.environment()) as started:
-            token = sign_in.token("ann@example.com")
-            # It starts, serves what needs no sign-in, and says what is the matter.
-            with started.client() as client:
-                assert client.post("/chat").status_code == 200
-                ready = client.get("/readyz")
-            assert ready.status_code == 503
-            assert ready.json()["parts"]["sign_in"]["ok"] is False
-            with started.client(token) as client:
-                refused = client.get("/me")
-                assert (refused.status_code, refused.headers["retry-after"]) == (503, "5")
-            sign_in.behave("ok")
-            eventually(lambda: me(started, token) == 200, "keys are fetched when they are there")
-            # Known keys serve on while the service is away, new ones wait for it.
-            sign_in.behave("hanging")
-            assert me(started, sign_in.token("ann@example.com")) == 200
-            sign_in.behave("ok")
-            httpx.post(f"{sign_in.url}/stand-in/rotate")
-            rotated = sign_in.token("ann@example.com")
-            eventually(lambda: me(started, rotated) == 200, "a new key is fetched")
-            assert me(started, token) == 200
-            # Strangers cannot make it fetch again and again.
-            before = fetches()
-            key = ec.generate_private_key(ec.SECP256R1())
-            claims = jwt.decode(token, options={"verify_signature": False})
-            for _ in range(20):
-                forged = jwt.encode(claims, key, "ES256", headers={"kid": str(uuid4())})
-                assert me(started, forged) == 401
-            assert fetches() - before <= 1
-    finally:
+    with api(folder, environment) as started:
+        token = sign_in.token("ann@example.com")
+        # It starts, serves what needs no sign-in, and says what is the matter.
+        with started.client() as client:
+            assert client.post("/chat").status_code == 200
+            ready = client.get("/readyz")
+        assert ready.status_code == 503
+        assert ready.json()["parts"]["sign_in"]["ok"] is False
+        with started.client(token) as client:
+            refused = client.get("/me")
+            assert (refused.status_code, refused.headers["retry-after"]) == (503, "5")
         sign_in.behave("ok")
+        eventually(lambda: me(started, token) == 200, "keys are fetched when they are there")
+        # Known keys serve on while the service is away, new ones wait for it.
+        sign_in.behave("hanging")
+        assert me(started, sign_in.token("ann@example.com")) == 200
+        sign_in.behave("ok")
+        httpx.post(f"{sign_in.url}/stand-in/rotate")
+        rotated = sign_in.token("ann@example.com")
+        eventually(lambda: me(started, rotated) == 200, "a new key is fetched")
+        assert me(started, token) == 200
+        # Strangers cannot make it fetch again and again.
+        before = fetches()
+        key = ec.generate_private_key(ec.SECP256R1())
+        claims = jwt.decode(token, options={"verify_signature": False})
+        for _ in range(20):
+            forged = jwt.encode(claims, key, "ES256", headers={"kid": str(uuid4())})
+            assert me(started, forged) == 401
+        assert fetches() - before <= 1
 
 
 def test_a_user_may_ask_so_often_and_no_more(clouds: Clouds, folder: Path) -> None:
