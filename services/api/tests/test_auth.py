@@ -205,7 +205,9 @@ def fails_and_rotates(sign_in: SignIn, folder: Path, environment: dict[str, str]
 
 
 def test_a_user_may_ask_so_often_and_no_more(clouds: Clouds, folder: Path) -> None:
-    with api(folder, {**clouds.environment(), "RATE_PER_MINUTE": "3"}) as strict:
+    # Ready before the first question: four that wait for it would be more than a minute apart.
+    environment = {**clouds.environment(), "RATE_PER_MINUTE": "3"}
+    with api(folder, environment, until="/readyz") as strict:
         with strict.client(clouds.sign_in.token("ann@example.com")) as ann:
             answers = [ann.post("/chat", json={"message": "hi"}) for _ in range(4)]
         assert [answer.status_code for answer in answers] == [200, 200, 200, 429]
