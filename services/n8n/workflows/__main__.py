@@ -1,0 +1,60 @@
+"""The command line: `python -m services.n8n.workflows lint|pull|catalogue`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from roles.n8n_workflows.module_utils import n8n_files
+from services.n8n.workflows.lint import lint
+from services.n8n.workflows.repository import (
+    WORKFLOWS,
+    Finding,
+    Repository,
+    declaration_findings,
+    load,
+    shown,
+)
+
+
+def _lint(arguments: argparse.Namespace) -> int:
+    paths = arguments.files or sorted(WORKFLOWS.glob("*.json"))
+    if arguments.fix:
+        for path in paths:
+            workflow, problems = load(path)
+            if not problems and (text := n8n_files.text(workflow)) != path.read_text("utf-8"):
+                path.write_text(text, encoding="utf-8")
+                print(f"{shown(path)}: brought into the normal form")
+    found: list[Finding] = lint(paths, Repository.read())
+    if not arguments.files:
+        found += declaration_findings()
+    for finding in found:
+        print(finding)
+    if found:
+        print(
+            f"n8n-lint: {len(found)} to mend in {len({one.file for one in found})} files",
+            file=sys.stderr,
+        )
+    return 1 if found else 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit code 0: all well; 1: something to mend or different; 2: it could not be done."""
+    parser = argparse.ArgumentParser(prog="python -m services.n8n.workflows", description=__doc__)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    verb = verbs.add_parser("lint", help="check n8n_workflows/ and what services/n8n declares")
+    verb.add_argument(
+        "files", nargs="*", type=Path, help="only these (default: n8n_workflows/*.json)"
+    )
+    verb.add_argument(
+        "--fix", action="store_true", help="first bring the files into the normal form"
+    )
+    verb.set_defaults(run=_lint)
+    arguments = parser.parse_args(argv)
+    result: int = arguments.run(arguments)
+    return result
+
+
+if __name__ == "__main__":
+    sys.exit(main())
