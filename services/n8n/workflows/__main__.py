@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import subprocess
 import sys
 from pathlib import Path
 
 from roles.n8n_workflows.module_utils import n8n_files
+from services.n8n.workflows import catalogue
 from services.n8n.workflows.lint import lint
 from services.n8n.workflows.repository import (
     WORKFLOWS,
@@ -39,6 +41,15 @@ def _lint(arguments: argparse.Namespace) -> int:
     return 1 if found else 0
 
 
+def _catalogue(arguments: argparse.Namespace) -> int:
+    try:
+        print(f"{shown(catalogue.CATALOGUE)}: {catalogue.write(arguments.n8n)} node types")
+    except (OSError, subprocess.CalledProcessError) as error:
+        print(f"n8n-catalogue: {error}. Next: make n8n-catalogue", file=sys.stderr)
+        return 2
+    return 0
+
+
 def main(argv: list[str] | None = None) -> int:
     """Exit code 0: all well; 1: something to mend or different; 2: it could not be done."""
     parser = argparse.ArgumentParser(prog="python -m services.n8n.workflows", description=__doc__)
@@ -51,6 +62,11 @@ def main(argv: list[str] | None = None) -> int:
         "--fix", action="store_true", help="first bring the files into the normal form"
     )
     verb.set_defaults(run=_lint)
+    verb = verbs.add_parser(
+        "catalogue", help="write services/n8n/catalogue.json from the pinned n8n"
+    )
+    verb.add_argument("--n8n", default="n8n", help="the command (default: n8n on PATH)")
+    verb.set_defaults(run=_catalogue)
     arguments = parser.parse_args(argv)
     result: int = arguments.run(arguments)
     return result

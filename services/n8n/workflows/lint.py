@@ -60,7 +60,7 @@ def _workflow(
     if not isinstance(identifier, str) or not IDENTIFIER.fullmatch(identifier):
         yield (
             "",
-            f'its id must be 3 to 36 letters, digits and hyphens: n8n does not import it without. Set "id": "{path.stem}"',
+            f'its id must be 3 to 36 letters, digits and hyphens: n8n needs one. Set "id": "{path.stem}"',
         )
     elif identifier != path.stem:
         yield (
