@@ -156,8 +156,14 @@ def _calls(
         )
 
     handler = (workflow.get("settings") or {}).get("errorWorkflow")
-    if not handler and not any(node.get("type") == ON_ERROR for node in workflow["nodes"]):
+    last = str(workflow.get("id")) in _last_resort(all_workflows)
+    if not handler and not last:
         yield "", 'nobody hears when it fails: set settings.errorWorkflow, such as "error-handler"'
+    if handler and last:
+        yield (
+            "",
+            "an error workflow calls it, so a failure would go round in circles: remove settings.errorWorkflow",
+        )
     if handler and not has(str(handler), ON_ERROR):
         yield "", f"settings.errorWorkflow {handler!r} is no workflow here with an Error Trigger"
     for target in sorted(n8n_files.called_by(workflow) - {str(handler)}):
@@ -166,3 +172,18 @@ def _calls(
                 "",
                 f"it calls the workflow {target!r}, which is none here with an Execute Workflow Trigger",
             )
+
+
+def _last_resort(workflows: list[dict[str, Any]]) -> set[str]:
+    """Ids of the error workflows and of all that they call."""
+    calls = {str(one.get("id")): n8n_files.called_by(one) for one in workflows}
+    found: set[str] = set()
+    new = {
+        str(one.get("id"))
+        for one in workflows
+        if any(node.get("type") == ON_ERROR for node in one["nodes"])
+    }
+    while new - found:
+        found |= new
+        new = {target for key in found for target in calls.get(key, set())}
+    return found
