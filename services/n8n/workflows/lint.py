@@ -36,7 +36,7 @@ def lint(paths: list[Path], repository: Repository) -> list[Finding]:
     for path, workflow in workflows.items():
         found += [
             Finding(shown(path), node, text)
-            for node, text in _calls(workflow, list(workflows.values()))
+            for node, text in _calls(workflow, list(workflows.values()), repository)
         ]
     for key in ("id", "name"):
         count = Counter(str(workflow.get(key)) for workflow in workflows.values())
@@ -126,8 +126,12 @@ def _connections(
                 (reached if kind == "main" else wired).add(target if kind == "main" else source)
     for node in workflow["nodes"]:
         name, kind = str(node.get("name") or ""), str(node.get("type"))
-        trigger = (repository.nodes.get(kind) or {}).get("trigger")
-        if name and kind != STICKY and not trigger and name not in reached | wired:
+        if (
+            name
+            and kind != STICKY
+            and not _starts(node, repository)
+            and name not in reached | wired
+        ):
             yield name, "nothing leads to it: connect or remove it"
         for where, value in nodes.strings(nodes.parameters_of(node)):
             for match in MENTION.finditer(value):
@@ -136,15 +140,12 @@ def _connections(
                         name,
                         f"{where} means the node {match[2]!r}, which does not exist: rename it there too",
                     )
-    if not any(
-        (repository.nodes.get(str(node.get("type"))) or {}).get("trigger")
-        for node in workflow["nodes"]
-    ):
+    if not any(_starts(node, repository) for node in workflow["nodes"]):
         yield "", "it has no trigger: n8n cannot publish it"
 
 
 def _calls(
-    workflow: dict[str, Any], all_workflows: list[dict[str, Any]]
+    workflow: dict[str, Any], all_workflows: list[dict[str, Any]], repository: Repository
 ) -> Iterator[tuple[str, str]]:
     """Sub-workflows and the error workflow are in this repository, and are made for it."""
 
@@ -157,7 +158,8 @@ def _calls(
 
     handler = (workflow.get("settings") or {}).get("errorWorkflow")
     last = str(workflow.get("id")) in _last_resort(all_workflows)
-    if not handler and not last:
+    triggers = {node.get("type") for node in workflow["nodes"] if _starts(node, repository)}
+    if not handler and not last and triggers != {CALLED}:  # what is only called fails its caller
         yield "", 'nobody hears when it fails: set settings.errorWorkflow, such as "error-handler"'
     if handler and last:
         yield (
@@ -172,6 +174,10 @@ def _calls(
                 "",
                 f"it calls the workflow {target!r}, which is none here with an Execute Workflow Trigger",
             )
+
+
+def _starts(node: dict[str, Any], repository: Repository) -> bool:
+    return bool((repository.nodes.get(str(node.get("type"))) or {}).get("trigger"))
 
 
 def _last_resort(workflows: list[dict[str, Any]]) -> set[str]:
