@@ -198,7 +198,7 @@ class N8n:
             self.cli("import:workflow", f"--input={path}")
         self.start()
         for workflow in workflows:
-            self.api("POST", f"/workflows/{workflow['id']}/activate")
+            self.api("POST", f"/workflows/{workflow['id']}/publish")
 
     def executions(self, workflow: str, status: str = "") -> list[dict[str, Any]]:
         """Finished and running executions of a workflow, newest first, with their data."""
