@@ -23,6 +23,11 @@ NODE_KEYS = (
 )
 # What n8n adds to `settings` by itself when a file does not say it.
 SETTINGS_ADDED = {"callerPolicy": "workflowsFromSameOwner", "availableInMCP": False}
+# Of these n8n takes "DEFAULT" for an answer. It merges settings: what is left out of an update stays as it was.
+SETTINGS_WITH_DEFAULT = (
+    *("errorWorkflow", "timezone", "saveDataErrorExecution", "saveDataSuccessExecution"),
+    *("saveManualExecutions", "saveExecutionProgress"),
+)
 # A node's switches which n8n leaves out or writes as false, as it likes.
 SWITCHES = ("disabled", "notesInFlow", "executeOnce", "alwaysOutputData", "retryOnFail")
 VARIABLE = re.compile(r"\$\{(\w+)\}")
@@ -65,7 +70,7 @@ def _name(node: Mapping[str, Any]) -> str:
 
 def _node(node: Mapping[str, Any]) -> dict[str, Any]:
     result = {
-        key: node[key]
+        key: _numbers(node[key])
         for key in NODE_KEYS
         if key in node and not (key in SWITCHES and node[key] is False)
     }
@@ -75,6 +80,17 @@ def _node(node: Mapping[str, Any]) -> dict[str, Any]:
             for kind, used in sorted(credentials.items())
         }
     return result
+
+
+def _numbers(value: Any) -> Any:
+    """The value with 270 for each 270.0, as JavaScript writes it."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, list):
+        return [_numbers(one) for one in value]
+    if isinstance(value, dict):
+        return {key: _numbers(one) for key, one in value.items()}
+    return value
 
 
 def text(workflow: Mapping[str, Any]) -> str:
@@ -127,6 +143,20 @@ def workflow_with(workflow: Mapping[str, Any], settings: Mapping[str, Any]) -> W
         for node in workflow["nodes"]
     ]
     return {**workflow, "nodes": nodes}
+
+
+def settings_for_update(wanted: Mapping[str, Any], running: Mapping[str, Any]) -> dict[str, Any]:
+    """`settings` for the update of a running workflow, so that it ends with those of the file and no others.
+
+    Of what n8n cannot be told to forget (executionTimeout), the running value stays: write it into the file.
+    """
+    result = dict(wanted.get("settings") or {})
+    for key in set(running.get("settings") or {}) - set(result):
+        if key in SETTINGS_WITH_DEFAULT:
+            result[key] = "DEFAULT"
+        elif key in SETTINGS_ADDED:
+            result[key] = SETTINGS_ADDED[key]
+    return result
 
 
 def publish_order(workflows: Iterable[Workflow]) -> list[Workflow]:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from roles.n8n_workflows.module_utils import n8n_files
-from services.n8n.workflows import catalogue
+from services.n8n.workflows import catalogue, pull
 from services.n8n.workflows.lint import lint
 from services.n8n.workflows.repository import (
     WORKFLOWS,
@@ -50,6 +50,23 @@ def _catalogue(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _pull(arguments: argparse.Namespace) -> int:
+    try:
+        workflows = pull.running(arguments.input)
+    except pull.PullError as error:
+        print(f"n8n-pull: {error}", file=sys.stderr)
+        return 2
+    differs, wrong = pull.pull(
+        workflows, arguments.adopt, WORKFLOWS, Repository.read(), check=arguments.check
+    )
+    print("\n".join(differs) or "n8n-pull: n8n has what the files say")
+    for line in wrong:
+        print(f"n8n-pull: {line}", file=sys.stderr)
+    if differs and not arguments.check:
+        print("Next: git diff n8n_workflows; make n8n-lint")
+    return 1 if wrong or (differs and arguments.check) else 0
+
+
 def main(argv: list[str] | None = None) -> int:
     """Exit code 0: all well; 1: something to mend or different; 2: it could not be done."""
     parser = argparse.ArgumentParser(prog="python -m services.n8n.workflows", description=__doc__)
@@ -62,6 +79,16 @@ def main(argv: list[str] | None = None) -> int:
         "--fix", action="store_true", help="first bring the files into the normal form"
     )
     verb.set_defaults(run=_lint)
+    verb = verbs.add_parser(
+        "pull",
+        help="bring edits of the editor into n8n_workflows/ (from N8N_URL with N8N_API_KEY, or --input)",
+    )
+    verb.add_argument(
+        "adopt", nargs="*", help="ids of workflows made in the editor that get a file"
+    )
+    verb.add_argument("--input", default="", help="a file with the running workflows (JSON)")
+    verb.add_argument("--check", action="store_true", help="write nothing, show the difference")
+    verb.set_defaults(run=_pull)
     verb = verbs.add_parser(
         "catalogue", help="write services/n8n/catalogue.json from the pinned n8n"
     )

@@ -16,7 +16,7 @@ CATALOGUE = HERE / "catalogue.json"
 
 
 def compact(described: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Node type to ``{"versions": [number], "trigger"?: true, "needs"?: [credential type]}``.
+    """Node type to ``{"versions": [number], "trigger"?: true, "webhook"?: true, "needs"?: [credential type]}``.
 
     A type is described once for each generation of it. ``needs`` are credentials without which no version works.
     """
@@ -28,6 +28,8 @@ def compact(described: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]
         node["versions"] += versions if isinstance(versions, list) else [versions]
         if "trigger" in one["group"]:
             node["trigger"] = True
+        if one.get("webhooks"):
+            node["webhook"] = True
         always = {
             credential["name"]
             for credential in one.get("credentials") or []

@@ -105,8 +105,14 @@ def entrance(node: Node, _: Repository) -> Iterator[str]:
         return
     if parameters_of(node).get(parameter) in open_values:
         yield "anybody may call it: set Authentication (Header Auth with the credential 'CIMT webhook')"
-    if node["type"] == "n8n-nodes-base.webhook" and not node.get("webhookId"):
-        yield "webhookId is missing: n8n would register no webhook. Save it in the editor, then: make n8n-pull"
+
+
+def address(node: Node, repository: Repository) -> Iterator[str]:
+    """Its part of an address outside is fixed: n8n would make up another at each import, which shows as drift."""
+    if (repository.nodes.get(str(node.get("type"))) or {}).get("webhook") and not node.get(
+        "webhookId"
+    ):
+        yield "webhookId is missing: give it a UUID, or save it in the editor and run make n8n-pull"
 
 
 def credentials(node: Node, repository: Repository) -> Iterator[str]:
@@ -170,7 +176,7 @@ def expressions(node: Node, _: Repository) -> Iterator[str]:
             yield f"{where} loads a module, which the task runner refuses: use a node of n8n instead"
 
 
-RULES = (kind, schedule, entrance, credentials, secrets, expressions)
+RULES = (kind, schedule, entrance, address, credentials, secrets, expressions)
 
 
 def parameters_of(node: Node) -> dict[str, Any]:
