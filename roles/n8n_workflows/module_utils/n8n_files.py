@@ -74,6 +74,8 @@ def _node(node: Mapping[str, Any]) -> dict[str, Any]:
         for key in NODE_KEYS
         if key in node and not (key in SWITCHES and node[key] is False)
     }
+    if result.get("name") == SETTINGS_NODE and (settings := _object(result)) is not None:
+        result["parameters"] = {**result["parameters"], "jsonOutput": _shown(settings)}
     if credentials := result.pop("credentials", None):
         result["credentials"] = {
             kind: {key: used[key] for key in ("id", "name") if key in used}
@@ -105,17 +107,27 @@ def settings_of(workflow: Mapping[str, Any]) -> dict[str, Any] | None:
     """
     for node in workflow.get("nodes") or []:
         if node.get("name") == SETTINGS_NODE:
-            try:
-                found = json.loads(node["parameters"]["jsonOutput"])
-            except (KeyError, TypeError, ValueError):
-                found = None
-            if not isinstance(found, dict):
+            found = _object(node)
+            if found is None:
                 raise FilesError(
                     f"{workflow.get('name')}: node {SETTINGS_NODE}: it must hold a plain JSON object "
                     "(mode JSON, no expression)"
                 )
             return found
     return None
+
+
+def _object(node: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The JSON object that a Set node holds; None when it holds none."""
+    try:
+        found = json.loads(node["parameters"]["jsonOutput"])
+    except (KeyError, TypeError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _shown(settings: Mapping[str, Any]) -> str:
+    return json.dumps(settings, indent=2, ensure_ascii=False)
 
 
 def render(workflow: Mapping[str, Any], settings: Mapping[str, Any]) -> Workflow:
@@ -135,9 +147,8 @@ def render(workflow: Mapping[str, Any], settings: Mapping[str, Any]) -> Workflow
 
 def workflow_with(workflow: Mapping[str, Any], settings: Mapping[str, Any]) -> Workflow:
     """A copy of the workflow whose node "Settings" holds exactly these settings."""
-    shown = json.dumps(settings, indent=2, ensure_ascii=False)
     nodes = [
-        {**node, "parameters": {**node["parameters"], "jsonOutput": shown}}
+        {**node, "parameters": {**node["parameters"], "jsonOutput": _shown(settings)}}
         if node.get("name") == SETTINGS_NODE
         else node
         for node in workflow["nodes"]

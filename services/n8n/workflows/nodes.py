@@ -58,6 +58,9 @@ def kind(node: Node, repository: Repository) -> Iterator[str]:
     """Its type and version exist in the pinned n8n, are loaded, and stay in the next."""
     name, version = node.get("type"), node.get("typeVersion")
     known = repository.nodes.get(str(name))
+    if name in SWITCHED_OFF:
+        yield f"{name} is switched off in n8n 2 (it runs commands, or reads files, of the container): do without it"
+        return
     if known is None:
         yield (
             f"n8n {repository.n8n_version} has no node type {name!r}. Community nodes are not installed; "
@@ -70,8 +73,6 @@ def kind(node: Node, repository: Repository) -> Iterator[str]:
             f"typeVersion {version} of {name} is not in n8n {repository.n8n_version}, which has {have}. "
             "Open and save it in that n8n, or choose one of these"
         )
-    if name in SWITCHED_OFF:
-        yield f"{name} is switched off in n8n 2 (it runs commands, or reads files, of the container): do without it"
     limit, instead = REMOVED_IN_3.get(str(name), (0.0, ""))
     if instead and (limit is None or (isinstance(version, int | float) and version <= limit)):
         yield f"{name} is removed in n8n 3: {instead}"

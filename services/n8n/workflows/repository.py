@@ -32,7 +32,7 @@ class Finding:
 class Repository:
     """The declared side of n8n.
 
-    ``nodes`` maps a node type to ``{"versions": [number], "trigger"?: true, "webhook"?: true, "needs"?: [credential type]}``.
+    ``nodes`` maps a node type to what `catalogue.compact` says of it.
     """
 
     n8n_version: str
