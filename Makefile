@@ -30,11 +30,11 @@ release_args = $(if $(IMAGE),-e release_image='$(IMAGE)') $(if $(REVISION),-e re
 # Where images go. Locally the registry of `make up`, which the droplet sees as 10.0.2.2; else IMAGE_REPOSITORY.
 ifeq ($(ENV),local)
 registry_port = $(shell sed -n 's/.*"registry": *\([0-9]*\).*/\1/p' .local/ports.json 2>/dev/null)
-repository = 127.0.0.1:$(registry_port)/cimt/$(1) --pull-repository 10.0.2.2:$(registry_port)/cimt/$(1) --local --base $(shell python -m local.base_image)
+repository = 127.0.0.1:$(registry_port)/cimt/$(1) --pull-repository 10.0.2.2:$(registry_port)/cimt/$(1) --local --base $(shell python -m $(if $(filter n8n,$(1)),local.n8n --image,local.base_image))
 else
 repository = $(or $(IMAGE_REPOSITORY),$(error not set: IMAGE_REPOSITORY, such as ghcr.io/example/cimt. Next: docs/setup.md says where it comes from))/$(1)
 endif
-build_args = --repository $(call repository,$(SERVICE)) $(if $(filter 0,$(PUSH)),--no-push)
+build_args = --repository $(call repository,$(SERVICE)) $(if $(filter 0,$(PUSH)),--no-push) $(if $(filter n8n,$(SERVICE)),--tag $(shell services/n8n/tag.sh))
 panel_version = $(shell sed -n 's/^easypanel_version: "\(.*\)"/\1/p' roles/easypanel/defaults/main.yml)
 
 ##@ The local droplet (a real VM on this machine, no account anywhere)
@@ -70,8 +70,12 @@ services: setup ## Make only the panel's apps what services/compose.yaml says (a
 	@$(call play,services) $(ARGS)
 
 .PHONY: build
-build: setup ## Build and push the image of SERVICE (default api); prints its digest
+build: setup ## Build and push the image of SERVICE (default api; n8n); prints its digest
 	@services/build.sh $(SERVICE) $(build_args)
+
+.PHONY: n8n-workflows
+n8n-workflows: setup ## Make only n8n's workflows and credentials what the files say (a part of provision)
+	@$(call play,n8n) $(ARGS)
 
 .PHONY: migrate migrate-plan schema user-export user-erase
 migrate: setup ## Apply the pending database migrations
@@ -101,13 +105,17 @@ audit: setup ## Read-only audit of the droplet: testinfra inside, port scan outs
 	@python -m pytest -q -p no:cacheprovider tests/audit --junitxml=.local/reports/audit-$(ENV).xml $(ARGS)
 
 ##@ The code
-.PHONY: setup check lint unit test faults lock clean
+.PHONY: setup check lint unit n8n-install n8n-test test faults lock clean
 setup: .venv/.installed node_modules/.installed ## Install the locked Python and npm environments
 check: lint unit ## All that needs no VM: linters, unit and contract tests (under three minutes)
 lint: setup ## Every linter
 	@tests/lint.sh
 unit: setup ## Unit, contract and integration tests without a VM
 	@python -m pytest -q tests/unit tests/integration tests/database services
+n8n-install: setup ## Install the real n8n for tests, once per machine (seven minutes)
+	@python -m local.n8n
+n8n-test: setup ## The workflows and their role on the real n8n (installs it at the first run)
+	@python -m pytest -q -p no:cacheprovider tests/n8n
 test: packages check ## check, then the acceptance run on a real droplet
 	@if [ ! -e .local/droplet/disk.qcow2 ]; then \
 	  echo "test: plan on a droplet that was never provisioned"; python -m local start; $(MAKE) --no-print-directory plan; fi

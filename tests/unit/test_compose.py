@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import pathlib
+import re
 
 import pytest
+import yaml
 from ansible.errors import AnsibleFilterError
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -54,6 +56,16 @@ def test_an_app_is_translated_whole() -> None:
     assert app["domains"][0]["host"] == "api.example.com"
 
 
+def test_only_images_of_our_registry_are_pulled_with_our_credentials() -> None:
+    sample = """
+services:
+  mine: {image: "${REGISTRY}/mine:1"}
+  theirs: {image: "docker.io/library/theirs:1"}
+"""
+    apps = compose.panel_apps(sample, {"REGISTRY": "registry.example/cimt"})["apps"]
+    assert {app["name"]: app["ours"] for app in apps} == {"mine": True, "theirs": False}
+
+
 def test_a_value_that_holds_a_secret_travels_apart() -> None:
     declared = compose.panel_apps(SAMPLE, {"API_DOMAIN": "a"}, {"DB_PASSWORD": "s3cret"})
     assert "s3cret" not in str(declared["apps"])
@@ -93,5 +105,21 @@ def test_a_wrong_file_is_one_line_that_names_the_place(
 
 def test_the_real_file_needs_only_what_the_inventories_give() -> None:
     text = (ROOT / "services/compose.yaml").read_text()
-    declared = compose.panel_apps(text, {"REGISTRY": "r.example", "API_DOMAIN": "api.example.com"})
-    assert [app["name"] for app in declared["apps"]] == ["api"]
+    for environment in ("local", "production"):
+        variables = yaml.safe_load(
+            (ROOT / f"inventory/{environment}/group_vars/all.yml").read_text()
+        )
+        declared = compose.panel_apps(
+            text, variables["services_environment"], variables["services_secrets"]
+        )
+        assert [app["name"] for app in declared["apps"]] == ["api", "n8n"]
+
+
+def test_n8n_never_has_two_containers_on_its_volume() -> None:
+    text = (ROOT / "services/compose.yaml").read_text()
+    values = dict.fromkeys(re.findall(r"\$\{(\w+)", text), "x")
+    app = next(app for app in compose.panel_apps(text, values)["apps"] if app["name"] == "n8n")
+    assert app["replicas"] == 1
+    assert not app["zero_downtime"]
+    assert app["mounts"] == [{"type": "volume", "name": "n8n", "mountPath": "/home/node/.n8n"}]
+    assert app["resources"]["memoryLimit"] <= 1100

@@ -1,7 +1,7 @@
 """Ansible filter: services/compose.yaml (Compose specification) to the apps of a panel project.
 
 Runs on the controller. An app is a dict:
-``{name, image, released, env: {KEY: text}, replicas, command, zero_downtime, cap_add, cap_drop,
+``{name, image, released, ours, env: {KEY: text}, replicas, command, zero_downtime, cap_add, cap_drop,
 resources: {memoryReservation, memoryLimit (MB), cpuReservation, cpuLimit (cores)},
 mounts: [{type, name|hostPath, mountPath}], domains: [{host, path, port, https, protocol}]}``.
 Environment values that hold a secret travel apart from it, so that they can be kept out of logs and diffs.
@@ -218,6 +218,8 @@ def _app(
         "name": name,
         "image": interpolation.text(service["image"])[0],
         "released": "build" in service,
+        # Pulled with our credentials; nobody else's registry may see them.
+        "ours": str(service["image"]).startswith("${REGISTRY}/"),
         "env": env,
         "replicas": int(deploy.get("replicas", 1)),
         "command": " ".join(command) if isinstance(command, list) else command,
