@@ -1,4 +1,4 @@
-"""What the workflows talk to, on loopback: a web site, a git server's API, the seam to our API, and a recorder of messages."""
+"""What the workflows talk to, on loopback: a web site, a git server, the seam to our API, a recorder of messages."""
 
 from __future__ import annotations
 
@@ -42,8 +42,11 @@ class Outside:
             def do_PUT(self) -> None:
                 self._answer(self.rfile.read(int(self.headers.get("Content-Length") or 0)))
 
-            do_POST = do_PUT
-            do_DELETE = do_GET
+            def do_POST(self) -> None:
+                self.do_PUT()
+
+            def do_DELETE(self) -> None:
+                self.do_GET()
 
             def _answer(self, body: bytes) -> None:
                 with outside._lock:

@@ -1,0 +1,372 @@
+"""What the workflows do, on the real n8n with the environment of production; only the outside is a server here."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import yaml
+
+from roles.n8n_workflows.module_utils import n8n_files
+from services.n8n.workflows.repository import HERE, WORKFLOWS
+from tests.n8n.outside import INGEST_KEY, Outside
+from tests.n8n.server import N8n
+
+WEBHOOK_KEY = "key-of-our-webhooks-0123456789abcdef"
+PAGE = "<html><head><title>{0}</title></head><body><nav>menu</nav><main><h1>{0}</h1><p>{1}</p></main></body></html>"
+
+
+def until(what: Callable[[], Any], seconds: float = 120) -> Any:
+    """The first true answer."""
+    deadline = time.monotonic() + seconds
+    while not (answer := what()):
+        assert time.monotonic() < deadline, f"still not after {seconds} s"
+        time.sleep(0.2)
+    return answer
+
+
+def pdf(text: str) -> bytes:
+    """A PDF of one page."""
+    stream = f"BT /F1 24 Tf 72 720 Td ({text}) Tj ET".encode()
+    objects = [
+        b"<< /Type /Catalog /Pages 2 0 R >>",
+        b"<< /Type /Pages /Kids [3 0 R] /Count 1 /MediaBox [0 0 612 792] >>",
+        b"<< /Type /Page /Parent 2 0 R /Contents 4 0 R /Resources << /Font << /F1 5 0 R >> >> >>",
+        b"<< /Length %d >>\nstream\n%s\nendstream" % (len(stream), stream),
+        b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>",
+    ]
+    body, places = b"%PDF-1.4\n", []
+    for number, content in enumerate(objects, 1):
+        places.append(len(body))
+        body += b"%d 0 obj\n%s\nendobj\n" % (number, content)
+    table = b"".join(b"%010d 00000 n \n" % place for place in places)
+    return body + (
+        b"xref\n0 6\n0000000000 65535 f \n%strailer << /Size 6 /Root 1 0 R >>\nstartxref\n%d\n%%%%EOF\n"
+        % (table, len(body))
+    )
+
+
+class World:
+    """A started n8n with the workflows of the repository, and what lies outside."""
+
+    def __init__(self, n8n: N8n, outside: Outside) -> None:
+        self.n8n, self.outside = n8n, outside
+        self.settings: dict[str, dict[str, Any]] = {
+            "notify": {"channels": ["webhook"], "webhook_url": f"{outside.url}/notify"},
+            "seed-etl": {"api": outside.url, "at_once": 3},
+            "alerts": {"probes": [{"name": "api", "url": f"{outside.url}/readyz"}], "confirm": 2},
+        }
+
+    def workflows(self) -> list[dict[str, Any]]:
+        files = [json.loads(path.read_text()) for path in sorted(WORKFLOWS.glob("*.json"))]
+        rendered = [n8n_files.render(one, self.settings.get(one["id"], {})) for one in files]
+        return [{**one, "tags": []} for one in n8n_files.publish_order(rendered)]
+
+    def configure(self, workflow: str, **settings: Any) -> None:
+        """Change settings of a running workflow. Unpublished meanwhile: no call can reach its old version."""
+        self.settings[workflow] = {**self.settings.get(workflow, {}), **settings}
+        body = next(one for one in self.workflows() if one["id"] == workflow)
+        keep = ("name", "nodes", "connections", "settings")
+        self.n8n.api("POST", f"/workflows/{workflow}/deactivate")
+        until(lambda: self.n8n.webhook(workflow).status_code == 404)
+        self.n8n.api("PUT", f"/workflows/{workflow}", {key: body[key] for key in keep})
+        self.n8n.api("POST", f"/workflows/{workflow}/activate")
+        until(lambda: self.n8n.webhook(workflow).status_code == 403)
+
+    def call(self, path: str, body: Any = None) -> Any:
+        answer = self.n8n.webhook(path, body, Authorization=f"Bearer {WEBHOOK_KEY}")
+        assert answer.status_code == 200, answer.text + self.n8n.tail()
+        return answer.json()
+
+    def etl(self, *sources: dict[str, Any]) -> Any:
+        """The report of one run over these sources, all requests since counted."""
+        if self.settings["seed-etl"].get("sources") != list(sources):
+            self.configure("seed-etl", sources=list(sources))
+        self.outside.forget()
+        return self.call("seed-etl")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    with Outside() as outside:
+        outside.pages["/readyz"] = ("application/json", b'{"status": "ready"}')
+        n8n = N8n(tmp_path_factory.mktemp("n8n"))
+        world = World(n8n, outside)
+        declared = yaml.safe_load((HERE / "credentials.yaml").read_text())
+        secrets = {
+            "INGEST_KEY": INGEST_KEY,
+            "N8N_WEBHOOK_KEY": WEBHOOK_KEY,
+            "NOTIFY_WEBHOOK_KEY": "key-of-the-webhook",
+            "NOTIFY_SLACK_TOKEN": "slack-token",
+        }
+        files = {
+            "credentials": n8n_files.credentials(declared, secrets),
+            "workflow": world.workflows(),
+        }
+        for kind, content in files.items():
+            path = n8n.folder / f"{kind}.json"
+            path.write_text(json.dumps(content))
+            n8n.cli(f"import:{kind}", f"--input={path}")
+        try:
+            n8n.start()
+            for one in world.workflows():
+                n8n.api("POST", f"/workflows/{one['id']}/publish")
+            for hook in ("seed-etl", "alerts", "release-notice"):
+                until(lambda hook=hook: n8n.webhook(hook).status_code == 403)
+            yield world
+        finally:
+            n8n.kill()
+
+
+@pytest.fixture
+def site(world: World) -> Iterator[Outside]:
+    """A site with a sitemap, a feed, a git server and a PDF; taken away again with all documents."""
+    outside = world.outside
+    for number in range(3):
+        html = PAGE.format(f"Page {number}", f"Text of page {number}.")
+        outside.pages[f"/p{number}"] = ("text/html; charset=utf-8", html.encode())
+    urls = "".join(f"<url><loc>{outside.url}/p{number}</loc></url>" for number in range(3))
+    outside.pages["/sitemap.xml"] = ("application/xml", f"<urlset>{urls}</urlset>".encode())
+    items = f"<item><title>One</title><link>{outside.url}/p1</link></item>"
+    feed = f'<rss version="2.0"><channel>{items}</channel></rss>'
+    outside.pages["/feed.xml"] = ("application/rss+xml", feed.encode())
+    tree = [
+        {"path": "docs/set up.md", "type": "blob", "sha": "a1"},
+        {"path": "docs/logo.png", "type": "blob", "sha": "b1"},
+        {"path": "README.md", "type": "blob", "sha": "c1"},
+    ]
+    listing = json.dumps({"tree": tree, "truncated": False}).encode()
+    outside.pages["/api/repos/example/handbook/git/trees/main"] = ("application/json", listing)
+    markdown = "# Ligação\n\nSó isto.\n".encode()
+    outside.pages["/raw/example/handbook/main/docs/set%20up.md"] = ("text/plain", markdown)
+    outside.pages["/terms.pdf"] = ("application/pdf", pdf("Terms of the service"))
+    yield outside
+    keep = outside.pages["/readyz"]
+    outside.pages.clear()
+    outside.pages["/readyz"] = keep
+    outside.broken.clear()
+    outside.documents.clear()
+
+
+def sources(outside: Outside) -> list[dict[str, Any]]:
+    return [
+        {"name": "site", "kind": "sitemap", "url": f"{outside.url}/sitemap.xml", "select": "main", "language": "en"},
+        {"name": "news", "kind": "feed", "url": f"{outside.url}/feed.xml"},
+        {"name": "handbook", "kind": "git", "repository": "example/handbook", "folder": "docs", "language": "pt",
+         "api": f"{outside.url}/api", "files": f"{outside.url}/raw"},
+        {"name": "terms", "kind": "page", "url": f"{outside.url}/terms.pdf"},
+    ]  # fmt: skip
+
+
+# -- Seed ETL -------------------------------------------------------------------------
+
+
+def test_etl_fills_the_api_and_a_second_run_sends_nothing(world: World, site: Outside) -> None:
+    host = site.url.removeprefix("http://")
+    report = world.etl(*sources(site))
+    assert (report["stored"], report["embedded"], report["failed"]) == (6, 6, [])
+    assert sorted(site.documents) == [
+        "handbook/docs/set up.md",
+        f"news/{host}/p1",
+        *(f"site/{host}/p{number}" for number in range(3)),
+        "terms",
+    ]
+    page = site.documents[f"site/{host}/p0"]
+    assert page["content"] == "# Page 0\n\nText of page 0."
+    assert (page["title"], page["language"]) == ("Page 0", "en")
+    assert page["metadata"] == {"url": f"{site.url}/p0", "collection": "site"}
+    assert site.documents["handbook/docs/set up.md"]["content"] == "# Ligação\n\nSó isto."
+    assert site.documents["terms"]["content"] == "Terms of the service"
+
+    report = world.etl(*sources(site))
+    assert (report["stored"], report["embedded"], report["unchanged"]) == (0, 0, 6)
+    assert site.requests("PUT") == []
+    # Pages are asked whether they changed; a file of an unchanged git tree is not even asked for.
+    assert {status for path, status in site.requests("GET") if path[:2] == "/p"} == {304}
+    assert site.requests("GET", "/raw") == []
+
+
+def test_etl_sends_only_what_changed_and_removes_what_is_gone(world: World, site: Outside) -> None:
+    host = site.url.removeprefix("http://")
+    world.etl(*sources(site))
+    html = PAGE.format("Page 0", "Another text.")
+    site.pages["/p0"] = ("text/html", html.encode())
+    # Another page, but not another text: its server says "changed", its hash does not.
+    kind, content = site.pages["/p2"]
+    site.pages["/p2"] = (kind, content.replace(b"menu", b"another menu"))
+    urls = f"<url><loc>{site.url}/p0</loc></url><url><loc>{site.url}/p2</loc></url>"
+    site.pages["/sitemap.xml"] = ("application/xml", f"<urlset>{urls}</urlset>".encode())
+    report = world.etl(*sources(site)[:-1])
+    assert [path for path, _ in site.requests("PUT")] == [
+        f"/documents/site%2F{host.replace(':', '%3A')}%2Fp0"
+    ]
+    assert (report["stored"], report["removed"], report["failed"]) == (1, 2, [])
+    assert f"site/{host}/p1" not in site.documents
+    assert "terms" not in site.documents
+
+
+def test_etl_reports_failures_once_and_loses_nothing(world: World, site: Outside) -> None:
+    world.etl(*sources(site))
+    before = dict(site.documents)
+    site.broken["/sitemap.xml"] = 404
+    site.pages["/terms.pdf"] = ("application/pdf", b"%PDF-1.4 torn")
+    report = world.etl(*sources(site))
+    failed = {one["document"]: one["reason"] for one in report["failed"]}
+    assert set(failed) == {"site", "terms"}
+    assert f"{site.url}/sitemap.xml" in failed["site"]
+    assert site.documents == before, "a list that cannot be read removes nothing"
+    assert [one["title"] for one in site.messages] == ["documents that could not be ingested: 2"]
+    world.etl(*sources(site))
+    assert site.messages == [], "the same again is no news"
+    site.broken.clear()
+    site.pages["/terms.pdf"] = ("application/pdf", pdf("Terms of the service"))
+    world.etl(*sources(site))
+    assert [one["title"] for one in site.messages] == ["all documents are ingested again"]
+
+
+def test_etl_asks_a_busy_server_again(world: World, site: Outside) -> None:
+    site.broken["/p1"] = 503
+    world.configure("seed-etl", sources=sources(site)[:1])
+    site.forget()
+
+    def mend() -> None:
+        until(lambda: site.requests("GET", "/p1"))
+        site.broken.clear()
+
+    thread = threading.Thread(target=mend)
+    thread.start()
+    report = world.call("seed-etl")
+    thread.join()
+    assert [status for _, status in site.requests("GET", "/p1")] == [503, 200]
+    assert (report["stored"], report["failed"]) == (3, [])
+
+
+def test_nobody_gets_in_without_the_key(world: World) -> None:
+    for path in ("seed-etl", "alerts", "release-notice"):
+        assert world.n8n.webhook(path).status_code == 403
+        assert world.n8n.webhook(path, Authorization="Bearer guess").status_code == 403
+
+
+# -- Alerts, errors, releases ---------------------------------------------------------
+
+
+def checks(world: World, times: int) -> Any:
+    """The answer of the last of some checks. The cron of the workflow may add one of its own."""
+    for _ in range(times):
+        answer = world.call("alerts")
+    return answer
+
+
+def test_an_alarm_is_raised_once_and_recovers_once_across_a_restart(world: World) -> None:
+    outside = world.outside
+    outside.forget()
+    assert checks(world, 1)["failing"] == []
+    outside.broken["/readyz"] = 503
+    assert checks(world, 3)["failing"] == ["api"]
+    assert [one["text"] for one in outside.messages] == ["DOWN api: HTTP 503: broken for a test"]
+    # What it knows survives a restart and a converge.
+    world.n8n.stop()
+    world.n8n.start()
+    until(lambda: world.n8n.webhook("alerts").status_code == 403)
+    world.configure("alerts", remind_hours=24)
+    assert checks(world, 2)["failing"] == ["api"]
+    assert len(outside.messages) == 1
+    outside.broken.clear()
+    assert checks(world, 4)["failing"] == []
+    assert [one["title"] for one in outside.messages] == ["down: api", "up: api"]
+
+
+def test_one_bad_check_is_no_alarm(world: World) -> None:
+    outside = world.outside
+    world.configure("alerts", confirm=4)
+    outside.forget()
+    for _ in range(2):
+        outside.broken["/readyz"] = 503
+        checks(world, 1)
+        outside.broken.clear()
+        checks(world, 2)
+    world.configure("alerts", confirm=2)
+    assert outside.messages == []
+
+
+def test_what_the_host_reports_is_checked(world: World) -> None:
+    outside = world.outside
+    outside.forget()
+    full = {"host": {"disk_used_percent": 91, "certificate_days": 80}}
+    for _ in range(3):
+        answer = world.call("alerts", full)
+    assert answer["failing"] == ["host disk_used_percent"]
+    assert [one["text"] for one in outside.messages] == [
+        "DOWN host disk_used_percent: 91, more than 85"
+    ]
+    for _ in range(3):
+        answer = world.call("alerts", {"host": {"disk_used_percent": 40, "certificate_days": 80}})
+    assert answer["failing"] == []
+
+
+def test_figures_of_a_metrics_page_are_checked(world: World) -> None:
+    outside = world.outside
+    outside.pages["/metrics"] = (
+        "text/plain",
+        b'# HELP up x\nerrors_total{kind="a"} 3\nerrors_total{kind="b"} 4.5\nerrors_total_created 1e9\nrss 1.5e+08\n',
+    )
+    probe = {"name": "figures", "url": f"{outside.url}/metrics"}
+    world.configure("alerts", probes=[{**probe, "limits": {"errors_total": 7, "rss": 2e8}}])
+    outside.forget()
+    assert checks(world, 1)["bad"] == ["figures: errors_total is 7.5, more than 7"]
+    world.configure("alerts", probes=[{**probe, "limits": {"gone": 7}}])
+    assert checks(world, 1)["bad"] == ["figures: it reports no gone"]
+    world.configure("alerts", probes=[{"name": "api", "url": f"{outside.url}/readyz"}])
+
+
+def test_an_alarm_that_nobody_heard_is_raised_again(world: World) -> None:
+    outside = world.outside
+    outside.forget()
+    outside.broken |= {"/notify": 500, "/readyz": 503}
+    for _ in range(2):
+        world.n8n.webhook("alerts", Authorization=f"Bearer {WEBHOOK_KEY}")
+    until(lambda: outside.requests("POST", "/notify"))
+    del outside.broken["/notify"]
+    until(lambda: world.call("alerts")["failing"] == ["api"])
+    assert "DOWN api" in "".join(one["text"] for one in outside.messages)
+    outside.broken.clear()
+    until(lambda: world.call("alerts")["failing"] == [])
+
+
+def test_a_failed_workflow_is_told_once(world: World) -> None:
+    outside = world.outside
+    world.configure("seed-etl", api=f"{outside.url}/nowhere")
+    outside.forget()
+    for _ in range(2):
+        answer = world.n8n.webhook("seed-etl", Authorization=f"Bearer {WEBHOOK_KEY}")
+        assert answer.status_code == 500
+    until(lambda: outside.messages)
+    world.configure("seed-etl", api=outside.url)
+    failures = [one for one in outside.messages if one["title"] == 'workflow "Seed ETL" failed']
+    assert len(failures) == 1
+    assert failures[0]["text"].startswith("Known documents: ")
+
+
+def test_a_release_is_told(world: World) -> None:
+    world.outside.forget()
+    release = {
+        "service": "api",
+        "result": "rolled back",
+        "revision": "abc1234",
+        "seconds": 31,
+        "reason": "unhealthy",
+    }
+    world.call("release-notice", release)
+    until(lambda: world.outside.messages)
+    assert world.outside.messages == [
+        {
+            "product": "CIMT",
+            "level": "alarm",
+            "title": "api rolled back",
+            "text": "revision abc1234, 31 s, unhealthy",
+        }
+    ]
