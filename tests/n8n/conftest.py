@@ -16,10 +16,29 @@ import yaml
 from local.settings import ROOT
 from tests.n8n.server import KEY, OWNER, PASSWORD, N8n
 
+FILES = sorted((ROOT / "n8n_workflows").glob("*.json"))
 SECRETS = {
     "INGEST_KEY": "ingest-secret-0123456789abcdef0123456789",
     "N8N_WEBHOOK_KEY": "webhook-secret-0123456789abcdef0123456789",
 }
+
+
+# The module as Ansible would run it on the droplet, its module_utils where Ansible puts them.
+RUN = """
+import importlib.util, json, sys
+from pathlib import Path
+import ansible.module_utils
+from ansible.module_utils.testing import patch_module_args
+root, arguments = Path(sys.argv[1]), json.loads(sys.stdin.read())
+for role in ("easypanel", "n8n_workflows"):
+    ansible.module_utils.__path__.append(str(root / "roles" / role / "module_utils"))
+path = root / "roles/n8n_workflows/library/n8n_workflows.py"
+spec = importlib.util.spec_from_file_location("n8n_workflows", path)
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+with patch_module_args(arguments):
+    module.main()
+"""
 
 
 class Role:
@@ -28,45 +47,52 @@ class Role:
     def __init__(self, home: Path, port: int) -> None:
         self.home = home
         self.state = home / "state"
-        self.variables: dict[str, Any] = {
-            "n8n_workflows_directory": str(ROOT / "n8n_workflows"),
-            "n8n_workflows_credentials_file": str(ROOT / "services/n8n/credentials.yaml"),
-            "n8n_workflows_secrets": SECRETS,
-            "n8n_workflows_encryption_key": KEY,
-            "n8n_workflows_owner_email": OWNER,
-            "n8n_workflows_owner_password": PASSWORD,
-            "n8n_workflows_service": "",
-            "n8n_workflows_port": port,
-            "n8n_workflows_volume": str(home / "volume"),
-            "n8n_workflows_state_directory": str(self.state),
-            "n8n_workflows_timeout": 60,
+        declared = (ROOT / "services/n8n/credentials.yaml").read_text()
+        self.parameters: dict[str, Any] = {
+            "workflows": [json.loads(path.read_text()) for path in FILES],
+            "credentials": yaml.safe_load(declared),
+            "secrets": SECRETS,
+            "owner_email": OWNER,
+            "owner_password": PASSWORD,
+            "port": port,
+            "state_directory": str(self.state),
+            "who": "tests",
+            "timeout": 60,
         }
 
-    def __call__(self, *options: str, **variables: Any) -> dict[str, Any]:
-        """What the module answered; `failed` and `msg` when it refused, `output` is all that was shown."""
+    def __call__(self, check: bool = False, **parameters: Any) -> dict[str, Any]:
+        """What the role's module answers; `failed` and `msg` when it refused, `output` is all that it said."""
+        arguments = {**self.parameters, "_ansible_check_mode": check, **parameters}
+        done = subprocess.run(
+            [sys.executable, "-c", RUN, str(ROOT)],
+            input=json.dumps(arguments),
+            capture_output=True,
+            text=True,
+            timeout=900,
+        )
+        assert done.stdout, done.stderr
+        answer: dict[str, Any] = json.loads(done.stdout)
+        return {**answer, "output": done.stdout + done.stderr}
+
+    def play(self, *options: str, **variables: Any) -> dict[str, Any]:
+        """The same by the whole role in a playbook, with ``variables`` of the role; `output` is all that was shown."""
         self.home.mkdir(parents=True, exist_ok=True)
-        play = [
-            {
-                "name": "Converge",
-                "hosts": "localhost",
-                "connection": "local",
-                "gather_facts": False,
-                "roles": ["n8n_workflows"],
-            }
-        ]
         playbook, values = self.home / "play.yml", self.home / "values.json"
         config = self.home / "ansible.cfg"
         config.touch()
-        playbook.write_text(yaml.safe_dump(play, sort_keys=False))
-        values.write_text(
-            json.dumps(
-                {
-                    **self.variables,
-                    "ansible_python_interpreter": sys.executable,
-                    **{f"n8n_workflows_{key}": value for key, value in variables.items()},
-                }
-            )
-        )
+        play = {"name": "N8n", "hosts": "localhost", "connection": "local", "gather_facts": False}
+        playbook.write_text(yaml.safe_dump([{**play, "roles": ["n8n_workflows"]}], sort_keys=False))
+        chosen = {
+            "directory": str(ROOT / "n8n_workflows"),
+            "credentials_file": str(ROOT / "services/n8n/credentials.yaml"),
+            "service": "",
+            "encryption_key": KEY,
+            "volume": str(self.home / "volume"),
+            **{key: self.parameters[key] for key in self.parameters if key in KNOWN},
+            **variables,
+        }
+        named = {f"n8n_workflows_{key}": value for key, value in chosen.items()}
+        values.write_text(json.dumps({"ansible_python_interpreter": sys.executable, **named}))
         done = subprocess.run(
             [
                 Path(sys.executable).with_name("ansible-playbook"),
@@ -85,8 +111,10 @@ class Role:
             text=True,
             timeout=900,
         )
-        assert done.stdout.startswith("{"), done.stdout + done.stderr
-        tasks = json.loads(done.stdout)["plays"][0]["tasks"]
+        # With -vvv there are lines before the JSON.
+        start = 0 if done.stdout.startswith("{") else done.stdout.find("\n{\n") + 1
+        assert done.stdout[start:].startswith("{"), done.stdout + done.stderr
+        tasks = json.JSONDecoder().raw_decode(done.stdout[start:])[0]["plays"][0]["tasks"]
         answers = {task["task"]["name"]: task["hosts"].get("localhost", {}) for task in tasks}
         failed = [answer for answer in answers.values() if answer.get("failed")]
         answer: dict[str, Any] = (failed or [answers[f"n8n_workflows : {TASK}"]])[0]
@@ -94,6 +122,7 @@ class Role:
         return {**answer, "output": done.stdout + done.stderr}
 
 
+KNOWN = {"secrets", "owner_email", "owner_password", "port", "state_directory", "who", "timeout"}
 TASK = "Workflows and credentials as declared"
 
 

@@ -150,6 +150,20 @@ class N8n:
         assert done.returncode == 0, f"n8n {' '.join(arguments)}:\n{done.stdout}\n{done.stderr}"
         return done.stdout
 
+    def cli_import(self, workflow: Mapping[str, Any]) -> None:
+        """Put a workflow in with the id it has; unpublished."""
+        self._import("workflow", dict(workflow))
+
+    def cli_import_credential(self, credential: Mapping[str, Any]) -> None:
+        """Put a credential in with the id it has."""
+        self._import("credentials", [dict(credential)])
+
+    def _import(self, kind: str, content: Any) -> None:
+        path = self.folder / "import.json"
+        path.write_text(json.dumps(content))
+        self.cli(f"import:{kind}", f"--input={path}")
+        path.unlink()
+
     # -- asking it --------------------------------------------------------------------
 
     def session(self) -> httpx.Client:
@@ -191,11 +205,9 @@ class N8n:
     def install(self, workflows: Sequence[Mapping[str, Any]]) -> None:
         """Import and publish workflows and start: for tests of what a workflow does. n8n must not run."""
         assert self.process is None
-        for number, workflow in enumerate(workflows):
-            path = self.folder / f"import-{number}.json"
-            self.folder.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(workflow))
-            self.cli("import:workflow", f"--input={path}")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for workflow in workflows:
+            self.cli_import(workflow)
         self.start()
         for workflow in workflows:
             self.api("POST", f"/workflows/{workflow['id']}/publish")
