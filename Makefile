@@ -73,9 +73,13 @@ services: setup ## Make only the panel's apps what services/compose.yaml says (a
 build: setup ## Build and push the image of SERVICE (default api; n8n); prints its digest
 	@services/build.sh $(SERVICE) $(build_args)
 
-.PHONY: n8n-workflows
+.PHONY: n8n-workflows n8n-pull
 n8n-workflows: setup ## Make only n8n's workflows and credentials what the files say (a part of provision)
 	@$(call play,n8n) $(ARGS)
+n8n-pull: setup ## Bring edits of n8n's editor into n8n_workflows/; ARGS=--check only shows them, ARGS=ID adopts one
+	@mkdir -p .local
+	@$(call play,n8n-pull) -e n8n_workflows_pull_file=$(CURDIR)/.local/n8n-$(ENV).json
+	@python -m services.n8n.workflows pull --input .local/n8n-$(ENV).json $(ARGS)
 
 .PHONY: migrate migrate-plan schema user-export user-erase
 migrate: setup ## Apply the pending database migrations
@@ -105,7 +109,7 @@ audit: setup ## Read-only audit of the droplet: testinfra inside, port scan outs
 	@python -m pytest -q -p no:cacheprovider tests/audit --junitxml=.local/reports/audit-$(ENV).xml $(ARGS)
 
 ##@ The code
-.PHONY: setup check lint unit n8n-install n8n-test test faults lock clean
+.PHONY: setup check lint unit n8n-install n8n-lint n8n-catalogue n8n-test test faults lock clean
 setup: .venv/.installed node_modules/.installed ## Install the locked Python and npm environments
 check: lint unit ## All that needs no VM: linters, unit and contract tests (under three minutes)
 lint: setup ## Every linter
@@ -114,6 +118,10 @@ unit: setup ## Unit, contract and integration tests without a VM
 	@python -m pytest -q tests/unit tests/integration tests/database services
 n8n-install: setup ## Install the real n8n for tests, once per machine (seven minutes)
 	@python -m local.n8n
+n8n-lint: setup ## The linter of the workflows alone; ARGS=--fix brings them into their normal form
+	@python -m services.n8n.workflows lint $(ARGS)
+n8n-catalogue: setup ## After a change of n8n's version: the list of its nodes, for the linter
+	@python -m services.n8n.workflows catalogue
 n8n-test: setup ## The workflows and their role on the real n8n (installs it at the first run)
 	@python -m pytest -q -p no:cacheprovider tests/n8n
 test: packages check ## check, then the acceptance run on a real droplet

@@ -18,7 +18,8 @@ class Outside:
 
     ``pages`` maps a path to (content type, body); each is served with an ETag. ``broken`` maps a path to a status
     that it answers with instead. ``documents`` is what was ingested: name to the body of its PUT, as the API's
-    `/documents` takes it. ``messages`` are the bodies that were posted to /notify; ``seen`` all requests.
+    `/documents` takes it. ``messages`` are the bodies that were posted to /notify, ``posts`` those to any other path;
+    ``seen`` all requests.
     """
 
     def __init__(self) -> None:
@@ -26,7 +27,9 @@ class Outside:
         self.broken: dict[str, int] = {}
         self.documents: dict[str, dict[str, Any]] = {}
         self.messages: list[dict[str, Any]] = []
+        self.posts: dict[str, list[dict[str, Any]]] = {}
         self.seen: list[tuple[str, str, int]] = []
+        self.page_size = 2  # of the list of documents: small, so that a client must turn the page
         self._lock = threading.Lock()
         outside = self
 
@@ -108,6 +111,9 @@ class Outside:
         if path == "/documents" or path.startswith("/documents/"):
             status, answer = self._documents(request, body)
             return status, "application/json", json.dumps(answer).encode(), {}
+        if request.command == "POST":
+            self.posts.setdefault(path, []).append(json.loads(body))
+            return 200, "application/json", b'{"ok": true, "result": {}}', {}
         if path not in self.pages:
             return 404, "text/plain", b"not here", {}
         kind, content = self.pages[path]

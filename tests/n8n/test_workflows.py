@@ -3,30 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
+import socketserver
+import subprocess
+import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
-from roles.n8n_workflows.module_utils import n8n_files
-from services.n8n.workflows.repository import HERE, WORKFLOWS
-from tests.n8n.outside import INGEST_KEY, Outside
-from tests.n8n.server import N8n
+from local.settings import ROOT
+from services.n8n.workflows.__main__ import main
+from tests.n8n.outside import Outside
+from tests.n8n.world import WEBHOOK_KEY, World, running, until
 
-WEBHOOK_KEY = "key-of-our-webhooks-0123456789abcdef"
 PAGE = "<html><head><title>{0}</title></head><body><nav>menu</nav><main><h1>{0}</h1><p>{1}</p></main></body></html>"
-
-
-def until(what: Callable[[], Any], seconds: float = 120) -> Any:
-    """The first true answer."""
-    deadline = time.monotonic() + seconds
-    while not (answer := what()):
-        assert time.monotonic() < deadline, f"still not after {seconds} s"
-        time.sleep(0.2)
-    return answer
 
 
 def pdf(text: str) -> bytes:
@@ -50,76 +43,43 @@ def pdf(text: str) -> bytes:
     )
 
 
-class World:
-    """A started n8n with the workflows of the repository, and what lies outside."""
+class Mailbox:
+    """An SMTP server on loopback that keeps what it is given."""
 
-    def __init__(self, n8n: N8n, outside: Outside) -> None:
-        self.n8n, self.outside = n8n, outside
-        self.settings: dict[str, dict[str, Any]] = {
-            "notify": {"channels": ["webhook"], "webhook_url": f"{outside.url}/notify"},
-            "seed-etl": {"api": outside.url, "at_once": 3},
-            "alerts": {"probes": [{"name": "api", "url": f"{outside.url}/readyz"}], "confirm": 2},
-        }
+    def __init__(self) -> None:
+        self.mails: list[str] = []
+        mails = self.mails
 
-    def workflows(self) -> list[dict[str, Any]]:
-        files = [json.loads(path.read_text()) for path in sorted(WORKFLOWS.glob("*.json"))]
-        rendered = [n8n_files.render(one, self.settings.get(one["id"], {})) for one in files]
-        return [{**one, "tags": []} for one in n8n_files.publish_order(rendered)]
+        class Session(socketserver.StreamRequestHandler):
+            def say(self, text: str) -> None:
+                self.wfile.write(f"{text}\r\n".encode())
 
-    def configure(self, workflow: str, **settings: Any) -> None:
-        """Change settings of a running workflow. Unpublished meanwhile: no call can reach its old version."""
-        self.settings[workflow] = {**self.settings.get(workflow, {}), **settings}
-        body = next(one for one in self.workflows() if one["id"] == workflow)
-        keep = ("name", "nodes", "connections", "settings")
-        self.n8n.api("POST", f"/workflows/{workflow}/deactivate")
-        until(lambda: self.n8n.webhook(workflow).status_code == 404)
-        self.n8n.api("PUT", f"/workflows/{workflow}", {key: body[key] for key in keep})
-        self.n8n.api("POST", f"/workflows/{workflow}/activate")
-        until(lambda: self.n8n.webhook(workflow).status_code == 403)
+            def handle(self) -> None:
+                self.say("220 mailbox")
+                while line := self.rfile.readline().decode().strip():
+                    verb = line.split()[0].upper()
+                    if verb == "DATA":
+                        self.say("354 go on")
+                        lines = iter(lambda: self.rfile.readline().decode().rstrip("\r\n"), ".")
+                        mails.append("\n".join(lines))
+                    self.say("221 bye" if verb == "QUIT" else "250 mailbox")
 
-    def call(self, path: str, body: Any = None) -> Any:
-        answer = self.n8n.webhook(path, body, Authorization=f"Bearer {WEBHOOK_KEY}")
-        assert answer.status_code == 200, answer.text + self.n8n.tail()
-        return answer.json()
+        self._server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Session)
+        self.port = int(self._server.server_address[1])
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
-    def etl(self, *sources: dict[str, Any]) -> Any:
-        """The report of one run over these sources, all requests since counted."""
-        if self.settings["seed-etl"].get("sources") != list(sources):
-            self.configure("seed-etl", sources=list(sources))
-        self.outside.forget()
-        return self.call("seed-etl")
+    def __enter__(self) -> Mailbox:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with Outside() as outside:
-        outside.pages["/readyz"] = ("application/json", b'{"status": "ready"}')
-        n8n = N8n(tmp_path_factory.mktemp("n8n"))
-        world = World(n8n, outside)
-        declared = yaml.safe_load((HERE / "credentials.yaml").read_text())
-        secrets = {
-            "INGEST_KEY": INGEST_KEY,
-            "N8N_WEBHOOK_KEY": WEBHOOK_KEY,
-            "NOTIFY_WEBHOOK_KEY": "key-of-the-webhook",
-            "NOTIFY_SLACK_TOKEN": "slack-token",
-        }
-        files = {
-            "credentials": n8n_files.credentials(declared, secrets),
-            "workflow": world.workflows(),
-        }
-        for kind, content in files.items():
-            path = n8n.folder / f"{kind}.json"
-            path.write_text(json.dumps(content))
-            n8n.cli(f"import:{kind}", f"--input={path}")
-        try:
-            n8n.start()
-            for one in world.workflows():
-                n8n.api("POST", f"/workflows/{one['id']}/publish")
-            for hook in ("seed-etl", "alerts", "release-notice"):
-                until(lambda hook=hook: n8n.webhook(hook).status_code == 403)
-            yield world
-        finally:
-            n8n.kill()
+    with running(tmp_path_factory.mktemp("n8n")) as world:
+        yield world
 
 
 @pytest.fixture
@@ -370,3 +330,92 @@ def test_a_release_is_told(world: World) -> None:
             "text": "revision abc1234, 31 s, unhealthy",
         }
     ]
+
+
+def test_a_message_reaches_every_channel_and_one_that_fails_keeps_none_from_it(
+    world: World,
+) -> None:
+    outside = world.outside
+    world.settings["notify"] |= {
+        "channels": ["webhook", "slack", "telegram", "mail"],
+        "slack_api": f"{outside.url}/slack",
+        "slack_channel": "#ops",
+        "telegram_chat": "42",
+        "mail_from": "n8n@example.com",
+        "mail_to": "ann@example.com",
+    }
+    body = next(one for one in world.workflows() if one["id"] == "notify")
+    keep = ("name", "nodes", "connections", "settings")
+    world.n8n.api("PUT", "/workflows/notify", {key: body[key] for key in keep})
+    outside.forget()
+    outside.broken["/notify"] = 500
+    with Mailbox() as mailbox:
+        smtp = {
+            "host": "127.0.0.1",
+            "port": mailbox.port,
+            "secure": False,
+            "disableStartTls": True,
+            "user": "",
+            "password": "",
+        }
+        world.n8n.api("PATCH", "/credentials/notify-mail", {"data": smtp})
+        telegram = {"accessToken": "telegram-token", "baseUrl": outside.url}
+        world.n8n.api("PATCH", "/credentials/notify-telegram", {"data": telegram})
+        world.call("release-notice", {"service": "api", "result": "released", "who": "<ann> & co"})
+        until(lambda: mailbox.mails)
+    outside.broken.clear()
+    slack, telegram = (
+        outside.posts[path][0]
+        for path in ("/slack/chat.postMessage", "/bottelegram-token/sendMessage")
+    )
+    assert slack == {"channel": "#ops", "text": "*CIMT: api released*\nby <ann> & co"}
+    assert (telegram["chat_id"], telegram["text"]) == (
+        "42",
+        "CIMT: api released\nby &lt;ann> &amp; co",
+    )
+    assert "Subject: CIMT: api released" in mailbox.mails[0]
+    assert "by <ann> & co" in mailbox.mails[0]
+    assert len(outside.requests("POST", "/notify")) == 3, "tried again before it was given up"
+    assert world.n8n.executions("release-notice", "error") == []
+
+
+# -- the editor -----------------------------------------------------------------------
+
+
+def test_an_edit_comes_back_by_pull(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workflow = next(one for one in world.workflows() if one["id"] == "release-notice")
+    edited = {key: workflow[key] for key in ("name", "nodes", "connections", "settings")}
+    edited["nodes"] = [
+        {**node, "notes": "from the editor"} if node["name"] == "Text" else node
+        for node in workflow["nodes"]
+    ]
+    world.n8n.api("PUT", "/workflows/release-notice", edited)
+    key = {"label": "pull", "expiresAt": None, "scopes": ["workflow:list", "workflow:read"]}
+    made = world.n8n.session().post("/rest/api-keys", json=key)
+    (tmp_path / "n8n.api-key").write_text(made.json()["data"]["rawApiKey"])
+    variables = {
+        "n8n_workflows_service": "",
+        "n8n_workflows_port": world.n8n.port,
+        "n8n_workflows_state_directory": str(tmp_path),
+        "n8n_workflows_pull_file": str(tmp_path / "running.json"),
+        "ansible_python_interpreter": sys.executable,
+    }
+    task = {"ansible.builtin.include_role": {"name": "n8n_workflows", "tasks_from": "pull"}}
+    play = {"hosts": "localhost", "connection": "local", "gather_facts": False, "tasks": [task]}
+    (tmp_path / "play.yml").write_text(json.dumps([play]))
+    done = subprocess.run(
+        [
+            Path(sys.executable).with_name("ansible-playbook"),
+            *("-i", "localhost,", "-e", json.dumps(variables), tmp_path / "play.yml"),
+        ],
+        env={**os.environ, "ANSIBLE_ROLES_PATH": str(ROOT / "roles")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert main(["pull", "--check", "--input", str(tmp_path / "running.json")]) == 1
+    shown = capsys.readouterr().out
+    assert "n8n_workflows/release-notice.json: edited in n8n" in shown
+    assert '+      "notes": "from the editor"' in shown

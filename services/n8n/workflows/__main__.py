@@ -41,11 +41,14 @@ def _lint(arguments: argparse.Namespace) -> int:
     return 1 if found else 0
 
 
-def _catalogue(arguments: argparse.Namespace) -> int:
+def _catalogue(_: argparse.Namespace) -> int:
+    from local import n8n, settings  # only here: the rest does without an n8n of its own
+
     try:
-        print(f"{shown(catalogue.CATALOGUE)}: {catalogue.write(arguments.n8n)} node types")
-    except (OSError, subprocess.CalledProcessError) as error:
-        print(f"n8n-catalogue: {error}. Next: make n8n-catalogue", file=sys.stderr)
+        env = n8n.environment(n8n.ensure(settings.load()))
+        print(f"{shown(catalogue.CATALOGUE)}: {catalogue.write(env)} node types")
+    except (settings.LocalError, OSError, subprocess.CalledProcessError) as error:
+        print(f"n8n-catalogue: {error}", file=sys.stderr)
         return 2
     return 0
 
@@ -92,7 +95,6 @@ def main(argv: list[str] | None = None) -> int:
     verb = verbs.add_parser(
         "catalogue", help="write services/n8n/catalogue.json from the pinned n8n"
     )
-    verb.add_argument("--n8n", default="n8n", help="the command (default: n8n on PATH)")
     verb.set_defaults(run=_catalogue)
     arguments = parser.parse_args(argv)
     result: int = arguments.run(arguments)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -43,25 +43,25 @@ def compact(described: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]
     return dict(sorted(nodes.items()))
 
 
-def write(command: str = "n8n") -> int:
-    """Ask the n8n behind ``command`` and write services/n8n/catalogue.json; the number of node types."""
+def write(env: Mapping[str, str]) -> int:
+    """Ask the n8n on PATH of ``env`` and write services/n8n/catalogue.json; the number of node types."""
+
+    def ask(*command: str) -> str:
+        program = shutil.which("n8n", path=env["PATH"]) or "n8n"
+        quiet = {**env, "N8N_USER_FOLDER": home, "N8N_DIAGNOSTICS_ENABLED": "false"}
+        done = subprocess.run(
+            [program, *command], env=quiet, check=True, capture_output=True, text=True
+        )
+        return done.stdout.strip()
+
     with tempfile.TemporaryDirectory() as home:
-        env = {**os.environ, "N8N_USER_FOLDER": home, "N8N_DIAGNOSTICS_ENABLED": "false"}
         output = Path(home, "nodes.json")
-        subprocess.run(
-            [command, "export:nodes", f"--output={output}"],
-            env=env,
-            check=True,
-            capture_output=True,
-        )
+        ask("export:nodes", f"--output={output}")
         nodes = compact(json.loads(output.read_text(encoding="utf-8")))
-        told = subprocess.run(
-            [command, "--version"], env=env, check=True, capture_output=True, text=True
-        )
+        version = json.dumps(ask("--version"))
     lines = ",\n".join(
         f"    {json.dumps(name)}: {json.dumps(node)}" for name, node in nodes.items()
     )
-    version = json.dumps(told.stdout.strip())
     CATALOGUE.write_text(
         f'{{\n  "version": {version},\n  "nodes": {{\n{lines}\n  }}\n}}\n', encoding="utf-8"
     )
