@@ -215,7 +215,7 @@ def test_nobody_gets_in_without_the_key(world: World) -> None:
 
 
 def checks(world: World, times: int) -> Any:
-    """The answer of the last of some checks. The cron of the workflow may add one of its own."""
+    """The answer of the last of some checks."""
     for _ in range(times):
         answer = world.call("alerts")
     return answer
@@ -270,17 +270,41 @@ def test_what_the_host_reports_is_checked(world: World) -> None:
 
 def test_figures_of_a_metrics_page_are_checked(world: World) -> None:
     outside = world.outside
-    outside.pages["/metrics"] = (
-        "text/plain",
-        b'# HELP up x\nerrors_total{kind="a"} 3\nerrors_total{kind="b"} 4.5\nerrors_total_created 1e9\nrss 1.5e+08\n',
-    )
+
+    def serve(errors: float) -> None:
+        text = (
+            f'# TYPE requests counter\nrequests{{route="/{{x:path}}",status="200"}} 1000\n'
+            f'requests{{route="/",status="500"}} 3\nrequests{{route="/",status="503"}} {errors}\n'
+            "requests_created 1e9\n# TYPE quiet counter\nrss 1.5e+08\n"
+        )
+        outside.pages["/metrics"] = ("text/plain", text.encode())
+
     probe = {"name": "figures", "url": f"{outside.url}/metrics"}
-    world.configure("alerts", probes=[{**probe, "limits": {"errors_total": 7, "rss": 2e8}}])
-    outside.forget()
-    assert checks(world, 1)["bad"] == ["figures: errors_total is 7.5, more than 7"]
+    serve(4.5)
+    failed = 'requests{status="5'
+    world.configure("alerts", probes=[{**probe, "limits": {failed: 7, "rss": 2e8, "quiet": 0}}])
+    assert checks(world, 1)["bad"] == [f"figures: {failed} is 7.5, more than 7"]
     world.configure("alerts", probes=[{**probe, "limits": {"gone": 7}}])
     assert checks(world, 1)["bad"] == ["figures: it reports no gone"]
+    world.configure("alerts", probes=[{**probe, "growth": {failed: 2}}])
+    assert checks(world, 2)["bad"] == []
+    serve(8)
+    assert checks(world, 1)["bad"] == [f"figures: {failed} has grown by 3.5, more than 2"]
+    serve(1)  # it has started again and counts from zero
+    assert checks(world, 1)["bad"] == [f"figures: {failed} has grown by 4, more than 2"]
+    assert checks(world, 1)["bad"] == []
     world.configure("alerts", probes=[{"name": "api", "url": f"{outside.url}/readyz"}])
+
+
+def test_the_schedule_checks_by_itself_and_gives_a_sign_of_life(world: World) -> None:
+    outside = world.outside
+    outside.pages["/alive"] = ("text/plain", b"thanks")
+    world.cron = "*/2 * * * * *"
+    world.configure("alerts", heartbeat=f"{outside.url}/alive")
+    outside.forget()
+    until(lambda: outside.requests("GET", "/readyz") and outside.requests("GET", "/alive"))
+    world.cron = "0 0 1 1 *"
+    world.configure("alerts", heartbeat="")
 
 
 def test_an_alarm_that_nobody_heard_is_raised_again(world: World) -> None:
