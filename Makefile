@@ -123,7 +123,9 @@ n8n-lint: setup ## The linter of the workflows alone; ARGS=--fix brings them int
 n8n-catalogue: setup ## After a change of n8n's version: the list of its nodes, for the linter
 	@python -m services.n8n.workflows catalogue
 n8n-test: setup ## The workflows and their role on the real n8n (installs it at the first run)
-	@python -m pytest -q -p no:cacheprovider tests/n8n
+	@python -m pytest -q -p no:cacheprovider tests/n8n --ignore tests/n8n/test_upgrade.py
+n8n-upgrade: setup ## Upgrade from N8N_FROM (default 2.40.7) to the pinned n8n, on a volume with data
+	@python -m pytest -q -p no:cacheprovider tests/n8n/test_upgrade.py
 test: packages check ## check, then the acceptance run on a real droplet
 	@if [ ! -e .local/droplet/disk.qcow2 ]; then \
 	  echo "test: plan on a droplet that was never provisioned"; python -m local start; $(MAKE) --no-print-directory plan; fi

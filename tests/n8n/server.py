@@ -184,7 +184,8 @@ class N8n:
         if not self._key:
             scopes = self.session().get("/rest/api-keys/scopes").json()["data"]
             made = self.session().post(
-                "/rest/api-keys", json={"label": "tests", "expiresAt": None, "scopes": scopes}
+                "/rest/api-keys",
+                json={"label": f"tests {self.port}", "expiresAt": None, "scopes": scopes},
             )
             assert made.status_code == 200, made.text
             self._key = made.json()["data"]["rawApiKey"]
