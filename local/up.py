@@ -52,11 +52,12 @@ def stages() -> list[Stage]:
         Stage("clouds", "registry and Postgres on loopback", [*local, "clouds", "start"]),
         Stage("droplet", "virtual machine: 2 vCPU, 2 GB, 25 GB", [*local, "droplet"], ("image",)),
         Stage("panel-image", "stand-in for EasyPanel's image", [*make, "panel-image"], ("clouds",)),
+        Stage("n8n-image", "image of n8n, made from npm once", [*make, "n8n-image"], ("clouds",)),
         Stage(
             "provision",
             "playbooks/provision.yml",
             [*make, "provision"],
-            ("droplet", "clouds", "panel-image"),
+            ("droplet", "clouds", "panel-image", "n8n-image"),
         ),
         Stage("build", "image of the api, pushed by digest", [*make, "build"], ("panel-image",)),
         Stage("migrate", "migrations by the Supabase CLI", [*make, "migrate"], ("clouds",)),

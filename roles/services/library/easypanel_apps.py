@@ -53,7 +53,8 @@ changes: {type: list, elements: str, returned: always, description: "What differ
 unmanaged: {type: list, elements: str, returned: always, description: What the panel has and the file does not name.}
 """
 
-DEPLOY_TIMEOUT = 900  # seconds; the panel answers a deploy only when it has finished
+# Seconds; the panel answers a deploy only when it has finished. An emulated droplet pulls n8n for ten minutes.
+DEPLOY_TIMEOUT = 1800
 
 
 class App:
