@@ -129,10 +129,7 @@ class Outside:
         name = unquote(url.path[len("/documents/") :])
         if request.command == "GET":
             query = parse_qs(url.query)
-            after, limit = (
-                query.get("after", [""])[0],
-                2,
-            )  # small pages: the workflow must turn them
+            after, limit = query.get("after", [""])[0], self.page_size
             names = sorted(one for one in self.documents if one > after)
             items = [
                 {"source": one, "owner_id": None, "sha256": _sha256(self.documents[one]["content"])}

@@ -78,11 +78,11 @@ class World:
 
 
 @contextlib.contextmanager
-def running(folder: Path) -> Iterator[World]:
+def running(folder: Path, **environment: str) -> Iterator[World]:
     """Imported, started, published, and every webhook registered."""
     with Outside() as outside:
         outside.pages["/readyz"] = ("application/json", b'{"status": "ready"}')
-        n8n = N8n(folder)
+        n8n = N8n(folder, **environment)
         world = World(n8n, outside)
         declared = yaml.safe_load((HERE / "credentials.yaml").read_text())
         secrets = {
