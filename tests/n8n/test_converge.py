@@ -87,6 +87,18 @@ def test_an_edit_in_the_editor_is_shown_and_put_right(n8n: N8n, role: Role) -> N
     assert found["activeVersionId"] == found["versionId"]
 
 
+def test_what_a_workflow_remembers_survives_a_new_version_of_it(n8n: N8n, role: Role) -> None:
+    """Alerts keeps there what is down: forgotten, every alarm would be told again after a merge."""
+    now = running(n8n)["alerts"]
+    body = {key: now[key] for key in ("name", "nodes", "connections", "settings")}
+    memory = {"global": {"checks": {"api": {"failing": True}}}}
+    n8n.api("PUT", "/workflows/alerts", {**body, "name": "Renamed", "staticData": memory})
+    assert role()["changes"] == ["workflow Alerts: differs from its file"]
+    found = n8n.api("GET", "/workflows/alerts")
+    assert found["name"] == "Alerts"
+    assert found["staticData"] == memory
+
+
 def test_unpublished_and_archived_workflows_come_back(n8n: N8n, role: Role) -> None:
     others = [identity for identity in FILES if identity != HOOK]
     n8n.api("POST", f"/workflows/{HOOK}/unpublish")
