@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socketserver
@@ -12,9 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from local.settings import ROOT
+from roles.n8n_workflows.module_utils import n8n_files
 from services.n8n.workflows.__main__ import main
 from tests.n8n.outside import Outside
 from tests.n8n.world import WEBHOOK_KEY, World, running, until
@@ -203,6 +206,27 @@ def test_etl_asks_a_busy_server_again(world: World, site: Outside) -> None:
     thread.join()
     assert [status for _, status in site.requests("GET", "/p1")] == [503, 200]
     assert (report["stored"], report["failed"]) == (3, [])
+
+
+def test_an_etl_that_was_killed_is_completed_by_the_next_run(world: World, site: Outside) -> None:
+    world.configure("seed-etl", sources=sources(site))
+    site.forget()
+
+    def call() -> None:
+        with contextlib.suppress(httpx.HTTPError):  # its connection breaks
+            world.n8n.webhook("seed-etl", Authorization=f"Bearer {WEBHOOK_KEY}")
+
+    run = threading.Thread(target=call)
+    run.start()
+    until(lambda: site.requests("PUT"))
+    world.n8n.kill()
+    run.join()
+    world.n8n.start()
+    until(lambda: world.n8n.webhook("seed-etl").status_code == 403)
+    assert world.call("seed-etl")["failed"] == []
+    paths = [path for path, _ in site.requests("PUT")]
+    assert len(site.documents) == 6
+    assert sorted(paths) == sorted(set(paths)), "nothing is sent twice"
 
 
 def test_nobody_gets_in_without_the_key(world: World) -> None:
@@ -404,6 +428,21 @@ def test_a_message_reaches_every_channel_and_one_that_fails_keeps_none_from_it(
 
 
 # -- the editor -----------------------------------------------------------------------
+
+
+def test_a_setting_that_the_file_does_not_have_goes_away(world: World) -> None:
+    path = "/workflows/release-notice"
+    wanted = next(one for one in world.workflows() if one["id"] == "release-notice")
+    body = {key: wanted[key] for key in ("name", "nodes", "connections")}
+    world.n8n.api(
+        "PUT", path, {**body, "settings": {**wanted["settings"], "timezone": "Asia/Tokyo"}}
+    )
+    edited = world.n8n.api("GET", path)
+    assert edited["settings"]["timezone"] == "Asia/Tokyo"
+    # n8n keeps what an update leaves out, so this takes more than the file's settings.
+    settings = n8n_files.settings_for_update(wanted, edited)
+    world.n8n.api("PUT", path, {**body, "settings": settings})
+    assert n8n_files.text(world.n8n.api("GET", path)) == n8n_files.text(wanted)
 
 
 def test_an_edit_comes_back_by_pull(

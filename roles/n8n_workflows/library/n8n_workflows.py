@@ -20,6 +20,7 @@ from ansible.module_utils.n8n_files import (
     normal,
     publish_order,
     render,
+    settings_for_update,
     text,
 )
 
@@ -235,8 +236,8 @@ class Convergence:
         if now.get("isArchived"):
             self.api.call("POST", f"{path}/unarchive")
         if text({**wanted, "tags": []}) != text({**now, "tags": []}):
-            body = {key: wanted[key] for key in ("name", "nodes", "connections", "settings")}
-            self.api.call("PUT", path, body)
+            body = {key: wanted[key] for key in ("name", "nodes", "connections")}
+            self.api.call("PUT", path, {**body, "settings": settings_for_update(wanted, now)})
         if wanted["tags"] != normal(now)["tags"]:
             self.api.call(
                 "PUT", f"{path}/tags", [{"id": self._tag(name)} for name in wanted["tags"]]
