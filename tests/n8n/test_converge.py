@@ -177,6 +177,8 @@ def test_an_n8n_that_is_not_there(role: Role) -> None:
     answer = role(check=True, port=free_port(), state_directory=str(role.home / "fresh"))
     assert answer["changed"], "a plan before the first provision shows what would be made"
     assert f"n8n workflow {FILES[HOOK]['name']}" in [one["after_header"] for one in answer["diff"]]
+    answer = role(check=True, service="cimt_n8n", state_directory=str(role.home / "fresh"))
+    assert answer["changed"], "nor is Docker needed for a plan"
     answer = role(port=free_port(), timeout=1, state_directory=str(role.home / "fresh"))
     assert "not ready after 1 s" in answer["msg"]
 

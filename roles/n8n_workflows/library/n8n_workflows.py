@@ -82,14 +82,8 @@ class Convergence:
         self.changes: list[str] = []
         self.unmanaged: list[str] = []
         self.diff: list[dict[str, str]] = []
-        service = self.params["service"]
-        docker = module.get_bin_path("docker", required=not module.check_mode) if service else ""
-        self.api = Api(
-            self.params["port"],
-            (lambda: container_pid(module.run_command, docker or "docker", service))
-            if service
-            else None,
-        )
+        self.docker = module.get_bin_path("docker")  # not there yet in a plan of a bare droplet
+        self.api = Api(self.params["port"], self._container if self.params["service"] else None)
         settings: dict[str, Any] = self.params["settings"]
         ids = {workflow["id"] for workflow in self.params["workflows"]}
         if unknown := sorted(set(settings) - ids):
@@ -112,6 +106,11 @@ class Convergence:
             return
         self._converge_credentials()
         self._converge_workflows()
+
+    def _container(self) -> int:
+        if self.docker is None:
+            raise N8nError("container", 0, "Docker is not installed. Next: make provision")
+        return container_pid(self.module.run_command, self.docker, self.params["service"])
 
     def _there(self) -> bool:
         try:
