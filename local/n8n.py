@@ -101,7 +101,7 @@ def image(settings: Settings) -> str:
         return name
     installed = ensure(settings)
     started = time.monotonic()
-    _say(f"making the image {name} (1.7 GB): about two minutes …")
+    _say(f"making the image {name} (1.7 GB): minutes, many where the machine is busy …")
     with tempfile.TemporaryDirectory() as work:
         file = Path(work, "Containerfile")
         file.write_text(CONTAINERFILE)
