@@ -30,11 +30,14 @@ release_args = $(if $(IMAGE),-e release_image='$(IMAGE)') $(if $(REVISION),-e re
 # Where images go. Locally the registry of `make up`, which the droplet sees as 10.0.2.2; else IMAGE_REPOSITORY.
 ifeq ($(ENV),local)
 registry_port = $(shell sed -n 's/.*"registry": *\([0-9]*\).*/\1/p' .local/ports.json 2>/dev/null)
-repository = 127.0.0.1:$(registry_port)/cimt/$(1) --pull-repository 10.0.2.2:$(registry_port)/cimt/$(1) --local --base $(shell python -m local.base_image)
+address = 127.0.0.1:$(registry_port)/cimt/$(1)
+registry_options := --tls-verify=false
+repository = $(call address,$(1)) --pull-repository 10.0.2.2:$(registry_port)/cimt/$(1) --local --base $(shell python -m $(if $(filter n8n,$(1)),local.n8n --image,local.base_image))
 else
-repository = $(or $(IMAGE_REPOSITORY),$(error not set: IMAGE_REPOSITORY, such as ghcr.io/example/cimt. Next: docs/setup.md says where it comes from))/$(1)
+address = $(or $(IMAGE_REPOSITORY),$(error not set: IMAGE_REPOSITORY, such as ghcr.io/example/cimt. Next: docs/setup.md says where it comes from))/$(1)
+repository = $(call address,$(1))
 endif
-build_args = --repository $(call repository,$(SERVICE)) $(if $(filter 0,$(PUSH)),--no-push)
+build_args = --repository $(call repository,$(SERVICE)) $(if $(filter 0,$(PUSH)),--no-push) $(if $(filter n8n,$(SERVICE)),--tag $(shell services/n8n/tag.sh))
 panel_version = $(shell sed -n 's/^easypanel_version: "\(.*\)"/\1/p' roles/easypanel/defaults/main.yml)
 
 ##@ The local droplet (a real VM on this machine, no account anywhere)
@@ -74,8 +77,20 @@ services: setup ## Make only the panel's apps what services/compose.yaml says (a
 	@$(call play,services) $(ARGS)
 
 .PHONY: build
-build: setup ## Build and push the image of SERVICE (default api); prints its digest
+build: setup ## Build and push the image of SERVICE (default api; n8n); prints its digest
 	@services/build.sh $(SERVICE) $(build_args)
+
+.PHONY: n8n-image n8n-workflows n8n-pull
+n8n-image: setup ## Build and push n8n's image, unless the registry has this version already
+	@image=$(call address,n8n):$$(services/n8n/tag.sh); \
+	if skopeo inspect --no-tags $(registry_options) "docker://$$image" >/dev/null 2>&1; then echo "n8n-image: the registry has $$image"; \
+	else $(MAKE) --no-print-directory build SERVICE=n8n; fi
+n8n-workflows: setup ## Make only n8n's workflows and credentials what the files say (a part of provision)
+	@$(call play,n8n) $(ARGS)
+n8n-pull: setup ## Bring edits of n8n's editor into n8n_workflows/; ARGS=--check only shows them, ARGS=ID adopts one
+	@mkdir -p .local
+	@$(call play,n8n-pull) -e n8n_workflows_pull_file=$(CURDIR)/.local/n8n-$(ENV).json
+	@python -m services.n8n.workflows pull --input .local/n8n-$(ENV).json $(ARGS)
 
 .PHONY: migrate migrate-plan schema user-export user-erase
 migrate: setup ## Apply the pending database migrations
@@ -105,7 +120,7 @@ audit: setup ## Read-only audit of the droplet: testinfra inside, port scan outs
 	@python -m pytest -q -p no:cacheprovider tests/audit --junitxml=.local/reports/audit-$(ENV).xml $(ARGS)
 
 ##@ The code
-.PHONY: setup check lint unit test database-17 faults lock clean
+.PHONY: setup check lint unit database-17 n8n-install n8n-lint n8n-catalogue n8n-test n8n-upgrade test faults lock clean
 setup: .venv/.installed node_modules/.installed ## Install the locked Python and npm environments
 check: lint unit ## All that needs no VM: linters, unit and contract tests (under three minutes)
 lint: setup ## Every linter
@@ -114,6 +129,16 @@ unit: setup ## Unit, contract and integration tests without a VM
 	@python -m pytest -q -n 4 --dist worksteal tests/unit tests/integration tests/database services
 database-17: packages setup ## The database's tests on Postgres 17, as Supabase runs, in a container (bubblewrap)
 	@POSTGRES=17 python -m pytest -q tests/database/test_isolation.py tests/integration/test_migrate.py
+n8n-install: setup ## Install the real n8n for tests, once per machine (seven minutes)
+	@python -m local.n8n
+n8n-lint: setup ## The linter of the workflows alone; ARGS=--fix brings them into their normal form
+	@python -m services.n8n.workflows lint $(ARGS)
+n8n-catalogue: setup ## After a change of n8n's version: the list of its nodes, for the linter
+	@python -m services.n8n.workflows catalogue
+n8n-test: setup ## The workflows and their role on the real n8n (installs it at the first run)
+	@python -m pytest -q -p no:cacheprovider tests/n8n --ignore tests/n8n/test_upgrade.py
+n8n-upgrade: setup ## Upgrade from N8N_FROM (default 2.40.7) to the pinned n8n, on a volume with data
+	@python -m pytest -q -p no:cacheprovider tests/n8n/test_upgrade.py
 test: packages check database-17 ## check, Postgres 17, then the acceptance run on a real droplet
 	@if [ ! -e .local/droplet/disk.qcow2 ]; then \
 	  echo "test: plan on a droplet that was never provisioned"; python -m local start; $(MAKE) --no-print-directory plan; fi

@@ -63,7 +63,7 @@ def ensure(settings: Settings) -> str:
     """
     image = name()
     check_tools("buildah")
-    if _exists(image):
+    if exists(image):
         return image
     target = settings.cache / "base" / image.rpartition(":")[2]
     if not target.is_dir():
@@ -84,7 +84,8 @@ def ensure(settings: Settings) -> str:
     return image
 
 
-def _exists(image: str) -> bool:
+def exists(image: str) -> bool:
+    """Whether buildah's own storage has the image."""
     return (
         subprocess.run(
             ["buildah", "inspect", "--type", "image", image], capture_output=True

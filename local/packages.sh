@@ -6,8 +6,8 @@ set -euo pipefail
 # command it gives : package
 wanted=(
   qemu-system-x86_64:qemu-system-x86 qemu-img:qemu-utils
-  mmdebstrap:mmdebstrap mkfs.ext4:e2fsprogs buildah:buildah bwrap:bubblewrap docker-registry:docker-registry
-  ssh:openssh-client nft:nftables ip:iproute2 git:git curl:curl node:nodejs npm:npm
+  mmdebstrap:mmdebstrap mkfs.ext4:e2fsprogs buildah:buildah skopeo:skopeo bwrap:bubblewrap docker-registry:docker-registry
+  ssh:openssh-client nft:nftables ip:iproute2 git:git curl:curl node:nodejs npm:npm make:make g++:g++
 )
 PATH="$PATH:/usr/sbin:/sbin"
 

@@ -40,6 +40,7 @@ class Settings:
     ports: dict[str, int]
     image: str = "debian-13"
     bare: bool = False
+    n8n: bool = False  # on the droplet as well
     acceleration: str = ""  # "", "kvm" or "tcg"
     extra_ca: Path | None = None
     state: Path = field(init=False)
@@ -112,6 +113,8 @@ def load(
         ports=ports,
         image=image,
         bare=env.get("DROPLET_BARE", "") not in ("", "0"),
+        # Once its image is built the inventory counts n8n in.
+        n8n=env.get("N8N", "") not in ("", "0") or (root / ".local/build/n8n.json").exists(),
         acceleration=acceleration,
         extra_ca=_extra_ca(env),
     )

@@ -43,20 +43,23 @@ class Stage:
     after: tuple[str, ...] = ()
 
 
-def stages() -> list[Stage]:
+def stages(*, n8n: bool = False) -> list[Stage]:
     """In their order; one that needs nothing of its neighbours runs beside them."""
     local = [sys.executable, "-m", "local"]
     make = ["make", "--no-print-directory"]
+    n8n_image = Stage("n8n-image", "image of n8n, made from npm", [*make, "n8n-image"], ("clouds",))
+    extra = [n8n_image] if n8n else []
     return [
         Stage("image", "disk image of the droplet", [*local, "image"]),
         Stage("clouds", "registry, Postgres, Auth, model", [*local, "clouds", "start"]),
         Stage("droplet", "virtual machine: 2 vCPU, 2 GB, 25 GB", [*local, "droplet"], ("image",)),
         Stage("panel-image", "stand-in for EasyPanel's image", [*make, "panel-image"], ("clouds",)),
+        *extra,
         Stage(
             "provision",
             "playbooks/provision.yml",
             [*make, "provision"],
-            ("droplet", "clouds", "panel-image"),
+            ("droplet", "clouds", "panel-image", *(stage.name for stage in extra)),
         ),
         Stage("build", "image of the api, pushed by digest", [*make, "build"], ("panel-image",)),
         Stage("migrate", "migrations by the Supabase CLI", [*make, "migrate"], ("clouds",)),
@@ -258,7 +261,7 @@ def up(settings: Settings) -> None:
         def keep(done: dict[str, float]) -> None:
             write_atomic(timings, json.dumps(done | {"total": time.monotonic() - started}) + "\n")
 
-        done = run_all(stages(), settings.logs, console, keep)
+        done = run_all(stages(n8n=settings.n8n), settings.logs, console, keep)
         summary(settings, done, time.monotonic() - started, console)
 
 

@@ -45,6 +45,7 @@ lint_format() {
 }
 lint_mypy() { over mypy --no-error-summary -- 'local/*.py' 'services/*.py' 'roles/*/module_utils/*.py'; }
 lint_migrations() { python supabase/safety.py; }
+lint_n8n() { python -m services.n8n.workflows lint; }
 lint_ansible() { ansible-lint --nocolor -q playbooks roles inventory; }
 lint_yaml() { over yamllint --strict -f parsable -- '*.yml' '*.yaml' .yamllint .ansible-lint; }
 lint_shell() { over shellcheck --external-sources -- '*.sh' .ci/run; }
@@ -58,7 +59,7 @@ lint_marks() { python tests/lint/tree.py marks; }
 lint_modes() { python tests/lint/tree.py modes; }
 
 # The slow ones first: two run at a time.
-all=(ansible migrations actionlint mypy ruff format yaml shell docker workflows compose zizmor locks marks modes)
+all=(ansible migrations n8n actionlint mypy ruff format yaml shell docker workflows compose zizmor locks marks modes)
 chosen=("$@")
 (($#)) || chosen=("${all[@]}")
 for name in "${chosen[@]}"; do

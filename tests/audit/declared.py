@@ -145,7 +145,7 @@ class Declared:
         )
         expression = (
             "{{ lookup('ansible.builtin.file', services_compose_file)"
-            " | panel_apps(services_environment, audit_placeholders) }}"
+            " | panel_apps(services_environment, audit_placeholders, services_leave_out) }}"
         )
         try:
             return list(known.template(trust_as_template(expression))["apps"])

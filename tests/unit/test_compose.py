@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import pathlib
+import re
 
 import pytest
 import yaml
@@ -55,6 +56,16 @@ def test_an_app_is_translated_whole() -> None:
     assert app["domains"][0]["host"] == "api.example.com"
 
 
+def test_only_images_of_our_registry_are_pulled_with_our_credentials() -> None:
+    sample = """
+services:
+  mine: {image: "${REGISTRY}/mine:1"}
+  theirs: {image: "docker.io/library/theirs:1"}
+"""
+    apps = compose.panel_apps(sample, {"REGISTRY": "registry.example/cimt"})["apps"]
+    assert {app["name"]: app["ours"] for app in apps} == {"mine": True, "theirs": False}
+
+
 def test_a_value_that_holds_a_secret_travels_apart() -> None:
     declared = compose.panel_apps(SAMPLE, {"API_DOMAIN": "a"}, {"DB_PASSWORD": "s3cret"})
     assert "s3cret" not in str(declared["apps"])
@@ -102,8 +113,19 @@ def test_the_real_file_needs_only_what_an_inventory_gives(environment: str) -> N
         dict.fromkeys(names[0], "shown"),
         dict.fromkeys(names[1], "secret"),
     )
-    assert [app["name"] for app in declared["apps"]] == ["api"]
-    assert "secret" not in declared["apps"][0]["env"].values()
+    assert [app["name"] for app in declared["apps"]] == ["api", "n8n"]
+    assert all("secret" not in app["env"].values() for app in declared["apps"])
     # An audit puts a placeholder for each secret: one that the file does not name would not be hidden.
-    assert set(declared["secret_env"]["api"].values()) == {"secret"}
-    assert len(declared["secret_env"]["api"]) == len(names[1])
+    hidden = [env for envs in declared["secret_env"].values() for env in envs.items()]
+    assert {value for _, value in hidden} == {"secret"}
+    assert len(hidden) == len(names[1])
+
+
+def test_n8n_never_has_two_containers_on_its_volume() -> None:
+    text = (ROOT / "services/compose.yaml").read_text()
+    values = dict.fromkeys(re.findall(r"\$\{(\w+)", text), "x")
+    app = next(app for app in compose.panel_apps(text, values)["apps"] if app["name"] == "n8n")
+    assert app["replicas"] == 1
+    assert not app["zero_downtime"]
+    assert app["mounts"] == [{"type": "volume", "name": "n8n", "mountPath": "/home/node/.n8n"}]
+    assert app["resources"]["memoryLimit"] <= 1100

@@ -1,7 +1,7 @@
 """Ansible filter: services/compose.yaml (Compose specification) to the apps of a panel project.
 
 Runs on the controller. An app is a dict:
-``{name, image, released, env: {KEY: text}, replicas, command, zero_downtime, cap_add, cap_drop,
+``{name, image, released, ours, env: {KEY: text}, replicas, command, zero_downtime, cap_add, cap_drop,
 resources: {memoryReservation, memoryLimit (MB), cpuReservation, cpuLimit (cores)},
 mounts: [{type, name|hostPath, mountPath}], domains: [{host, path, port, https, protocol}]}``.
 Environment values that hold a secret travel apart from it, so that they can be kept out of logs and diffs.
@@ -12,7 +12,7 @@ from __future__ import annotations
 import importlib.resources
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jsonschema
@@ -148,11 +148,15 @@ def _domains(where: str, domains: list[Any], put_in: Callable[[str], str]) -> li
 
 
 def panel_apps(
-    text: str, environment: dict[str, str], secrets: dict[str, str] | None = None
+    text: str,
+    environment: dict[str, str],
+    secrets: dict[str, str] | None = None,
+    leave_out: Sequence[str] = (),
 ) -> dict[str, Any]:
     """What the Compose file declares: ``{"apps": [app], "secret_env": {app name: {KEY: text}}}``.
 
     ``environment`` and ``secrets`` fill its variables; a value that holds a secret goes to ``secret_env``.
+    Apps in ``leave_out`` are passed over, and their variables are not asked for.
     Raises AnsibleFilterError with one line: unknown key, missing variables (all at once), bad value.
     """
     try:
@@ -164,6 +168,7 @@ def panel_apps(
     apps = [
         _app(name, service or {}, interpolation)
         for name, service in (document.get("services") or {}).items()
+        if name not in leave_out
     ]
     if interpolation.missing:
         names = ", ".join(
@@ -218,6 +223,8 @@ def _app(
         "name": name,
         "image": interpolation.text(service["image"])[0],
         "released": "build" in service,
+        # Pulled with our credentials; nobody else's registry may see them.
+        "ours": str(service["image"]).startswith("${REGISTRY}/"),
         "env": env,
         "replicas": int(deploy.get("replicas", 1)),
         "command": " ".join(command) if isinstance(command, list) else command,

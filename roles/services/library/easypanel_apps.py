@@ -27,7 +27,7 @@ options:
   project: {type: str, required: true, description: Name of the panel project; created when missing.}
   apps: {type: list, elements: dict, required: true, description: Apps as the filter panel_apps gives them.}
   secret_env: {type: dict, default: {}, description: Per app the environment values that must never be shown.}
-  registry_username: {type: str, default: "", description: User that may pull the released images.}
+  registry_username: {type: str, default: "", description: User that may pull the images of our registry.}
   registry_password: {type: str, default: "", description: Its password or token.}
   url: {type: str, required: true, description: Where the panel answers on this host.}
   token_file: {type: path, required: true, description: File with the panel's API token.}
@@ -53,7 +53,8 @@ changes: {type: list, elements: str, returned: always, description: "What differ
 unmanaged: {type: list, elements: str, returned: always, description: What the panel has and the file does not name.}
 """
 
-DEPLOY_TIMEOUT = 900  # seconds; the panel answers a deploy only when it has finished
+# Seconds; the panel answers a deploy only when it has finished. An emulated droplet pulls n8n for ten minutes.
+DEPLOY_TIMEOUT = 1800
 
 
 class App:
@@ -136,7 +137,7 @@ class App:
             }
         return {
             "image": self.observed.get("image", "") if declared["released"] else declared["image"],
-            "registry": credentials if declared["released"] else ("", ""),
+            "registry": credentials if declared["ours"] else ("", ""),
             "env": {**declared["env"], **self.secret},
             "deploy": {
                 "replicas": declared["replicas"],
