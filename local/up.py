@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ HEARTBEAT = 30.0  # seconds between two signs of life of a long stage, where the
 TAIL = 25  # lines of a failed stage's log
 AT_ONCE = 2  # stages at the same moment: an emulated droplet keeps a core busy by itself
 END_SECONDS = 20.0  # for a stage to end when asked to
+# Asked for between two looks, not raised anywhere: a stage that was being started would never be ended.
+STOP = threading.Event()
 
 
 @dataclass(frozen=True)
@@ -153,6 +156,8 @@ def run_all(
         progress.live.start()
     try:
         while len(done) < len(todo):
+            if STOP.is_set():
+                raise KeyboardInterrupt
             running = [job for job in jobs.values() if job.process.returncode is None]
             for stage in todo:
                 free = len(running) < AT_ONCE and stage.name not in jobs
@@ -298,9 +303,10 @@ def main(settings: Settings) -> int:
     """Exit code of `python -m local up`."""
 
     def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
+        STOP.set()
 
-    for number in (signal.SIGTERM, signal.SIGHUP):  # like Ctrl-C: end the stages, then go
+    STOP.clear()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # end the stages, then go
         if signal.getsignal(number) != signal.SIG_IGN:  # `nohup make up` wants to live on
             signal.signal(number, interrupt)
     try:
