@@ -113,6 +113,7 @@ CALLERS = {
     "private.create_profile": set(),
     "private.touch": set(),
     "private.delete_expired_chats": {"cimt_api", "service_role"},
+    "private.upsert_vectors": {"cimt_api", "service_role"},
     "private.export_user": {"service_role"},
     "private.erase_user": {"service_role"},
 }

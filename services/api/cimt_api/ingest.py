@@ -31,22 +31,10 @@ STORED = (
     "metadata = case chunk when 0 then %(first)s::jsonb else %(metadata)s::jsonb end "
     "from public.vectors where source = %(source)s and owner_id is not distinct from %(owner_id)s"
 )
-# An embedding that is not given is taken from the passage of the same text as it was before this statement.
-WRITE = """
-insert into public.vectors as stored
-  (owner_id, source, chunk, content, content_hash, language, metadata, embedding_model, embedding)
-select %(owner_id)s, %(source)s, n.chunk, n.content, n.hash, %(language)s,
-  case n.chunk when 0 then %(first)s::jsonb else %(metadata)s::jsonb end, %(model)s,
-  coalesce(n.embedding::extensions.halfvec, (
-    select v.embedding from public.vectors v
-    where v.source = %(source)s and v.owner_id is not distinct from %(owner_id)s
-      and v.content_hash = n.hash and v.embedding_model = %(model)s limit 1))
-from unnest(%(chunks)s::integer[], %(contents)s::text[], %(hashes)s::text[], %(embeddings)s::text[])
-  as n (chunk, content, hash, embedding)
-on conflict (owner_id, source, chunk) do update set
-  content = excluded.content, content_hash = excluded.content_hash, language = excluded.language,
-  metadata = excluded.metadata, embedding_model = excluded.embedding_model, embedding = excluded.embedding
-"""
+WRITE = (
+    "select private.upsert_vectors(%(source)s, %(owner_id)s, %(language)s, %(first)s, %(metadata)s, %(model)s, "
+    "%(chunks)s::integer[], %(contents)s::text[], %(hashes)s::text[], %(embeddings)s::text[])"
+)
 
 
 @dataclass(frozen=True, slots=True)
