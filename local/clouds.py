@@ -1,4 +1,4 @@
-"""What is elsewhere in production, on this machine: registry, Postgres, Supabase Auth, OpenAI. All on loopback."""
+"""What is elsewhere in production, on this machine: registry, Postgres, Supabase Auth, OpenAI, GitHub. All loopback."""
 
 from __future__ import annotations
 
@@ -286,6 +286,16 @@ def _supabase_answers(settings: Settings) -> bool:
     return supabase_answers(settings.ports["supabase"])
 
 
+def _github_command(settings: Settings) -> list[str]:
+    folder = settings.root / "local" / "documents"
+    options = ["--port", str(settings.ports["github"]), "--folder", str(folder)]
+    return [sys.executable, "-m", "local.github", *options]
+
+
+def _github_answers(settings: Settings) -> bool:
+    return http_answers(settings.ports["github"], "/stand-in/health")
+
+
 CLOUDS = {  # in the order of their start: Auth keeps its accounts in Postgres
     "registry": Cloud("registry", _registry_command, _registry_answers, "docker-registry"),
     "postgres": Cloud("postgres", _postgres_command, _postgres_answers, "postgres"),
@@ -293,4 +303,5 @@ CLOUDS = {  # in the order of their start: Auth keeps its accounts in Postgres
         "supabase", _supabase_command, _supabase_answers, "local.supabase", ours=True
     ),
     "openai": Cloud("openai", _openai_command, _openai_answers, "local.openai", ours=True),
+    "github": Cloud("github", _github_command, _github_answers, "local.github", ours=True),
 }

@@ -23,6 +23,7 @@ PORTS: dict[str, tuple[str, int]] = {
     "postgres": ("POSTGRES_PORT", 54322),
     "supabase": ("SUPABASE_PORT", 54321),
     "openai": ("OPENAI_PORT", 8010),
+    "github": ("GITHUB_PORT", 8012),
 }
 DROPLET_PORTS = {"ssh": 22, "http": 80, "https": 443, "panel": 3000, "swarm": 2377}  # in the guest
 

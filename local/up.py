@@ -54,7 +54,7 @@ def stages(*, n8n: bool = False) -> list[Stage]:
     extra = [n8n_image] if n8n else []
     return [
         Stage("image", "disk image of the droplet", [*local, "image"]),
-        Stage("clouds", "registry, Postgres, Auth, model", [*local, "clouds", "start"]),
+        Stage("clouds", "registry, Postgres, Auth, model, Git", [*local, "clouds", "start"]),
         Stage("droplet", "virtual machine: 2 vCPU, 2 GB, 25 GB", [*local, "droplet"], ("image",)),
         Stage("panel-image", "stand-in for EasyPanel's image", [*make, "panel-image"], ("clouds",)),
         *extra,

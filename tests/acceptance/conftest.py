@@ -5,6 +5,7 @@ Everything goes through the verbs a person would type; traffic goes to the local
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -68,6 +69,19 @@ def on_droplet(command: str, timeout: float = 120) -> str:
     return done.stdout
 
 
+def reboot() -> None:
+    """Restart the droplet and wait until it takes commands again."""
+    boot = on_droplet("cat /proc/sys/kernel/random/boot_id")
+    on_droplet("systemctl reboot --no-block")
+    deadline = time.monotonic() + GENEROUS
+    while time.monotonic() < deadline:
+        with contextlib.suppress(AssertionError, subprocess.TimeoutExpired):
+            if on_droplet("cat /proc/sys/kernel/random/boot_id", timeout=60) != boot:
+                return
+        time.sleep(3)
+    raise AssertionError(f"the droplet did not come back within {GENEROUS} s")
+
+
 def panel(operation: str, body: dict[str, object] | None = None, query: str = "") -> object:
     """Call the panel's API from the droplet itself, as somebody with its token would."""
     data = f"-X POST --data {json.dumps(json.dumps(body))}" if body is not None else ""
@@ -95,18 +109,23 @@ def ledger() -> list[dict[str, object]]:
 class Client:
     """A user's client: the public address through TLS, a new connection for every request."""
 
-    def __init__(self) -> None:
+    def __init__(self, domain: str = DOMAIN) -> None:
+        self.domain = domain
         self.port = json.loads((LOCAL / "ports.json").read_text())["https"]
         self.context = ssl.create_default_context(cafile=LOCAL / "ca.crt")
 
-    def request(self, method: str, path: str) -> httpx.Response:
+    def request(
+        self, method: str, path: str, body: object = None, key: str = "", timeout: float = 60
+    ) -> httpx.Response:
         """Ask for ``path``; the name resolves to loopback here, whatever the resolver thinks."""
-        with httpx.Client(verify=self.context, timeout=60) as client:
+        bearer = {"Authorization": f"Bearer {key}"} if key else {}
+        with httpx.Client(verify=self.context, timeout=timeout) as client:
             return client.request(
                 method,
                 f"https://127.0.0.1:{self.port}{path}",
-                headers={"Host": DOMAIN},
-                extensions={"sni_hostname": DOMAIN},
+                headers={"Host": self.domain, **bearer},
+                json=body,
+                extensions={"sni_hostname": self.domain},
             )
 
     def revision(self) -> str:

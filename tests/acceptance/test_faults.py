@@ -8,7 +8,6 @@ import os
 import re
 import signal
 import subprocess
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -23,6 +22,7 @@ from .conftest import (
     ledger,
     make,
     on_droplet,
+    reboot,
     release,
     running_image,
 )
@@ -127,14 +127,7 @@ def test_a_release_without_its_registry_fails_and_the_app_goes_on(
 
 
 def test_a_reboot_brings_everything_back(client: Client, live_build: Image) -> None:
-    boot = on_droplet("cat /proc/sys/kernel/random/boot_id")
-    on_droplet("systemctl reboot --no-block")
-    deadline = time.monotonic() + GENEROUS
-    while time.monotonic() < deadline:
-        with contextlib.suppress(AssertionError, subprocess.TimeoutExpired):
-            if on_droplet("cat /proc/sys/kernel/random/boot_id", timeout=60) != boot:
-                break
-        time.sleep(3)
+    reboot()
     client.wait_for(live_build.revision)
     assert make("audit").returncode == 0
 

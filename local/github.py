@@ -1,0 +1,58 @@
+"""`python -m local.github`: stand-in for GitHub, for development and tests only: one folder as a public repository.
+
+After GitHub's REST API ("Get a tree", recursive) below /api and its raw files below /raw. Every owner, repository and
+branch is the same folder. No login, no limits, no history.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import sys
+from pathlib import Path
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+
+
+def application(folder: Path) -> Starlette:
+    """The server; what changes in the folder shows at the next request."""
+
+    def tree(_: Request) -> Response:
+        entries = []
+        for path in sorted(one for one in folder.rglob("*") if one.is_file()):
+            content = path.read_bytes()
+            # As git names a file's content.
+            sha = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False)
+            entry = {"path": path.relative_to(folder).as_posix(), "mode": "100644", "type": "blob"}
+            entries.append({**entry, "sha": sha.hexdigest(), "size": len(content)})
+        return JSONResponse({"sha": "0" * 40, "tree": entries, "truncated": False})
+
+    def health(_: Request) -> Response:
+        return Response("ok")
+
+    return Starlette(
+        routes=[
+            Route("/stand-in/health", health),
+            Route("/api/repos/{owner}/{repository}/git/trees/{reference}", tree),
+            Mount("/raw/{owner}/{repository}/{reference}", StaticFiles(directory=folder)),
+        ]
+    )
+
+
+def main() -> int:
+    """Command line; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m local.github", description=__doc__)
+    parser.add_argument("--port", type=int, required=True, help="port on 127.0.0.1")
+    parser.add_argument("--folder", type=Path, required=True, help="what is in the repository")
+    given = parser.parse_args()
+    uvicorn.run(application(given.folder), host="127.0.0.1", port=given.port, log_level="warning")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,62 @@
+"""n8n on the droplet: the knowledge base that it fills, and what its volume keeps. After `N8N=1 make up`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+
+from local.settings import load
+from local.sign_in import sign_in
+
+from .conftest import GENEROUS, LOCAL, Client, on_droplet, reboot
+
+N8N = Client("n8n.cimt.localhost")
+
+
+def seed() -> dict[str, Any]:
+    """The report of a run of Seed ETL, called as a person with the key of the webhooks would."""
+    key = (LOCAL / "n8n-webhook-key").read_text().strip()
+    deadline = time.monotonic() + GENEROUS
+    while True:  # n8n and its proxy need a while after a start
+        try:
+            answer = N8N.request("POST", "/webhook/seed-etl", key=key, timeout=GENEROUS)
+            if answer.status_code == 200:
+                report: dict[str, Any] = answer.json()
+                return report
+            seen = f"{answer.status_code} {answer.text[:300]}"
+        except httpx.HTTPError as error:
+            seen = repr(error)
+        assert time.monotonic() < deadline, f"n8n does not answer: {seen}"
+        time.sleep(2)
+
+
+def test_documents_come_in_by_n8n_and_a_person_is_answered_from_them(client: Client) -> None:
+    report = seed()
+    assert report["failed"] == []
+    token = sign_in(f"http://127.0.0.1:{load().ports['supabase']}", "n8n-reader@example.com")
+    answer = client.request(
+        "POST", "/chat", {"message": "How long is the warranty of a device?"}, key=token
+    )
+    assert answer.status_code == 200, answer.text[:500]
+    assert "handbook/en/warranty.md" in answer.text, answer.text[:1000]
+    again = seed()
+    assert (again["stored"], again["failed"]) == (0, [])
+
+
+def kill() -> None:
+    """What the kernel does to a program that takes too much memory."""
+    on_droplet("docker kill --signal KILL $(docker ps -q --filter name=cimt_n8n)")
+
+
+@pytest.mark.parametrize("blow", [kill, reboot])
+def test_workflows_credentials_and_memory_survive(blow: Callable[[], None]) -> None:
+    known = seed()
+    blow()
+    after = seed()
+    # Published, its credentials readable, and what every server said is remembered: nothing is fetched twice.
+    assert (after["stored"], after["failed"]) == (0, [])
+    assert after["unchanged"] == known["unchanged"]
