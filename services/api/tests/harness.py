@@ -259,11 +259,17 @@ class Api:
 
 @contextlib.contextmanager
 def api(
-    folder: Path, env: dict[str, str], *, revision: str | None = REVISION, until: str = "/healthz"
+    folder: Path,
+    env: dict[str, str],
+    *,
+    revision: str | None = REVISION,
+    until: str = "/healthz",
+    ports: tuple[int, int] | None = None,
 ) -> Iterator[Api]:
     """The API from a copy of the package, as the image holds it; `revision` None is outside an image.
 
-    It is there when `until` answers 200; /readyz is for tests that want no answer late.
+    It is there when `until` answers 200; /readyz is for tests that want no answer late. `ports`, the public one and
+    that of the metrics, are for an API that comes back where it was.
     """
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copytree(
@@ -271,7 +277,7 @@ def api(
     )
     if revision:
         (folder / "revision").write_text(f"{revision}\n")
-    port, metrics = free_port(), free_port()
+    port, metrics = ports or (free_port(), free_port())
     settings = {
         "HOST": "127.0.0.1",
         "PORT": str(port),
