@@ -1,6 +1,7 @@
 """This API, LiteLLM's proxy, a plain FastAPI relay and the model's stand-in, side by side in one run.
 
 Usage: python -m bench.api [--rounds 3] [--seconds 4] [--users 20] [--without litellm]
+       python -m bench.api --long 100000      memory of this API over so many streams, and nothing else
 
 All of them and the client share this machine, so only ratios mean something. A stream has 100 events, which the
 stand-in sends as fast as it can. LiteLLM is installed into ~/.cache/cimt the first time (some minutes).
@@ -9,7 +10,6 @@ stand-in sends as fast as it can. LiteLLM is installed into ~/.cache/cimt the fi
 from __future__ import annotations
 
 import argparse
-import asyncio
 import contextlib
 import os
 import statistics
@@ -29,7 +29,7 @@ from tests.database.server import free_port
 
 LITELLM = "1.106.2"  # from 1.109 on its proxy extra needs a package that not every mirror has
 EVENTS = 100
-OPEN = (1, 100, 1000)  # streams
+OPEN = (1, 100, 500, 1000)  # streams
 QUESTION = "How long is the warranty?"
 ENDLESS = f"[stand-in: endless; delay=2] {QUESTION}"
 LITELLM_CONFIG = """\
@@ -91,6 +91,7 @@ def targets(stack: contextlib.ExitStack, folder: Path, without: list[str]) -> li
         "RATE_PER_MINUTE": "1000000",
         "RESUME_SECONDS": "0",
         "LOG_LEVEL": "info",
+        "MALLOC_ARENA_MAX": "1",  # as the image sets it
     }
     relay = {"CHAT_LOG": "off", "RETRIEVAL_COUNT": "0"}
     for name, more in (("this API, relay", relay), ("this API, full", {})):
@@ -170,10 +171,22 @@ async def bench(made: list[Target], rounds: int, seconds: float, users: int) -> 
             try:
                 sizes.append(await memory(target, ENDLESS, count))
             except (RuntimeError, TimeoutError, OSError) as error:
-                print(f"  {target.name}: not with {count} streams ({str(error)[:80]})")
+                print(
+                    f"  {target.name}: not with {count} streams ({str(error)[:80] or 'too late'})"
+                )
                 break
-            await asyncio.sleep(2)  # for it to notice that they have left
         print(f"  {target.name:22} {' / '.join(map(str, sizes))} MB", flush=True)
+
+
+async def long(made: list[Target], streams: int, users: int) -> None:
+    """Resident memory at every tenth of so many streams."""
+    print(f"\nresident memory over {streams} streams, {users} users", flush=True)
+    for target in made:
+        sizes = [resident(target.pids)]
+        for _ in range(10):
+            await throughput(target, QUESTION, users, streams=streams / 10)
+            sizes.append(resident(target.pids))
+        print(f"  {target.name:22} {' '.join(map(str, sizes))} MB", flush=True)
 
 
 def main() -> int:
@@ -184,6 +197,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=4.0, help="of each throughput round")
     parser.add_argument("--users", type=int, default=20, help="at the same time")
     parser.add_argument("--without", action="append", default=[], choices=["litellm"])
+    parser.add_argument("--long", type=int, default=0, metavar="STREAMS")
     given = parser.parse_args()
     started = time.monotonic()
     with (
@@ -191,8 +205,16 @@ def main() -> int:
         contextlib.ExitStack() as all_,
     ):
         Path(folder).chmod(0o755)
-        made = targets(all_, Path(folder), given.without)
-        uvloop.run(bench(made, given.rounds, given.seconds, given.users))
+        if given.long:
+            made = [
+                target
+                for target in targets(all_, Path(folder), ["litellm"])
+                if target.name.startswith("this API")
+            ]
+            uvloop.run(long(made, given.long, given.users))
+        else:
+            made = targets(all_, Path(folder), given.without)
+            uvloop.run(bench(made, given.rounds, given.seconds, given.users))
     print(f"\nbench: {time.monotonic() - started:.0f} s, {os.cpu_count()} CPUs for all of it")
     return 0
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import re
+import subprocess
 import time
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
@@ -40,17 +42,19 @@ class Connection:
     def __init__(self, target: Target) -> None:
         self.target = target
         self.reader: asyncio.StreamReader
-        self.writer: asyncio.StreamWriter
+        self.writer: asyncio.StreamWriter | None = None
 
-    async def open(self) -> None:
+    async def open(self) -> asyncio.StreamWriter:
         """Connect."""
         at = urlsplit(self.target.url)
         self.reader, self.writer = await asyncio.open_connection(at.hostname, at.port)
+        return self.writer
 
     async def first_text(self, request: bytes) -> tuple[float, bytes]:
         """Send; seconds until text came, and what was read by then. RuntimeError unless it is a stream."""
+        writer = self.writer or await self.open()
         started = time.perf_counter()
-        self.writer.write(request)
+        writer.write(request)
         got = b""
         async with asyncio.timeout(WAIT_SECONDS):
             while not TEXT.search(got):
@@ -73,22 +77,27 @@ class Connection:
         return seconds
 
     def close(self) -> None:
-        """Leave."""
-        self.writer.close()
+        """Leave, if it ever came."""
+        if self.writer is not None:
+            self.writer.close()
 
 
 async def first_token(target: Target, question: str, times: int) -> list[float]:
     """Seconds until the first text, one stream after the other on one connection."""
     connection = Connection(target)
-    await connection.open()
     request = target.request(question)
     seconds = [await connection.stream(request) for _ in range(times)]
     connection.close()
     return seconds
 
 
-async def throughput(target: Target, question: str, users: int, seconds: float) -> float:
-    """Whole streams per second, with so many users who ask again as soon as they are answered."""
+async def throughput(
+    target: Target, question: str, users: int, seconds: float = math.inf, streams: float = math.inf
+) -> float:
+    """Whole streams per second, with so many users who ask again as soon as they are answered.
+
+    It ends after so many seconds or streams.
+    """
     request = target.request(question)
     finished = 0
     until = 0.0
@@ -96,8 +105,7 @@ async def throughput(target: Target, question: str, users: int, seconds: float) 
     async def user() -> None:
         nonlocal finished
         connection = Connection(target)
-        await connection.open()
-        while time.perf_counter() < until:
+        while time.perf_counter() < until and finished < streams:
             await connection.stream(request)
             finished += 1
         connection.close()
@@ -125,6 +133,21 @@ async def memory(target: Target, question: str, streams: int) -> int:
     finally:
         for connection in connections:
             connection.close()
+        async with asyncio.timeout(WAIT_SECONDS):  # until the server has noticed
+            while accepted(target):  # noqa: ASYNC110 - another process, and it tells nobody
+                await asyncio.sleep(0.1)
+
+
+def accepted(target: Target) -> int:
+    """How many connections to a target's port still stand, in whatever state but the last one."""
+    port = urlsplit(target.url).port
+    ends = subprocess.run(
+        ["ss", "-Htn", "state", "connected", "exclude", "time-wait", f"sport = :{port}"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return len(ends.stdout.splitlines())
 
 
 def resident(pids: tuple[int, ...]) -> int:

@@ -20,7 +20,7 @@ from collections.abc import Callable
 
 import psycopg
 
-from bench.database.search import fill
+from bench.database.search import fill, topics
 from tests.database.server import apply, server
 
 WANTED = 10
@@ -148,6 +148,7 @@ def main() -> None:
                 owner.prepare_threshold = api.prepare_threshold = None
                 owner.execute(AS_OURS.encode())
                 start = time.perf_counter()
+                topics(owner)
                 fill(owner, rows)
                 print(f"{rows} rows, made and indexed in {time.perf_counter() - start:.0f} s")
                 print(
