@@ -140,6 +140,7 @@ def found(host: Host, declared: Declared) -> dict[str, Any]:
     sets = declared.sets()
     project = declared["services_project"]
     files = {item["path"]: True for declaration in sets.values() for item in declaration["files"]}
+    files |= {path: False for item in sets.values() for path in item.get("secret_files", {})}
     files |= {declared["easypanel_token_file"]: False, declared["release_state_directory"]: False}
     for kind in declared["ssh_host_key_types"]:
         files[f"/etc/ssh/ssh_host_{kind}_key"] = False

@@ -36,6 +36,16 @@ class NotDeclared(Exception):
     """The declaration cannot be read; the message is one line that says what to do."""
 
 
+def files_of(declaration: dict[str, Any]) -> list[dict[str, Any]]:
+    """The files of a configuration set; of the secret ones only where they are."""
+    present = any(not item.get("absent") for item in declaration["files"])
+    secret = {"mode": "0600"} if present else {"absent": True}
+    return [
+        *declaration["files"],
+        *({"path": path, **secret} for path in declaration.get("secret_files", {})),
+    ]
+
+
 class Declared:
     """The declaration of one environment: ``declared["docker_version"]``, ``declared.sets()``, …"""
 

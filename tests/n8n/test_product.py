@@ -119,7 +119,7 @@ def product(n8n: N8n, role: Role, tmp_path_factory: pytest.TempPathFactory) -> I
                     {"name": "api", "url": f"{made.api.url}/readyz"},
                     {"name": "figures", "url": f"{made.api.metrics_url}/metrics", "limits": {"cimt_save_queue": 100}},
                 ],
-                "confirm": 2,
+                "confirm": 2, "host": {"max_age_minutes": 0},
             },
             "notify": {"channels": ["webhook"], "webhook_url": f"{at}/notify"},
         }  # fmt: skip

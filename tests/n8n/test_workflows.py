@@ -280,7 +280,7 @@ def test_one_bad_check_is_no_alarm(world: World) -> None:
 def test_what_the_host_reports_is_checked(world: World) -> None:
     outside = world.outside
     outside.forget()
-    full = {"host": {"disk_used_percent": 91, "certificate_days": 80}}
+    full = {"host": {"disk_used_percent": 91, "certificate_left_percent": 80}}
     for _ in range(3):
         answer = world.call("alerts", full)
     assert answer["failing"] == ["host disk_used_percent"]
@@ -288,7 +288,9 @@ def test_what_the_host_reports_is_checked(world: World) -> None:
         "DOWN host disk_used_percent: 91, more than 85"
     ]
     for _ in range(3):
-        answer = world.call("alerts", {"host": {"disk_used_percent": 40, "certificate_days": 80}})
+        answer = world.call(
+            "alerts", {"host": {"disk_used_percent": 40, "certificate_left_percent": 80}}
+        )
     assert answer["failing"] == []
 
 

@@ -40,8 +40,19 @@ class World:
         self.settings: dict[str, dict[str, Any]] = {
             "notify": {"channels": ["webhook"], "webhook_url": f"{outside.url}/notify"},
             "seed-etl": {"api": outside.url, "at_once": 3},
-            "alerts": {"probes": [{"name": "api", "url": f"{outside.url}/readyz"}], "confirm": 2},
+            "alerts": {
+                "probes": [{"name": "api", "url": f"{outside.url}/readyz"}],
+                "confirm": 2,
+                "host": {**self.file("alerts")["host"], "max_age_minutes": 0},
+            },
         }
+
+    @staticmethod
+    def file(workflow: str) -> dict[str, Any]:
+        """The settings that a workflow has in its file."""
+        found = n8n_files.settings_of(json.loads((WORKFLOWS / f"{workflow}.json").read_text()))
+        assert found is not None
+        return found
 
     def workflows(self) -> list[dict[str, Any]]:
         files = [json.loads(path.read_text()) for path in sorted(WORKFLOWS.glob("*.json"))]

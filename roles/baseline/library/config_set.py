@@ -15,7 +15,7 @@ import shlex
 import shutil
 import stat
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,12 @@ options:
       directory: {description: Whether it is a directory., type: bool, default: false}
       absent: {description: Whether it must not exist., type: bool, default: false}
       mode: {description: Octal mode of a file ('0644') or a directory ('0755')., type: str}
+  secret_files:
+    description:
+      - Absolute path to content, of files for root only (0600). No output shows a content.
+      - An empty content means that the file must not exist.
+    type: dict
+    default: {}
   validate:
     description:
       - Commands run before anything is installed, in a private mount namespace where the
@@ -119,6 +125,7 @@ class Entry:
     kind: str
     data: str = ""
     mode: int = 0
+    secret: bool = False
 
     @classmethod
     def from_params(cls, params: dict[str, Any]) -> Entry:
@@ -141,6 +148,15 @@ class Entry:
         default_mode = {"file": "0644", "directory": "0755"}.get(given[0], "0")
         data = {"file": params.get("content"), "link": params.get("link")}.get(given[0]) or ""
         return cls(path, given[0], data, int(params.get("mode") or default_mode, 8))
+
+    @classmethod
+    def from_secret(cls, path: str, content: str) -> Entry:
+        """A file for root only, or none. Raises ValueError for a path that is not absolute."""
+        if not Path(path).is_absolute():
+            raise ValueError(f"{path}: give an absolute path")
+        if not content:
+            return cls(Path(path), "absent", secret=True)
+        return cls(Path(path), "file", content, 0o600, secret=True)
 
     def found(self) -> Entry:
         """What is at the path now, in the same shape.
@@ -268,6 +284,8 @@ class ConfigSet:
         self.observed = self.home / "observed"
         try:
             self.entries = [Entry.from_params(item) for item in module.params["files"]]
+            secrets = module.params["secret_files"]
+            self.entries += [Entry.from_secret(path, text) for path, text in secrets.items()]
         except ValueError as error:
             module.fail_json(msg=f"config_set {self.name}: {error}")
 
@@ -458,7 +476,11 @@ class ConfigSet:
                     msg=f"config_set {self.name}: undoing an interrupted change failed: {out.strip()}"
                 )
         compared = [(entry, entry.found()) for entry in self.entries]
-        differing = [(entry, before) for entry, before in compared if entry != before]
+        differing = [
+            (entry, before)
+            for entry, before in compared
+            if replace(before, secret=entry.secret) != entry
+        ]
         blocked = [
             str(entry.path)
             for entry, before in differing
@@ -473,8 +495,8 @@ class ConfigSet:
             {
                 "before_header": before.title(),
                 "after_header": entry.title(),
-                "before": before.text(),
-                "after": entry.text(),
+                "before": "(hidden)\n" if entry.secret and before.data else before.text(),
+                "after": "(hidden, differs)\n" if entry.secret and entry.data else entry.text(),
             }
             for entry, before in differing
         ]
@@ -557,6 +579,7 @@ def main() -> None:
                     "mode": {"type": "str"},
                 },
             },
+            "secret_files": {"type": "dict", "default": {}, "no_log": True},
             "validate": {
                 "type": "list",
                 "elements": "dict",
