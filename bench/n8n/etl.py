@@ -3,13 +3,14 @@
 Usage: python -m bench.n8n.etl [--documents 1000]
 
 Once as the pages of a sitemap, which have to be asked each (304), and once as Markdown files of a git tree, whose
-listing already tells what changed. The API is the recorder of the tests: it answers at once and embeds nothing, so
+listing already tells what changed. The API and Postgres are real; the model is the stand-in, which embeds at once, so
 the first run is shorter than in production and the ratio is a lower bound. Memory is that of n8n and its runner.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import subprocess
 import tempfile
@@ -18,7 +19,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.n8n.outside import Outside
+from services.api.tests import harness
+from services.api.tests.harness import Model
+from tests.n8n.outside import INGEST_KEY, Outside
 from tests.n8n.world import World, running
 
 PARAGRAPH = (
@@ -66,27 +69,31 @@ def megabytes(process: int) -> float:
     return sum(rss for pid, parent, rss in rows if process in (pid, parent)) / 1024
 
 
-def measure(world: World, name: str, make: Callable[..., dict[str, Any]], number: int) -> None:
+def measure(
+    world: World, model: Model, name: str, make: Callable[..., dict[str, Any]], number: int
+) -> None:
     """Three runs of one kind of source, printed."""
     runs: dict[str, Callable[[int], int]] = {
         "first": lambda _: 1,
         "unchanged": lambda _: 1,
         "1 % changed": lambda one: 2 if one % 100 == 0 else 1,
     }
-    world.outside.documents.clear()
+    first = 0.0
     for what, version in runs.items():
         source = make(world.outside, number, version)
         if world.settings["seed-etl"].get("sources") != [source]:
             world.configure("seed-etl", sources=[source], at_once=20)
         world.outside.forget()
+        model.reset()
         started = time.monotonic()
         report = world.call("seed-etl")
         seconds = time.monotonic() - started
+        first = first or seconds
         process = world.n8n.process.pid if world.n8n.process else 0
-        puts = len(world.outside.requests("PUT"))
         print(
-            f"{name:<8} {what:<12} {seconds:7.1f} s  stored {report['stored']:5}  PUT {puts:5}  "
-            f"requests {len(world.outside.seen):5}  failed {len(report['failed'])}  "
+            f"{name:<8} {what:<12} {seconds:6.1f} s (first / this: {first / seconds:5.1f})  "
+            f"stored {report['stored']:5}  calls for embeddings {model.calls('/v1/embeddings'):5}  "
+            f"requests to the site {len(world.outside.seen):5}  failed {len(report['failed'])}  "
             f"memory {megabytes(process):5.0f} MB",
             flush=True,
         )
@@ -99,10 +106,17 @@ def main() -> None:
     )
     parser.add_argument("--documents", type=int, default=1000)
     number = parser.parse_args().documents
-    with tempfile.TemporaryDirectory() as folder, running(Path(folder)) as world:
-        world.outside.page_size = 1000
-        measure(world, "sitemap", pages, number)
-        measure(world, "git", tree, number)
+    with contextlib.ExitStack() as run:
+        folder = Path(run.enter_context(tempfile.TemporaryDirectory()))
+        folder.chmod(0o755)  # Postgres runs as somebody else
+        clouds = run.enter_context(harness.clouds(folder))
+        environment = clouds.environment() | {"INGEST_KEY": INGEST_KEY}
+        api = run.enter_context(harness.api(folder / "api", environment, until="/readyz"))
+        (folder / "n8n").mkdir()
+        world = run.enter_context(running(folder / "n8n"))
+        world.configure("seed-etl", api=api.url)
+        measure(world, clouds.model, "sitemap", pages, number)
+        measure(world, clouds.model, "git", tree, number)
 
 
 if __name__ == "__main__":
