@@ -136,17 +136,18 @@ n8n-lint: setup ## The linter of the workflows alone; ARGS=--fix brings them int
 n8n-catalogue: setup ## After a change of n8n's version: the list of its nodes, for the linter
 	@python -m services.n8n.workflows catalogue
 n8n-test: setup ## The workflows and their role on the real n8n (installs it at the first run)
-	@python -m pytest -q -p no:cacheprovider tests/n8n --ignore tests/n8n/test_upgrade.py
+	@python -m local.n8n >/dev/null
+	@python -m pytest -q -p no:cacheprovider -n 2 --dist loadfile tests/n8n --ignore tests/n8n/test_upgrade.py
 n8n-upgrade: setup ## Upgrade from N8N_FROM (default 2.40.7) to the pinned n8n, on a volume with data
 	@python -m pytest -q -p no:cacheprovider tests/n8n/test_upgrade.py
-test: packages check database-17 ## check, Postgres 17, then the acceptance run on a real droplet
+test: packages check database-17 n8n-test ## check, Postgres 17, the real n8n, then the acceptance run on a real droplet
 	@if [ ! -e .local/droplet/disk.qcow2 ]; then \
 	  echo "test: plan on a droplet that was never provisioned"; python -m local start; $(MAKE) --no-print-directory plan; fi
 	@python -m local up
-	@python -m pytest -v -p no:cacheprovider tests/acceptance/test_droplet.py
+	@python -m pytest -v -p no:cacheprovider tests/acceptance/test_image.py tests/acceptance/test_droplet.py
 faults: packages setup ## Break the running local droplet on purpose: bad images, races, a full disk, a kill, a reboot
 	@python -m local up
-	@python -m pytest -v -p no:cacheprovider tests/acceptance/test_faults.py
+	@python -m pytest -v -p no:cacheprovider tests/acceptance/test_faults.py $(if $(wildcard .local/build/n8n.json),tests/acceptance/test_n8n.py)
 clean: ## Remove what `setup` installed (the droplet: make down)
 	rm -rf .venv node_modules
 

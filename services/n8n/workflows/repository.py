@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,9 @@ def declaration_findings(directory: Path = HERE) -> list[Finding]:
     """What is wrong with the catalogue's version and with sources.yaml."""
     found = []
     version = json.loads((directory / "catalogue.json").read_text(encoding="utf-8"))["version"]
-    if f"/n8n:{version}\n" not in (directory / "Dockerfile").read_text(encoding="utf-8"):
+    dockerfile = (directory / "Dockerfile").read_text(encoding="utf-8")
+    # The update bot adds the digest: n8n:1.2.3@sha256:….
+    if not re.search(rf"/n8n:{re.escape(version)}(@|$)", dockerfile, re.MULTILINE):
         message = f"made by n8n {version}, which is not the one in the Dockerfile. Next: make n8n-catalogue"
         found.append(Finding(shown(directory / "catalogue.json"), "", message))
     path = directory / "sources.yaml"
