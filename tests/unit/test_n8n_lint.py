@@ -6,12 +6,14 @@ from __future__ import annotations
 
 import copy
 import json
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from local.n8n import version
 from roles.n8n_workflows.module_utils import n8n_files
 from services.n8n.workflows import catalogue, pull
 from services.n8n.workflows.__main__ import main
@@ -213,6 +215,18 @@ def test_a_catalogue_of_another_version_is_named(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes((HERE / name).read_bytes())
     (tmp_path / "catalogue.json").write_text('{"version": "2.0.0", "nodes": {}}')
     assert "made by n8n 2.0.0" in str(declaration_findings(tmp_path)[0])
+
+
+def test_the_digest_of_the_update_bot_is_no_other_version(tmp_path: Path) -> None:
+    for path in (*HERE.glob("*.json"), HERE / "sources.yaml", HERE / "tag.sh"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    lines = (HERE / "Dockerfile").read_text().splitlines()
+    at = next(place for place, line in enumerate(lines) if line.startswith("ARG BASE_IMAGE="))
+    lines[at] = f"{lines[at].partition('@')[0]}@sha256:{'0123456789abcdef' * 4}"
+    (tmp_path / "Dockerfile").write_text("\n".join(lines) + "\n")
+    assert declaration_findings(tmp_path) == []
+    tag = subprocess.run(["sh", tmp_path / "tag.sh"], capture_output=True, text=True, check=True)
+    assert tag.stdout.startswith(f"{version()}-")
 
 
 def test_the_catalogue_joins_the_generations_of_a_node() -> None:
