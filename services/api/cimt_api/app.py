@@ -128,6 +128,14 @@ def create_app(settings: Settings, metrics: Metrics, built_from: str) -> FastAPI
         redoc_url=None,
         redirect_slashes=False,
         lifespan=lifespan,
+        # Traces leave only where OTEL_EXPORTER_OTLP_ENDPOINT names a collector; without it no exporter is even loaded.
+        telemetry={
+            "auto_configure": True,
+            "metrics": False,  # Prometheus has them
+            "logs": False,  # they would carry what people wrote
+            "operation_spans": False,
+            "exclude": lambda scope: scope["path"] in ("/healthz", "/readyz"),
+        },
     )
     app.state.services = held
     app.state.answers = answers

@@ -7,9 +7,12 @@ import contextlib
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from typing import Any
 from uuid import UUID
+
+from opentelemetry import trace
+from opentelemetry.trace import SpanKind
 
 from . import prompt
 from .answer import Answer, problem_of
@@ -29,6 +32,7 @@ KEPT = 1000  # finished answers in memory, when they are stored nowhere
 CHARACTERS_PER_TOKEN = 16  # more than any language has: stops a model that ignores its limit
 
 log = logging.getLogger(__name__)
+TRACER = trace.get_tracer(__name__)  # costs nothing until a collector is configured (app.py)
 
 
 class Answers:
@@ -176,6 +180,27 @@ class Answers:
         sources: list[str] | None,
         metadata: dict[str, Any] | None,
     ) -> None:
+        embedding: asyncio.Task[list[list[float]]] | None = None
+        if (
+            self._settings.retrieval_count
+        ):  # while the database keeps the question: both are round trips
+            embedding = asyncio.create_task(self._upstream.embed([question]))
+            # Whether it failed matters only to whoever waits for it.
+            embedding.add_done_callback(lambda task: task.cancelled() or task.exception())
+        try:
+            await self._answer(answer, question, embedding, sources, metadata)
+        finally:
+            if embedding is not None:
+                embedding.cancel()
+
+    async def _answer(
+        self,
+        answer: Answer,
+        question: str,
+        embedding: asyncio.Task[list[list[float]]] | None,
+        sources: list[str] | None,
+        metadata: dict[str, Any] | None,
+    ) -> None:
         settings = self._settings
         history: list[Any] = []
         try:
@@ -202,8 +227,8 @@ class Answers:
             return
         try:
             passages = None
-            if settings.retrieval_count:
-                passages = await self._search(answer, question, sources, metadata)
+            if embedding is not None:
+                passages = await self._search(answer, question, embedding, sources, metadata)
             await self._relay(answer, prompt.messages(question, passages, history, settings))
         except UpstreamError as error:
             answer.problem = error.problem()
@@ -226,18 +251,21 @@ class Answers:
         self,
         answer: Answer,
         question: str,
+        embedding: Awaitable[list[list[float]]],
         sources: list[str] | None,
         metadata: dict[str, Any] | None,
     ) -> list[Passage]:
         started = time.perf_counter()
-        passages = await self._retriever.search(
-            answer.user,
-            question,
-            sources=sources,
-            metadata=metadata,
-            language=prompt.language(question),
-            embed=self._upstream.embed,
-        )
+        with TRACER.start_as_current_span("retrieval"):
+            (vector,) = await embedding
+            passages = await self._retriever.search(
+                answer.user,
+                question,
+                vector,
+                sources=sources,
+                metadata=metadata,
+                language=prompt.language(question),
+            )
         self._metrics.retrieval.observe(time.perf_counter() - started)
         answer.sources = [
             {
@@ -255,6 +283,10 @@ class Answers:
         most = self._settings.answer_tokens * CHARACTERS_PER_TOKEN
         answer.asked = True
         answer.grown = time.monotonic()
+        with TRACER.start_as_current_span(f"chat {answer.model}", kind=SpanKind.CLIENT):
+            await self._stream(answer, messages, most)
+
+    async def _stream(self, answer: Answer, messages: list[dict[str, str]], most: int) -> None:
         async with contextlib.aclosing(
             self._upstream.stream(messages, self._settings.answer_tokens)
         ) as deltas:

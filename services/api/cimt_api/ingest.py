@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
@@ -13,8 +14,10 @@ from psycopg.types.json import Jsonb
 
 from .database import Connection, Database
 from .problems import Problem
-from .retrieval import Embed, halfvec
+from .retrieval import halfvec
 from .upstream import UpstreamError
+
+Embed = Callable[[list[str]], Awaitable[list[list[float]]]]
 
 # Characters of a passage: full from the first, never more than the second (about 200 to 300 tokens of English).
 CHUNK = (800, 1200)

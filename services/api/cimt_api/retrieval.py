@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +12,6 @@ from psycopg.types.json import Jsonb
 from .auth import User
 from .database import Database
 from .settings import Settings
-
-Embed = Callable[[list[str]], Awaitable[list[list[float]]]]
 
 # Cosine similarity below which a passage supports nothing. Texts that have nothing to do with each other lie
 # around 0.1 with text-embedding-3-small, and rarely above 0.2.
@@ -57,17 +55,16 @@ class Retriever:
         self,
         user: User,
         question: str,
+        embedding: Sequence[float],
         *,
         sources: list[str] | None,
         metadata: dict[str, Any] | None,
         language: str,
-        embed: Embed,
     ) -> list[Passage]:
-        """The passages to give to the model, best first; one round trip after the embedding.
+        """The passages to give to the model, best first; one round trip. `embedding` is that of the question.
 
         Only those that are relevant enough and fit RETRIEVAL_TOKENS: what is returned is what is cited.
         """
-        (embedding,) = await embed([question])
         async with self._database.as_user(user) as connection:
             rows = connection.cursor(row_factory=class_row(Passage))
             await rows.execute(

@@ -15,6 +15,8 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
+from opentelemetry import trace
+from opentelemetry.trace import SpanKind
 
 from .metrics import Metrics
 from .problems import Problem
@@ -34,6 +36,7 @@ EMBED_SECONDS = 10.0
 LOAD_AFTER_TENTHS = 50  # of a second, at most: importing holds up all else, such as fetching keys
 
 log = logging.getLogger(__name__)
+TRACER = trace.get_tracer(__name__)
 
 # Kind of failure: HTTP status, title, whether another attempt may help, whether the breaker counts it.
 KINDS: dict[str, tuple[int, str, bool, bool]] = {
@@ -240,11 +243,14 @@ class Upstream:
         model = self._settings.embedding_model
         # Only the third generation can be told how long its vectors are.
         sized: dict[str, Any] = {"dimensions": DIMENSIONS} if "-3-" in model else {}
-        async with _translated():
-            answer = await client.embeddings.create(
-                model=model, input=texts, timeout=EMBED_SECONDS, **sized
-            )
-            vectors = [item.embedding for item in sorted(answer.data, key=lambda item: item.index)]
+        with TRACER.start_as_current_span(f"embeddings {model}", kind=SpanKind.CLIENT):
+            async with _translated():
+                answer = await client.embeddings.create(
+                    model=model, input=texts, timeout=EMBED_SECONDS, **sized
+                )
+                vectors = [
+                    item.embedding for item in sorted(answer.data, key=lambda item: item.index)
+                ]
         if len(vectors) != len(texts) or any(len(vector) != DIMENSIONS for vector in vectors):
             raise UpstreamError("upstream-malformed")
         return vectors
