@@ -105,7 +105,7 @@ user-erase: setup ## Delete one person's account and data for good: USER_ID=… 
 	@python supabase/person.py erase
 
 .PHONY: deploy rollback history
-deploy: setup ## Release SERVICE: IMAGE=…@sha256:… REVISION=… (local default: the last build)
+deploy: setup ## Release SERVICE: IMAGE=…@sha256:… REVISION=… (local default: the last build; ACCEPT as below)
 	@$(call play,deploy) -e release_service=$(SERVICE) $(release_args) $(ARGS)
 rollback: setup ## Release the digest that ran before; ACCEPT=… past migrations that it does without
 	@$(call play,rollback) -e release_service=$(SERVICE) $(ARGS)

@@ -7,17 +7,12 @@ middle does not leave a release half done: this process finishes it and writes t
 from __future__ import annotations
 
 import contextlib
-import http.client
 import json
-import os
 import pathlib
 import re
 import shutil
 import signal
-import socket
-import ssl
 import time
-import urllib.parse
 from typing import Any, NoReturn
 
 from ansible.module_utils.basic import AnsibleModule
@@ -29,6 +24,8 @@ from ansible.module_utils.easypanel import (
     open_panel,
     write_file,
 )
+from ansible.module_utils.release_ledger import Ledger, ran_before, refusal, shown
+from ansible.module_utils.swarm_service import HealthAddress, SwarmService
 
 DOCUMENTATION = r"""
 module: easypanel_release
@@ -46,7 +43,7 @@ options:
   image: {type: str, default: "", description: "What to release, as name@sha256:digest; a rollback needs none."}
   revision: {type: str, default: "", description: Git revision that the health address must report.}
   migration: {type: str, default: "", description: Newest migration that the caller knows; for the ledger.}
-  contracts: {type: dict, default: {}, description: "Migrations that take away, each with what; for a rollback."}
+  contracts: {type: dict, default: {}, description: "Migrations that take away, each with what; for what ran before."}
   accept: {type: str, default: "", description: "Those the earlier release does without; comma-separated."}
   health_url: {type: str, required: true, description: Public health address of the app.}
   connect_address: {type: str, default: 127.0.0.1, description: Where to connect for it; the droplet's own proxy.}
@@ -85,46 +82,15 @@ entries: {type: list, elements: dict, returned: for history, description: "Entri
 ledger: {type: list, elements: str, returned: for history, description: The same for people.}
 """
 
-IMAGE = re.compile(r"[^@\s]+@(?P<digest>sha256:[0-9a-f]{64})")
+IMAGE = re.compile(r"[^@\s]+@sha256:[0-9a-f]{64}")
 REVISION = re.compile(r"[0-9a-f]{40}(-dirty-[0-9a-f]{8})?")
 STEADY = 3  # right answers in a row: the old container may still answer once or twice
 POLL = 2  # seconds between two looks
-FAILED_UPDATES = {"paused", "rollback_started", "rollback_paused", "rollback_completed"}
 
 
-def refusal(
-    target: dict[str, Any],
-    entries: list[dict[str, Any]],
-    migration: str,
-    contracts: dict[str, str],
-    accept: str,
-) -> str:
-    """Why it is not safe to go back to the ledger's entry ``target``; empty when it is.
-
-    ``contracts`` are the migrations that take something away, ``{"<14 digits>_<name>": "what"}``, ``migration``
-    is the newest number of the same checkout. An entry from before these were kept counts as older than all.
-    """
-    newest = max(str(entry.get("migration", "")) for entry in entries)
-    if newest > migration:
-        return (
-            f"the last releases knew the database up to migration {newest}, this checkout only up to "
-            f"{migration or 'none'}: whether the way back is open cannot be seen from here. Next: git pull"
-        )
-    accepted = {name.strip() for name in accept.split(",")}
-    lost = {
-        name: what
-        for name, what in sorted(contracts.items())
-        if name[:14] > str(target.get("migration", "")) and name not in accepted
-    }
-    if not lost:
-        return ""
-    listed = "; ".join(f"{name}: {what}" for name, what in lost.items())
-    names = ",".join(sorted(lost.keys() | accepted - {""}))
-    return (
-        f"the release of {target['time']} (revision {target['revision'][:12]}) may need what later migrations took "
-        f"away. {listed}. Next: go forward with a fix; or, when that release does without it, "
-        f"make rollback ACCEPT={names}"
-    )
+def digest_of(image: str) -> str:
+    """The part by which Swarm knows an image: its digest; all of a name that has none."""
+    return image.rpartition("@")[2]
 
 
 class Failed(Exception):
@@ -137,11 +103,15 @@ class Release:
     def __init__(self, module: AnsibleModule) -> None:
         self.module = module
         self.params = module.params
-        self.docker = module.get_bin_path("docker", required=True)
-        self.swarm_name = f"{self.params['project']}_{self.params['service']}"
+        docker = module.get_bin_path("docker", required=True)
+        name = f"{self.params['project']}_{self.params['service']}"
+        self.swarm = SwarmService(module.run_command, docker, name)
+        self.health = HealthAddress(
+            self.params["health_url"], self.params["connect_address"], self.params["ca_file"]
+        )
         self.key = {"projectName": self.params["project"], "serviceName": self.params["service"]}
         self.state = pathlib.Path(self.params["state_directory"])
-        self.ledger = self.state / "releases.jsonl"
+        self.ledger = Ledger(self.state / "releases.jsonl")
         self.inflight = self.state / f"{self.params['service']}.inflight.json"
         self.started = time.monotonic()
         self.timeline: list[str] = []
@@ -153,16 +123,6 @@ class Release:
     def say(self, text: str) -> None:
         """Add a line to the timeline."""
         self.timeline.append(f"{time.monotonic() - self.started:6.1f} s  {text}")
-
-    def entries(self) -> list[dict[str, Any]]:
-        """The ledger's lines, oldest first; a line cut short by a full disk is passed over."""
-        if not self.ledger.exists():
-            return []
-        result = []
-        for line in self.ledger.read_text().splitlines():
-            with contextlib.suppress(ValueError):
-                result.append(json.loads(line))
-        return result
 
     def inspect(self) -> dict[str, Any]:
         """The app as the panel has it."""
@@ -177,70 +137,6 @@ class Release:
                     f"'{self.params['project']}'; next: make provision",
                 ) from None
             raise
-
-    def swarm(self) -> dict[str, Any]:
-        """The Swarm service: ``{"image", "update": {...}, "replicas"}``; empty when there is none."""
-        code, out, _ = self.module.run_command([self.docker, "service", "inspect", self.swarm_name])
-        if code != 0:
-            return {}
-        service = json.loads(out)[0]
-        return {
-            "image": service["Spec"]["TaskTemplate"]["ContainerSpec"]["Image"],
-            "replicas": service["Spec"]["Mode"].get("Replicated", {}).get("Replicas", 1),
-            "update": service.get("UpdateStatus") or {},
-        }
-
-    def tasks(self) -> list[dict[str, str]]:
-        """The service's tasks, newest first, as docker shows them."""
-        code, out, _ = self.module.run_command(
-            [self.docker, "service", "ps", self.swarm_name, "--no-trunc", "--format", "{{json .}}"]
-        )
-        return [json.loads(line) for line in out.splitlines()] if code == 0 else []
-
-    def surplus(self, digest: str) -> int | None:
-        """Tasks of this digest that run beyond the wanted number; None when too few or others run."""
-        swarm = self.swarm()
-        wanted = [task for task in self.tasks() if task["DesiredState"] == "Running"]
-        running = [
-            task
-            for task in wanted
-            if digest in task["Image"] and task["CurrentState"].startswith("Running")
-        ]
-        if not swarm or digest not in swarm["image"] or len(running) != len(wanted):
-            return None
-        return len(running) - swarm["replicas"] if len(running) >= swarm["replicas"] else None
-
-    def runs(self, digest: str) -> bool:
-        """Whether at least as many tasks of this digest run as are wanted, and none of another."""
-        return self.surplus(digest) is not None
-
-    def health(self) -> str:
-        """Revision that the health address reports, through the proxy; raises OSError or ValueError."""
-        url = urllib.parse.urlsplit(self.params["health_url"])
-        host = str(url.hostname)
-        port = 443 if url.scheme == "https" else 80
-        raw = socket.create_connection((self.params["connect_address"], port), timeout=30)
-        connection = http.client.HTTPConnection(host, port, timeout=30)
-        connection.sock = raw
-        with contextlib.closing(connection):
-            if url.scheme == "https":
-                context = ssl.create_default_context(cafile=self.params["ca_file"] or None)
-                connection.sock = context.wrap_socket(raw, server_hostname=host)
-            connection.request(
-                "GET", url.path or "/", headers={"Host": host, "Connection": "close"}
-            )
-            response = connection.getresponse()
-            body = response.read(65536)
-        if response.status != 200:
-            raise ValueError(f"HTTP {response.status}")
-        return str(json.loads(body)["revision"])
-
-    def health_or_reason(self) -> tuple[str | None, str]:
-        """``(revision, "")`` or ``(None, why there is none)``."""
-        try:
-            return self.health(), ""
-        except (OSError, ValueError, KeyError, TypeError, http.client.HTTPException) as error:
-            return None, f"{self.params['health_url']} answers: {error or type(error).__name__}"
 
     # -- what changes ---------------------------------------------------------
 
@@ -266,9 +162,8 @@ class Release:
 
         ``revision`` None: any healthy answer will do (what ran before was never asked).
         """
-        match = IMAGE.fullmatch(image)
-        digest = match["digest"] if match else image
-        before = self.swarm()
+        digest = digest_of(image)
+        before = self.swarm.state()
         known_actions = {action["id"] for action in self.actions()}
         self.panel.fire_hook(str(self.inspect()["token"]))
         self.say("deploy hook fired")
@@ -282,20 +177,21 @@ class Release:
                 if action and action["status"] == "error":
                     log = str(self.panel.read("getAction", id=str(action["id"])).get("log") or "")
                     *said, verdict = log.strip().splitlines()[-20:] or ["no log"]
-                    said = [*said, self.last_words()]
+                    said = [*said, self.swarm.last_words()]
                     raise Failed("\n".join([f"the panel's deploy failed: {verdict}", *said]))
                 if action and action["status"] == "done":
                     action_done = True
                     self.say("panel: deploy done")
-                elif action:
-                    self._raise_if_update_failed(before)
+                elif action and (failure := self.swarm.failure(before)):
+                    raise Failed(failure)
             if action_done and completed_at is None:
-                self._raise_if_update_failed(before)
-                if self._updated(before, digest):
+                if failure := self.swarm.failure(before):
+                    raise Failed(failure)
+                if self.swarm.updated(before, digest):
                     completed_at = time.monotonic()
                     self.say("swarm: update completed, wanted digest runs")
             if completed_at is not None:
-                reported, problem = self.health_or_reason()
+                reported, problem = self.health.revision_or_reason()
                 right = reported is not None and revision in (None, reported)
                 steady = steady + 1 if right else 0
                 seen = problem or f"revision {reported}"
@@ -308,68 +204,21 @@ class Release:
                     )
             time.sleep(0.5 if steady else POLL)
         raise Failed(
-            f"not live after {self.params['timeout']} s; last seen: {seen}\n{self.last_words()}"
+            f"not live after {self.params['timeout']} s; last seen: {seen}\n{self.swarm.last_words()}"
         )
-
-    def _updated(self, before: dict[str, Any], digest: str) -> bool:
-        if not self.runs(digest):
-            return False
-        update = self.swarm()["update"]
-        if not before:
-            return True  # the service was created: Swarm reports no update
-        fresh = update.get("StartedAt") != before["update"].get("StartedAt")
-        return fresh and update.get("State") == "completed"
-
-    def _raise_if_update_failed(self, before: dict[str, Any]) -> None:
-        update = self.swarm().get("update", {})
-        fresh = update.get("StartedAt") != before.get("update", {}).get("StartedAt")
-        if fresh and update.get("State") in FAILED_UPDATES:
-            raise Failed(
-                f"swarm: update {update['State']}: {update.get('Message', '')}\n{self.last_words()}"
-            )
-
-    def last_words(self) -> str:
-        """Errors of the newest tasks and the app's last log lines."""
-        errors: list[str] = []
-        for _ in range(
-            10
-        ):  # Swarm writes a task's error when its container has ended, a moment later
-            errors = [
-                f"task {task['ID'][:12]}: {task['CurrentState']} {task['Error']}".rstrip()
-                for task in self.tasks()[:4]
-                if task["Error"]
-            ]
-            if errors:
-                break
-            time.sleep(1)
-        # A task that cannot be reached would keep `docker service logs` waiting.
-        _, out, err = self.module.run_command(
-            [
-                "timeout",
-                "20",
-                self.docker,
-                "service",
-                "logs",
-                "--raw",
-                "--tail",
-                "15",
-                self.swarm_name,
-            ]
-        )
-        return "\n".join([*errors, *(line[:300] for line in (out + err).splitlines()[-15:])])
 
     def restore(self, image: str, revision: str | None) -> None:
         """Put the previous digest back; a deploy is only needed where Swarm has left it."""
         self.set_image(image)
-        match = IMAGE.fullmatch(image)
-        if match and self.runs(match["digest"]):
-            reported, problem = self.health_or_reason()
+        digest = digest_of(image)
+        if "@" in image and self.swarm.runs(digest):
+            reported, problem = self.health.revision_or_reason()
             if reported is None or revision not in (None, reported):
                 raise Failed(problem or f"revision {reported} answers, wanted {revision}")
             self.say(f"previous digest never stopped running ({reported})")
             return
         self.fire_and_watch(image, revision)
-        if match and self.surplus(match["digest"]):
+        if "@" in image and self.swarm.surplus(digest):
             # Swarm restarted the broken task while it was being replaced: the next update clears its slot.
             self.say("swarm runs one task too many; the same digest once more")
             self.fire_and_watch(image, revision)
@@ -381,7 +230,7 @@ class Release:
         """Lock, release or restore, ledger."""
         params = self.params
         if params["action"] == "history":
-            entries = self.entries()[-params["entries"] :]
+            entries = self.ledger.entries()[-params["entries"] :]
             self.module.exit_json(
                 changed=False,
                 timeline=[],
@@ -419,27 +268,22 @@ class Release:
             )
 
     def _target(self) -> tuple[str, str]:
-        """Image and revision to release."""
-        if self.params["action"] == "deploy" or self.params["image"]:
-            return self.params["image"], self.params["revision"]
-        live = [
-            entry
-            for entry in self.entries()
-            if entry["result"] == "live" and entry["service"] == self.params["service"]
-        ]
-        earlier = [entry for entry in live if entry["to"] != live[-1]["to"]]
-        if not earlier:
+        """Image and revision to release; refuses a way back that later migrations have closed."""
+        params = self.params
+        live = self.ledger.live(params["service"])
+        before = ran_before(live, params["image"])
+        if before is None:
+            if params["action"] == "deploy":
+                return params["image"], params["revision"]
             self.module.fail_json(
-                msg=f"the ledger knows no release of {self.params['service']} before the current one. "
+                msg=f"the ledger knows no release of {params['service']} before the current one. "
                 "Next: make history, or make deploy IMAGE=… REVISION=…"
             )
-        target = earlier[-1]
-        params = self.params
-        reason = refusal(target, live, params["migration"], params["contracts"], params["accept"])
+        reason = refusal(before, live, params["migration"], params["contracts"], params["accept"])
         if reason:
-            self.module.fail_json(msg=f"rollback refused, nothing was changed: {reason}")
-        self.migration = target.get("migration", "")
-        return target["to"], target["revision"]
+            self.module.fail_json(msg=f"{params['action']} refused, nothing was changed: {reason}")
+        self.migration = before.get("migration", "")
+        return before["to"], params["revision"] or before["revision"]
 
     def _locked(self) -> NoReturn:
         params = self.params
@@ -451,9 +295,10 @@ class Release:
             )
         self.panel = open_panel(params["url"], params["token_file"])
         image, revision = self._target()
-        match = IMAGE.fullmatch(image)
         previous = (self.inspect().get("source") or {}).get("image") or ""
-        previous_revision, _ = self.health_or_reason() if self.swarm() else (None, "")
+        previous_revision, _ = (
+            self.health.revision_or_reason() if self.swarm.state() else (None, "")
+        )
         if self.inflight.exists():
             with contextlib.suppress(ValueError):
                 left = json.loads(self.inflight.read_text())
@@ -463,8 +308,7 @@ class Release:
                 )
         elif (
             previous == image
-            and match
-            and self.runs(match["digest"])
+            and self.swarm.runs(digest_of(image))
             and previous_revision == revision
         ):
             self.module.exit_json(
@@ -510,36 +354,21 @@ class Release:
         )
 
     def _record(self, before: str, image: str, revision: str, result: str, reason: str) -> None:
-        """Append one line to the ledger, on disk before this returns."""
-        entry = {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "who": self.params["who"],
-            "action": self.params["action"],
-            "service": self.params["service"],
-            "from": before,
-            "to": image,
-            "revision": revision,
-            "migration": self.migration,
-            "result": result,
-            "seconds": round(time.monotonic() - self.started, 1),
-            "reason": (reason.splitlines() or [""])[0][:300],
-        }
-        with open(self.ledger, "a") as stream:
-            stream.write(json.dumps(entry) + "\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-
-
-def shown(entry: dict[str, Any]) -> str:
-    """A ledger entry on one line, for people."""
-    before, after = (
-        image.rpartition("@sha256:")[2][:12] or "nothing" for image in (entry["from"], entry["to"])
-    )
-    reason = f"  ({entry['reason']})" if entry["reason"] else ""
-    return (
-        f"{entry['time']}  {entry['who']:<12} {entry['action']:<8} {entry['service']:<8} {before} -> {after}  "
-        f"{entry['revision'][:12]}  {entry['result']}  {entry['seconds']} s{reason}"
-    )
+        self.ledger.append(
+            {
+                "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                "who": self.params["who"],
+                "action": self.params["action"],
+                "service": self.params["service"],
+                "from": before,
+                "to": image,
+                "revision": revision,
+                "migration": self.migration,
+                "result": result,
+                "seconds": round(time.monotonic() - self.started, 1),
+                "reason": (reason.splitlines() or [""])[0][:300],
+            }
+        )
 
 
 def main() -> None:
