@@ -132,6 +132,32 @@ def test_a_changed_mode_is_a_change_and_absent_removes(machine: Machine) -> None
     assert not path.exists()
 
 
+def test_what_is_absent_has_no_mode(machine: Machine) -> None:
+    """A role that takes its files away keeps their modes in the list."""
+    item = {"path": str(machine.home / "gone"), "absent": True, "mode": "0755", "content": None}
+    assert machine.config_set(files=[item])["changed"] is False
+
+
+def test_a_secret_is_for_root_only_and_shown_nowhere(machine: Machine) -> None:
+    path = machine.home / "key"
+    answers = []
+    for text, check in (("first-secret", True), ("first-secret", False), ("second-secret", False)):
+        answers.append(machine.config_set(secret_files={str(path): text}, check=check))
+        assert path.exists() is not check
+    assert (path.read_text(), path.stat().st_mode & 0o777) == ("second-secret", 0o600)
+    assert machine.config_set(secret_files={str(path): "second-secret"})["changed"] is False
+    answers.append(machine.config_set(secret_files={str(path): ""}))
+    assert not path.exists()
+    assert [answer["changed"] for answer in answers] == [True] * 4
+    assert [answer["diff"][0]["before"] for answer in answers] == [
+        "",
+        "",
+        "(hidden)\n",
+        "(hidden)\n",
+    ]
+    assert "-secret" not in json.dumps([answer["diff"] for answer in answers])
+
+
 def test_the_candidate_is_validated_in_its_place_and_nothing_changes_when_it_is_wrong(
     machine: Machine,
 ) -> None:

@@ -145,9 +145,10 @@ class Entry:
             raise ValueError(
                 f"{path}: give an absolute path and exactly one of content, link, directory, absent"
             )
-        default_mode = {"file": "0644", "directory": "0755"}.get(given[0], "0")
+        default_mode = {"file": "0644", "directory": "0755"}.get(given[0])
+        mode = int(params.get("mode") or default_mode, 8) if default_mode else 0
         data = {"file": params.get("content"), "link": params.get("link")}.get(given[0]) or ""
-        return cls(path, given[0], data, int(params.get("mode") or default_mode, 8))
+        return cls(path, given[0], data, mode)
 
     @classmethod
     def from_secret(cls, path: str, content: str) -> Entry:
