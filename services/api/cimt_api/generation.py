@@ -180,24 +180,24 @@ class Answers:
         sources: list[str] | None,
         metadata: dict[str, Any] | None,
     ) -> None:
-        embedding: asyncio.Task[list[list[float]]] | None = None
-        if (
-            self._settings.retrieval_count
-        ):  # while the database keeps the question: both are round trips
-            embedding = asyncio.create_task(self._upstream.embed([question]))
+        # A list, so that whoever needs it takes it out: 1,536 numbers must not stay as long as the answer takes.
+        embedding: list[asyncio.Task[list[list[float]]]] = []
+        if self._settings.retrieval_count:
+            # While the database keeps the question: both are round trips.
+            embedding.append(asyncio.create_task(self._upstream.embed([question])))
             # Whether it failed matters only to whoever waits for it.
-            embedding.add_done_callback(lambda task: task.cancelled() or task.exception())
+            embedding[0].add_done_callback(lambda task: task.cancelled() or task.exception())
         try:
             await self._answer(answer, question, embedding, sources, metadata)
         finally:
-            if embedding is not None:
-                embedding.cancel()
+            for unused in embedding:
+                unused.cancel()
 
     async def _answer(
         self,
         answer: Answer,
         question: str,
-        embedding: asyncio.Task[list[list[float]]] | None,
+        embedding: list[asyncio.Task[list[list[float]]]],
         sources: list[str] | None,
         metadata: dict[str, Any] | None,
     ) -> None:
@@ -227,8 +227,8 @@ class Answers:
             return
         try:
             passages = None
-            if embedding is not None:
-                passages = await self._search(answer, question, embedding, sources, metadata)
+            if embedding:
+                passages = await self._search(answer, question, embedding.pop(), sources, metadata)
             await self._relay(answer, prompt.messages(question, passages, history, settings))
         except UpstreamError as error:
             answer.problem = error.problem()
