@@ -17,21 +17,26 @@ from .conftest import GENEROUS, LOCAL, Client, on_droplet, reboot
 N8N = Client("n8n.cimt.localhost")
 
 
-def seed() -> dict[str, Any]:
-    """The report of a run of Seed ETL, called as a person with the key of the webhooks would."""
+def call(webhook: str) -> dict[str, Any]:
+    """The answer of a workflow, called as a person with the key of the webhooks would."""
     key = (LOCAL / "n8n-webhook-key").read_text().strip()
     deadline = time.monotonic() + GENEROUS
     while True:  # n8n and its proxy need a while after a start
         try:
-            answer = N8N.request("POST", "/webhook/seed-etl", key=key, timeout=GENEROUS)
+            answer = N8N.request("POST", f"/webhook/{webhook}", key=key, timeout=GENEROUS)
             if answer.status_code == 200:
-                report: dict[str, Any] = answer.json()
-                return report
+                said: dict[str, Any] = answer.json()
+                return said
             seen = f"{answer.status_code} {answer.text[:300]}"
         except httpx.HTTPError as error:
             seen = repr(error)
         assert time.monotonic() < deadline, f"n8n does not answer: {seen}"
         time.sleep(2)
+
+
+def seed() -> dict[str, Any]:
+    """The report of a run of Seed ETL."""
+    return call("seed-etl")
 
 
 def test_documents_come_in_by_n8n_and_a_person_is_answered_from_them(client: Client) -> None:
@@ -45,6 +50,14 @@ def test_documents_come_in_by_n8n_and_a_person_is_answered_from_them(client: Cli
     assert "handbook/en/warranty.md" in answer.text, answer.text[:1000]
     again = seed()
     assert (again["stored"], again["failed"]) == (0, [])
+
+
+def test_the_host_tells_how_it_is() -> None:
+    call("alerts")  # n8n is up
+    on_droplet("systemctl start cimt-host-report.service")  # fails unless n8n took the report
+    told = call("alerts")
+    assert [one for one in told["bad"] if one.startswith("host")] == []
+    assert told["checks"] >= 6  # two probes, four figures of the host, and that they came
 
 
 def kill() -> None:
