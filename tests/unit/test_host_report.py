@@ -98,7 +98,7 @@ def report(
 ) -> subprocess.CompletedProcess[str]:
     """Run it as the unit would. `failed` is what systemctl prints: this machine may have no systemd."""
     chosen = {
-        "n8n": N8N, "domains": [N8N, API], "ca_file": str(alerts.ca), "port": alerts.port,
+        "n8n": N8N, "domains": [N8N, API], "ca_file": str(alerts.ca), "port": alerts.port, "patience_seconds": 1,
         "disks": ["/", "/no/such/folder"], "backup_stamp": str(folder / "stamp"), **settings,
     }  # fmt: skip
     (folder / "settings.json").write_text(json.dumps(chosen))

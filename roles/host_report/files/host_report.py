@@ -24,7 +24,6 @@ from typing import Any
 
 SETTINGS = Path("/etc/cimt/host-report.json")
 ITSELF = "cimt-host-report.service"
-TRIES = 3
 WAIT_SECONDS = 10.0
 WRONG_KEY = "it has another key"
 ANSWER_SECONDS = 60.0
@@ -46,15 +45,13 @@ def main() -> int:
     if given.dry_run:
         return 0
     key = (Path(os.environ["CREDENTIALS_DIRECTORY"]) / "key").read_text().strip()
-    why = ""
-    for attempt in range(TRIES):
-        if attempt:
-            time.sleep(WAIT_SECONDS)
-        why = post(figures, settings["n8n"], key, context, proxy)
-        if not why:
-            return 0
-        if WRONG_KEY in why:
+    deadline = time.monotonic() + settings["patience_seconds"]
+    while why := post(figures, settings["n8n"], key, context, proxy):
+        if WRONG_KEY in why or time.monotonic() > deadline:
             break
+        time.sleep(WAIT_SECONDS)
+    else:
+        return 0
     print(f"host-report: not told to {settings['n8n']}: {why}", file=sys.stderr)
     return 1
 
