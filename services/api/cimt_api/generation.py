@@ -7,7 +7,7 @@ import contextlib
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 from uuid import UUID
 
@@ -180,27 +180,6 @@ class Answers:
         sources: list[str] | None,
         metadata: dict[str, Any] | None,
     ) -> None:
-        # A list, so that whoever needs it takes it out: 1,536 numbers must not stay as long as the answer takes.
-        embedding: list[asyncio.Task[list[list[float]]]] = []
-        if self._settings.retrieval_count:
-            # While the database keeps the question: both are round trips.
-            embedding.append(asyncio.create_task(self._upstream.embed([question])))
-            # Whether it failed matters only to whoever waits for it.
-            embedding[0].add_done_callback(lambda task: task.cancelled() or task.exception())
-        try:
-            await self._answer(answer, question, embedding, sources, metadata)
-        finally:
-            for unused in embedding:
-                unused.cancel()
-
-    async def _answer(
-        self,
-        answer: Answer,
-        question: str,
-        embedding: list[asyncio.Task[list[list[float]]]],
-        sources: list[str] | None,
-        metadata: dict[str, Any] | None,
-    ) -> None:
         settings = self._settings
         history: list[Any] = []
         try:
@@ -227,8 +206,8 @@ class Answers:
             return
         try:
             passages = None
-            if embedding:
-                passages = await self._search(answer, question, embedding.pop(), sources, metadata)
+            if settings.retrieval_count:
+                passages = await self._search(answer, question, sources, metadata)
             await self._relay(answer, prompt.messages(question, passages, history, settings))
         except UpstreamError as error:
             answer.problem = error.problem()
@@ -251,13 +230,12 @@ class Answers:
         self,
         answer: Answer,
         question: str,
-        embedding: Awaitable[list[list[float]]],
         sources: list[str] | None,
         metadata: dict[str, Any] | None,
     ) -> list[Passage]:
         started = time.perf_counter()
         with TRACER.start_as_current_span("retrieval"):
-            (vector,) = await embedding
+            (vector,) = await self._upstream.embed([question])
             passages = await self._retriever.search(
                 answer.user,
                 question,
