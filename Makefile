@@ -135,8 +135,7 @@ n8n-lint: setup ## The linter of the workflows alone; ARGS=--fix brings them int
 	@python -m services.n8n.workflows lint $(ARGS)
 n8n-catalogue: setup ## After a change of n8n's version: the list of its nodes, for the linter
 	@python -m services.n8n.workflows catalogue
-n8n-test: setup ## The workflows and their role on the real n8n (installs it at the first run)
-	@python -m local.n8n >/dev/null
+n8n-test: n8n-install ## The workflows and their role on the real n8n (installs it at the first run)
 	@python -m pytest -q -p no:cacheprovider -n 2 --dist loadfile tests/n8n --ignore tests/n8n/test_upgrade.py
 n8n-upgrade: setup ## Upgrade from N8N_FROM (default 2.40.7) to the pinned n8n, on a volume with data
 	@python -m pytest -q -p no:cacheprovider tests/n8n/test_upgrade.py

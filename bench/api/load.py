@@ -124,7 +124,6 @@ async def memory(target: Target, question: str, streams: int) -> int:
 
     async def begin(connection: Connection) -> None:
         async with turn:
-            await connection.open()
             await connection.first_text(request)
 
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +30,13 @@ LONG = "\n\n".join(
 class Product:
     """What a team has: n8n and the API, the sources, and a person who asks."""
 
-    n8n: N8n
-    role: Role
-    api: harness.Api
+    world: World
     clouds: harness.Clouds
-    outside: Outside
     handbook: Path
-    ports: tuple[int, int]
+    ports: tuple[int, int]  # of the API, wherever it comes back
     api_folder: Path
     run: contextlib.ExitStack
+    api: harness.Api = field(init=False)
 
     def start_api(self) -> None:
         """The API, always at the same address."""
@@ -47,14 +45,10 @@ class Product:
             harness.api(folder, self.clouds.environment(), until="/readyz", ports=self.ports)
         )
 
-    def call(self, path: str) -> Any:
-        """Call a webhook as somebody with its key."""
-        return World(self.n8n, self.outside).call(path)
-
     def etl(self) -> tuple[dict[str, Any], int]:
         """The report of a run, and how many calls for embeddings it cost."""
         before = self.clouds.model.calls(EMBEDDINGS)
-        return self.call("seed-etl"), self.clouds.model.calls(EMBEDDINGS) - before
+        return self.world.call("seed-etl"), self.clouds.model.calls(EMBEDDINGS) - before
 
     def ask(self, question: str) -> tuple[str, list[str]]:
         """The answer to a signed-in person, and the documents that it names."""
@@ -73,7 +67,6 @@ def product(n8n: N8n, role: Role, tmp_path_factory: pytest.TempPathFactory) -> I
     folder.chmod(0o755)  # Postgres runs as somebody else
     handbook = folder / "handbook"
     handbook.mkdir()
-    (handbook / "api").mkdir()
     with contextlib.ExitStack() as run:
         clouds = run.enter_context(harness.clouds(folder))
         outside = run.enter_context(Outside())
@@ -81,7 +74,7 @@ def product(n8n: N8n, role: Role, tmp_path_factory: pytest.TempPathFactory) -> I
         ports = (free_port(), free_port())
         apis = folder / "apis"
         apis.mkdir()
-        made = Product(n8n, role, None, clouds, outside, handbook, ports, apis, run)  # type: ignore[arg-type]
+        made = Product(World(n8n, outside), clouds, handbook, ports, apis, run)
         made.start_api()
         (handbook / "warranty.md").write_text(
             "# Warranty\n\nEvery turbo kettle has a warranty of seven years.\n"
@@ -135,7 +128,7 @@ def test_sources_become_documents_and_documents_become_answers(product: Product)
     assert (report["stored"], report["failed"]) == (5, [])
     assert calls > 0
     stored = product.clouds.postgres.rows("select distinct source from public.vectors order by 1")
-    host = product.outside.url.removeprefix("http://")
+    host = product.world.outside.url.removeprefix("http://")
     assert [row[0] for row in stored] == [
         "handbook/cleaning.md",
         "handbook/warranty.md",
@@ -181,19 +174,19 @@ def test_what_vanishes_is_answered_no_more(product: Product) -> None:
 
 
 def test_a_stopped_api_is_told_once_and_its_return_once(product: Product) -> None:
-    product.outside.forget()
-    assert product.call("alerts")["failing"] == []
+    product.world.outside.forget()
+    assert product.world.call("alerts")["failing"] == []
     product.api.process.terminate()
     product.api.process.wait(harness.WAIT_SECONDS)
     for _ in range(4):
-        answer = product.call("alerts")
+        answer = product.world.call("alerts")
     assert sorted(answer["failing"]) == ["api", "figures"]
     product.start_api()
     for _ in range(4):
-        answer = product.call("alerts")
+        answer = product.world.call("alerts")
     assert answer["failing"] == []
-    assert [one["title"] for one in product.outside.messages] == [
+    assert [one["title"] for one in product.world.outside.messages] == [
         "down: api, figures",
         "up: api, figures",
     ]
-    assert "DOWN api: no answer" in product.outside.messages[0]["text"]
+    assert "DOWN api: no answer" in product.world.outside.messages[0]["text"]
