@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
@@ -13,6 +14,7 @@ from .conftest import (
     Traffic,
     ledger,
     make,
+    on_droplet,
     panel,
     release,
     running_image,
@@ -70,6 +72,25 @@ def test_a_good_release_and_its_rollback_lose_no_request(
     assert client.revision() == live_build.revision
     assert (ledger()[-1]["action"], ledger()[-1]["result"]) == ("rollback", "live")
     traffic.assert_no_gap()
+
+
+def test_a_first_release_that_came_up_too_late_ends_as_live(live_build: Image) -> None:
+    """Its line says "failed" and nothing was put back; then it serves, and the next deploy says so."""
+    lines = ledger()
+    late = {**lines[-1], "from": "", "result": "failed", "reason": "not live after 600 s"}
+    file = "/var/lib/cimt/releases.jsonl"
+    on_droplet(f"cp -p {file} {file}.kept; cat >{file} <<'END'\n{json.dumps(late)}\nEND")
+    try:
+        done = release(live_build)
+        assert done.returncode == 0
+        assert "already runs" in done.stdout
+        assert [line["result"] for line in ledger()] == ["failed", "live"]
+        assert ledger()[-1]["to"] == running_image()
+        assert make("audit", "ARGS=-k last_live_release").returncode == 0
+        assert release(live_build).returncode == 0
+        assert len(ledger()) == 2, "it is said once"
+    finally:
+        on_droplet(f"mv {file}.kept {file}")
 
 
 @pytest.mark.parametrize(

@@ -28,10 +28,18 @@ from .conftest import (
 )
 
 
+def container() -> list[str]:
+    """The api's containers that run, as Docker names them."""
+    return on_droplet(
+        "docker ps --quiet --no-trunc --filter label=com.docker.swarm.service.name=cimt_api"
+    ).split()
+
+
 @pytest.mark.parametrize("fault", ["crashes at once", "never healthy", "wrong revision"])
 def test_a_broken_release_fails_says_why_and_is_not_noticed_by_users(
     fault: str, client: Client, traffic: Traffic, images: dict[str, Image], live_build: Image
 ) -> None:
+    before = container()
     done = release(images[fault])
     assert done.returncode != 0, "a rollback is never green"
     reason = {
@@ -44,6 +52,10 @@ def test_a_broken_release_fails_says_why_and_is_not_noticed_by_users(
     assert running_image() == live_build.reference
     assert client.revision() == live_build.revision
     assert ledger()[-1]["result"] == "failed, restored"
+    if (
+        fault != "wrong revision"
+    ):  # that one serves, and has replaced the container before it is found out
+        assert container() == before, "what never stopped serving is left alone"
     traffic.assert_no_gap()
 
 

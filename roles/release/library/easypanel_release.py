@@ -25,7 +25,7 @@ from ansible.module_utils.easypanel import (
     write_file,
 )
 from ansible.module_utils.release_ledger import Ledger, ran_before, refusal, shown
-from ansible.module_utils.swarm_service import HealthAddress, SwarmService
+from ansible.module_utils.swarm_service import EngineError, HealthAddress, SwarmService
 
 DOCUMENTATION = r"""
 module: easypanel_release
@@ -208,10 +208,20 @@ class Release:
         )
 
     def restore(self, image: str, revision: str | None) -> None:
-        """Put the previous digest back; a deploy is only needed where Swarm has left it."""
+        """Put the previous digest back.
+
+        A start-first update that failed has left the old tasks serving. Swarm's own rollback leaves them
+        alone, where a deploy of the old digest would replace them; that is for where they are gone.
+        """
         self.set_image(image)
         digest = digest_of(image)
-        if "@" in image and self.swarm.runs(digest):
+        if "@" in image and self.swarm.can_roll_back(digest):
+            self.swarm.roll_back()
+            self.say("swarm told to take its update back")
+            deadline = time.monotonic() + self.params["timeout"]
+            while not self.swarm.settled(digest) and time.monotonic() < deadline:
+                time.sleep(POLL)
+        if "@" in image and self.swarm.settled(digest):
             reported, problem = self.health.revision_or_reason()
             if reported is None or revision not in (None, reported):
                 raise Failed(problem or f"revision {reported} answers, wanted {revision}")
@@ -311,17 +321,21 @@ class Release:
             and self.swarm.runs(digest_of(image))
             and previous_revision == revision
         ):
-            self.module.exit_json(
-                changed=False,
-                timeline=[f"{params['service']} already runs {image}, revision {revision}"],
-            )
+            self.say(f"{params['service']} already runs {image}, revision {revision}")
+            live = self.ledger.live(params["service"])
+            known = bool(live) and live[-1]["to"] == image
+            if not known:
+                # It came up after its time limit, or by another hand: what serves is what the ledger says.
+                self._record(previous, image, revision, "live", "")
+                self.say("the ledger did not say so; it does now")
+            self.module.exit_json(changed=not known, timeline=self.timeline)
         self.say(f"{params['action']} {params['service']}: {previous or 'nothing'} -> {image}")
         note = {"from": previous, "from_revision": previous_revision, "who": params["who"]}
         write_file(str(self.inflight), json.dumps(note))
         try:
             self.set_image(image)
             self.fire_and_watch(image, revision)
-        except (Failed, PanelError) as error:
+        except (Failed, PanelError, EngineError) as error:
             self._fail(image, revision, previous, previous_revision, str(error))
         self._record(previous, image, revision, "live", "")
         self.inflight.unlink(missing_ok=True)
@@ -333,12 +347,16 @@ class Release:
     ) -> NoReturn:
         self.say(f"failed: {reason.splitlines()[0]}")
         if not previous:
-            result, fate = "failed", "there was no release before it, so nothing could be put back"
+            result = "failed"
+            fate = (
+                "there was no release before it, so nothing could be put back. Should it come up after all, "
+                "the same command says so in the ledger"
+            )
         else:
             try:
                 self.restore(previous, previous_revision)
                 result, fate = "failed, restored", f"{previous} is back and answers"
-            except (Failed, PanelError) as error:
+            except (Failed, PanelError, EngineError) as error:
                 self.say(f"restore failed: {error}")
                 result = "failed, NOT restored"
                 fate = f"AND {previous} COULD NOT BE PUT BACK: {error}"
@@ -409,7 +427,7 @@ def main() -> None:
         module.fail_json(
             msg=f"{error}. Next: wait until it is done, or give this one time to wait: -e release_lock_wait=900"
         )
-    except PanelError as error:
+    except (PanelError, EngineError) as error:
         module.fail_json(msg=str(error))
     except OSError as error:
         module.fail_json(

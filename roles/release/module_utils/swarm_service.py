@@ -8,54 +8,126 @@ import json
 import socket
 import ssl
 import time
+import urllib.error
 import urllib.parse
 from collections.abc import Callable
 from typing import Any
 
+from ansible.module_utils.urls import open_url
+
+SOCKET = "/var/run/docker.sock"
+PATIENCE = 60  # seconds without an answer from Docker
 FAILED_UPDATES = {"paused", "rollback_started", "rollback_paused", "rollback_completed"}
+UNDER_WAY = {"updating", "rollback_started"}
+
+
+def _image(spec: dict[str, Any]) -> str:
+    """Image of a service's or a task's specification; empty where there is none."""
+    container = spec.get("TaskTemplate", spec).get("ContainerSpec", {})
+    return str(container.get("Image", ""))
+
+
+class EngineError(Exception):
+    """Docker does not answer, or refuses; ``status`` is its HTTP status, 0 without an answer."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(f"Docker: {message}. Next, on the droplet: systemctl status docker")
+        self.status = status
 
 
 class SwarmService:
-    """A service of Swarm, asked by the docker command. ``run`` gives exit code, stdout and stderr."""
+    """A service of Swarm, asked through the Engine's API on its Unix ``socket``.
+
+    Not by the docker program: that costs a small droplet about a second of CPU a call, and a release asks
+    every two seconds while the app must go on answering. Only its log is read by ``run``, which gives exit
+    code, stdout and stderr of a command. Every method raises EngineError when Docker does not answer for a
+    minute: a restart of its daemon is shorter.
+    """
 
     def __init__(
-        self, run: Callable[[list[str]], tuple[int, str, str]], docker: str, name: str
+        self,
+        run: Callable[[list[str]], tuple[int, str, str]],
+        docker: str,
+        name: str,
+        socket: str = SOCKET,
     ) -> None:
         self.run = run
         self.docker = docker
         self.name = name
+        self.socket = socket
+
+    def _ask(
+        self, path: str, query: dict[str, Any] | None = None, body: dict[str, Any] | None = None
+    ) -> Any:
+        """The Engine's answer, decoded; a ``body`` makes it a POST."""
+        url = f"http://localhost{path}?{urllib.parse.urlencode(query or {})}"
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                with open_url(
+                    url,
+                    method="GET" if body is None else "POST",
+                    data=None if body is None else json.dumps(body),
+                    headers={"Content-Type": "application/json"},
+                    unix_socket=self.socket,
+                    use_proxy=False,
+                    timeout=PATIENCE,
+                ) as response:
+                    return json.loads(response.read() or b"null")
+            except urllib.error.HTTPError as error:
+                raise EngineError(error.code, error.read().decode(errors="replace")[:300]) from None
+            except (OSError, http.client.HTTPException) as error:
+                if time.monotonic() > deadline:
+                    raise EngineError(0, f"no answer at {self.socket}: {error}") from None
+            time.sleep(1)
+
+    def inspect(self) -> dict[str, Any]:
+        """The service as Swarm has it; empty when there is none."""
+        try:
+            return dict(self._ask(f"/services/{self.name}"))
+        except EngineError as error:
+            if error.status == 404:
+                return {}
+            raise
 
     def state(self) -> dict[str, Any]:
-        """What Swarm has: ``{"image", "update": {...}, "replicas"}``; empty when there is none."""
-        code, out, _ = self.run([self.docker, "service", "inspect", self.name])
-        if code != 0:
+        """What Swarm has: ``{"image", "previous", "update", "replicas"}``; empty when there is no service.
+
+        ``previous`` is the image of the specification that the latest change replaced; empty after the first.
+        """
+        service = self.inspect()
+        if not service:
             return {}
-        service = json.loads(out)[0]
         return {
-            "image": service["Spec"]["TaskTemplate"]["ContainerSpec"]["Image"],
+            "image": _image(service["Spec"]),
+            "previous": _image(service.get("PreviousSpec") or {}),
             "replicas": service["Spec"]["Mode"].get("Replicated", {}).get("Replicas", 1),
             "update": service.get("UpdateStatus") or {},
         }
 
-    def tasks(self) -> list[dict[str, str]]:
-        """The service's tasks, newest first, as docker shows them."""
-        code, out, _ = self.run(
-            [self.docker, "service", "ps", self.name, "--no-trunc", "--format", "{{json .}}"]
+    def tasks(self) -> list[dict[str, Any]]:
+        """The service's tasks as the Engine describes them, newest first; none when there is no service."""
+        if not self.inspect():
+            return []
+        found = self._ask("/tasks", {"filters": json.dumps({"service": [self.name]})})
+        return sorted(found, key=lambda task: str(task["CreatedAt"]), reverse=True)
+
+    def serving(self, digest: str) -> int:
+        """Tasks of this digest that run and are meant to."""
+        return sum(
+            digest in _image(task["Spec"])
+            and (task["DesiredState"], task["Status"]["State"]) == ("running", "running")
+            for task in self.tasks()
         )
-        return [json.loads(line) for line in out.splitlines()] if code == 0 else []
 
     def surplus(self, digest: str) -> int | None:
         """Tasks of this digest that run beyond the wanted number; None when too few or others run."""
         state = self.state()
-        wanted = [task for task in self.tasks() if task["DesiredState"] == "Running"]
-        running = [
-            task
-            for task in wanted
-            if digest in task["Image"] and task["CurrentState"].startswith("Running")
-        ]
-        if not state or digest not in state["image"] or len(running) != len(wanted):
+        wanted = sum(task["DesiredState"] == "running" for task in self.tasks())
+        running = self.serving(digest)
+        if not state or digest not in state["image"] or running != wanted:
             return None
-        return len(running) - state["replicas"] if len(running) >= state["replicas"] else None
+        return running - state["replicas"] if running >= state["replicas"] else None
 
     def runs(self, digest: str) -> bool:
         """Whether at least as many tasks of this digest run as are wanted, and none of another."""
@@ -79,32 +151,44 @@ class SwarmService:
             return ""
         return f"swarm: update {update['State']}: {update.get('Message', '')}\n{self.last_words()}"
 
+    def can_roll_back(self, digest: str) -> bool:
+        """Whether Swarm itself can go back to this digest without touching the tasks that serve it."""
+        state = self.state()
+        return bool(
+            state
+            and digest not in state["image"]
+            and digest in state["previous"]
+            and self.serving(digest) >= state["replicas"] > 0
+        )
+
+    def roll_back(self) -> None:
+        """Tell Swarm to take the latest change back: a task of the earlier specification stays as it is."""
+        service = self.inspect()
+        self._ask(
+            f"/services/{service['ID']}/update",
+            {"version": service["Version"]["Index"], "rollback": "previous"},
+            service["Spec"],
+        )
+
+    def settled(self, digest: str) -> bool:
+        """Whether only this digest runs, and Swarm is not changing anything."""
+        return self.runs(digest) and self.state()["update"].get("State") not in UNDER_WAY
+
     def last_words(self) -> str:
         """Errors of the newest tasks and the app's last log lines."""
         errors: list[str] = []
         for _ in range(10):  # Swarm writes a task's error a moment after its container has ended
             errors = [
-                f"task {task['ID'][:12]}: {task['CurrentState']} {task['Error']}".rstrip()
+                f"task {task['ID'][:12]}: {task['Status']['State']} {task['Status']['Err']}"
                 for task in self.tasks()[:4]
-                if task["Error"]
+                if task["Status"].get("Err")
             ]
             if errors:
                 break
             time.sleep(1)
         # A task that cannot be reached would keep `docker service logs` waiting.
-        _, out, err = self.run(
-            [
-                "timeout",
-                "20",
-                self.docker,
-                "service",
-                "logs",
-                "--raw",
-                "--tail",
-                "15",
-                self.name,
-            ]
-        )
+        logs = ["service", "logs", "--raw", "--tail", "15", self.name]
+        _, out, err = self.run(["timeout", "20", self.docker, *logs])
         return "\n".join([*errors, *(line[:300] for line in (out + err).splitlines()[-15:])])
 
 
