@@ -9,7 +9,8 @@ SHELL := /bin/bash
 ENV ?= local
 SERVICE ?= api
 PYTHON ?= python3
-export ENV
+# Values of people go through the environment, where no shell reads them: SERVICE, NAME, IMAGE, REVISION, ACCEPT, USER_ID.
+export ENV SERVICE
 export PATH := $(CURDIR)/.venv/bin:$(CURDIR)/node_modules/.bin:$(PATH)
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 
@@ -21,24 +22,11 @@ endif
 # MITOGEN=1 keeps one Python per host instead of one per task: for slow (emulated) droplets, never required.
 ifeq ($(MITOGEN),1)
 export ANSIBLE_STRATEGY := mitogen_linear
-export ANSIBLE_STRATEGY_PLUGINS = $(wildcard $(CURDIR)/.venv/lib/python3*/site-packages/ansible_mitogen/plugins/strategy)
+export ANSIBLE_STRATEGY_PLUGINS = $(CURDIR)/$(wildcard .venv/lib/python3*/site-packages/ansible_mitogen/plugins/strategy)
 endif
 
 play = ansible-playbook -i inventory/$(ENV) playbooks/$(1).yml
-release_args = $(if $(IMAGE),-e release_image='$(IMAGE)') $(if $(REVISION),-e release_revision='$(REVISION)')
-
-# Where images go. Locally the registry of `make up`, which the droplet sees as 10.0.2.2; else IMAGE_REPOSITORY.
-ifeq ($(ENV),local)
-registry_port = $(shell sed -n 's/.*"registry": *\([0-9]*\).*/\1/p' .local/ports.json 2>/dev/null)
-address = 127.0.0.1:$(registry_port)/cimt/$(1)
-registry_options := --tls-verify=false
-repository = $(call address,$(1)) --pull-repository 10.0.2.2:$(registry_port)/cimt/$(1) --local --base $(shell python -m $(if $(filter n8n,$(1)),local.n8n --image,local.base_image))
-else
-address = $(or $(IMAGE_REPOSITORY),$(error not set: IMAGE_REPOSITORY, such as ghcr.io/example/cimt. Next: docs/setup.md says where it comes from))/$(1)
-repository = $(call address,$(1))
-endif
-build_args = --repository $(call repository,$(SERVICE)) $(if $(filter 0,$(PUSH)),--no-push) $(if $(filter n8n,$(SERVICE)),--tag $(shell services/n8n/tag.sh))
-panel_version = $(shell sed -n 's/^easypanel_version: "\(.*\)"/\1/p' roles/easypanel/defaults/main.yml)
+build_options = $(if $(filter local,$(ENV)),--local) $(if $(filter 0,$(PUSH)),--no-push)
 
 ##@ The local droplet (a real VM on this machine, no account anywhere)
 .PHONY: up packages
@@ -53,7 +41,7 @@ down: .venv/.installed ## Remove the local droplet and the local clouds (caches 
 status: .venv/.installed ## What runs here, and where
 	@python -m local status
 logs: .venv/.installed ## Last lines of every local log; NAME=provision for one of them
-	@python -m local logs $(NAME)
+	@python -m local logs "$${NAME:-}"
 ssh: .venv/.installed ## A shell on the local droplet
 	@python -m local ssh
 
@@ -63,7 +51,7 @@ dev: setup ## The small loop: API with reload, Postgres, stand-ins for sign-in a
 
 .PHONY: panel-image
 panel-image: setup ## Build the stand-in panel's image and push it to the local registry
-	@services/build.sh easypanel --context local/easypanel --tag $(panel_version) --repository $(call repository,easypanel)
+	@services/build.sh easypanel --local
 
 ##@ Daily verbs (ENV=local or ENV=production)
 .PHONY: provision plan
@@ -78,18 +66,16 @@ services: setup ## Make only the panel's apps what services/compose.yaml says (a
 
 .PHONY: build
 build: setup ## Build and push the image of SERVICE (default api; n8n); prints its digest
-	@services/build.sh $(SERVICE) $(build_args)
+	@services/build.sh "$$SERVICE" $(build_options)
 
 .PHONY: n8n-image n8n-workflows n8n-pull
 n8n-image: setup ## Build and push n8n's image, unless the registry has this version already
-	@image=$(call address,n8n):$$(services/n8n/tag.sh); \
-	if skopeo inspect --no-tags $(registry_options) "docker://$$image" >/dev/null 2>&1; then echo "n8n-image: the registry has $$image"; \
-	else $(MAKE) --no-print-directory build SERVICE=n8n; fi
+	@services/build.sh n8n --missing $(build_options)
 n8n-workflows: setup ## Make only n8n's workflows and credentials what the files say (a part of provision)
 	@$(call play,n8n) $(ARGS)
 n8n-pull: setup ## Bring edits of n8n's editor into n8n_workflows/; ARGS=--check only shows them, ARGS=ID adopts one
 	@mkdir -p .local
-	@$(call play,n8n-pull) -e n8n_workflows_pull_file=$(CURDIR)/.local/n8n-$(ENV).json
+	@$(call play,n8n-pull)
 	@python -m services.n8n.workflows pull --input .local/n8n-$(ENV).json $(ARGS)
 
 .PHONY: migrate migrate-plan schema user-export user-erase
@@ -106,9 +92,9 @@ user-erase: setup ## Delete one person's account and data for good: USER_ID=… 
 
 .PHONY: deploy rollback history
 deploy: setup ## Release SERVICE: IMAGE=…@sha256:… REVISION=… (local default: the last build; ACCEPT as below)
-	@$(call play,deploy) -e release_service=$(SERVICE) $(release_args) $(ARGS)
+	@$(call play,deploy) $(ARGS)
 rollback: setup ## Release the digest that ran before; ACCEPT=… past migrations that it does without
-	@$(call play,rollback) -e release_service=$(SERVICE) $(ARGS)
+	@$(call play,rollback) $(ARGS)
 history: setup ## The release ledger of the host
 	@$(call play,history) $(ARGS)
 
@@ -141,7 +127,7 @@ n8n-upgrade: setup ## Upgrade from N8N_FROM (default 2.40.7) to the pinned n8n, 
 	@python -m pytest -q -p no:cacheprovider tests/n8n/test_upgrade.py
 test: packages check database-17 n8n-test ## check, Postgres 17, the real n8n, then the acceptance run on a real droplet
 	@if [ ! -e .local/droplet/disk.qcow2 ]; then \
-	  echo "test: plan on a droplet that was never provisioned"; python -m local start; $(MAKE) --no-print-directory plan; fi
+	  echo "test: plan on a droplet that was never provisioned"; python -m local start; make --no-print-directory plan; fi
 	@python -m local up
 	@python -m pytest -v -p no:cacheprovider tests/acceptance/test_image.py tests/acceptance/test_droplet.py
 faults: packages setup ## Break the running local droplet on purpose: bad images, races, a full disk, a kill, a reboot

@@ -9,8 +9,8 @@ import shutil
 import sys
 import time
 
-from local import clouds, dev, droplet, image, up
-from local.settings import LocalError, Settings, load
+from local import base_image, clouds, dev, droplet, image, n8n, up
+from local.settings import PORTS, LocalError, Settings, load
 from local.sign_in import sign_in
 
 
@@ -29,6 +29,12 @@ def parser() -> argparse.ArgumentParser:
         "dev": "the API with reload, Postgres and the stand-ins, without a virtual machine",
     }.items():
         verbs.add_parser(verb, help=text, description=text)
+    port = verbs.add_parser("port", help="print a host port, such as the registry's")
+    port.add_argument("name", choices=list(PORTS))
+    base = verbs.add_parser(
+        "base", help="print the image that a service's image is built on; made when it is missing"
+    )
+    base.add_argument("name", metavar="service")
     logs = verbs.add_parser("logs", help="last lines of the logs")
     logs.add_argument(
         "name", nargs="?", default="", help="one of them, such as provision, registry, console"
@@ -122,6 +128,11 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
         print(sign_in(f"http://127.0.0.1:{port}", arguments.email))
     if verb == "image":
         print(f"image: {image.ensure(settings)}")
+    if verb == "port":
+        print(settings.ports[arguments.name])
+    if verb == "base":
+        make = n8n.image if arguments.name == "n8n" else base_image.ensure
+        print(make(settings))
     if verb in ("droplet", "start"):
         droplet.start(settings)
     if verb == "start" or (verb == "clouds" and arguments.action == "start"):

@@ -23,6 +23,11 @@ ALIVE = (
 )
 
 
+def drive(disk: Path) -> str:
+    """The file of a drive, as QEMU's options name it: there a comma is written twice."""
+    return "file=" + str(disk).replace(",", ",,")
+
+
 def choose(settings: Settings, kernel: Path | None, disk: Path) -> tuple[str, str]:
     """('kvm' | 'tcg', one sentence for the user). Forced by DROPLET_ACCEL, else probed and remembered.
 
@@ -76,7 +81,7 @@ def probe(kernel: Path | None, disk: Path, seconds: float | None = None) -> tupl
     if kernel:
         command += ["-kernel", str(kernel), "-append", "console=ttyS0 panic=-1"]
     else:
-        command += ["-snapshot", "-drive", f"if=virtio,file={disk}"]
+        command += ["-snapshot", "-drive", f"if=virtio,{drive(disk)}"]
     started = time.monotonic()
     try:
         process = subprocess.Popen(

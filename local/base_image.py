@@ -1,6 +1,6 @@
 """The container base of local builds: Debian 13 with Python, made from packages because no registry is needed then.
 
-Prints the image's name, `localhost/cimt/base:<hash of all that goes into it>`. The root file system is
+The image is called `localhost/cimt/base:<hash of all that goes into it>`. The root file system is
 kept in the cache; the image itself lives in buildah's own storage.
 """
 
@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from local.image import building
-from local.settings import LocalError, Settings, check_tools, load
+from local.settings import LocalError, Settings, check_tools
 
 NAME = "localhost/cimt/base"
 SUITE = "trixie"
@@ -116,17 +116,3 @@ def _run(command: list[str]) -> None:
 
 def _say(text: str) -> None:
     print(f"base image: {text}", file=sys.stderr, flush=True)
-
-
-def main() -> int:
-    """Print the base image's name; exit code 1 and one line when it cannot be made."""
-    try:
-        print(ensure(load()))
-    except LocalError as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

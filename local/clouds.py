@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import json
 import os
 import pwd
 import shutil
@@ -124,7 +125,9 @@ def _registry_command(settings: Settings) -> list[str]:
     config = settings.clouds / "registry.yml"
     data = settings.clouds / "registry"
     data.mkdir(parents=True, exist_ok=True)
-    write_atomic(config, REGISTRY.format(data=data, port=settings.ports["registry"]))
+    write_atomic(
+        config, REGISTRY.format(data=json.dumps(str(data)), port=settings.ports["registry"])
+    )
     return ["docker-registry", "serve", str(config)]
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import pycdlib
 
 from local import image as images
-from local.acceleration import CPU, choose
+from local.acceleration import CPU, choose, drive
 from local.settings import (
     DROPLET_PORTS,
     LocalError,
@@ -188,9 +188,9 @@ def _boot(settings: Settings) -> None:
     command += ["-display", "none", "-serial", f"file:{home / 'console.log'}"]
     command += [
         "-drive",
-        f"if=virtio,format=qcow2,cache=unsafe,discard=unmap,file={home / 'disk.qcow2'}",
+        f"if=virtio,format=qcow2,cache=unsafe,discard=unmap,{drive(home / 'disk.qcow2')}",
     ]
-    command += ["-drive", f"if=virtio,format=raw,readonly=on,file={home / 'seed.iso'}"]
+    command += ["-drive", f"if=virtio,format=raw,readonly=on,{drive(home / 'seed.iso')}"]
     command += [
         "-netdev",
         f"user,id=net,ipv6=off{forwards}",
@@ -289,16 +289,21 @@ def _write_ssh_config(settings: Settings) -> None:
     home = settings.droplet
     host_key = " ".join((home / "host_ed25519.pub").read_text().split()[:2])
     write_atomic(home / "known_hosts", f"droplet {host_key}\n")
+
+    def path(name: str) -> str:
+        # Quoted for a folder with a space; ssh expands % itself.
+        return '"{}"'.format(str(home / name).replace("%", "%%"))
+
     lines = [
         "Host droplet",
         "  HostName 127.0.0.1",
         f"  Port {settings.ports['ssh']}",
         f"  User {USER}",
-        f'  IdentityFile "{home / "id_ed25519"}"',
+        f"  IdentityFile {path('id_ed25519')}",
         "  IdentitiesOnly yes",
         "  HostKeyAlias droplet",
         "  HostKeyAlgorithms ssh-ed25519",
-        f'  UserKnownHostsFile "{home / "known_hosts"}"',
+        f"  UserKnownHostsFile {path('known_hosts')}",
         "  StrictHostKeyChecking yes",
         "  PasswordAuthentication no",
         "  ConnectTimeout 30",

@@ -11,8 +11,10 @@ import fcntl
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -101,7 +103,7 @@ def _build(suite: str, packages: list[str], extra_ca: Path | None, part: Path) -
     command += ['--aptopt=Acquire::Retries "3"', "--dpkgopt=path-exclude=/usr/share/man/*"]
     if extra_ca:
         command += [
-            f"--customize-hook=upload '{extra_ca}' /usr/local/share/ca-certificates/extra.crt"
+            f"--customize-hook=upload {shlex.quote(str(extra_ca))} /usr/local/share/ca-certificates/extra.crt"
         ]
         command += ['--customize-hook=chroot "$1" update-ca-certificates']
     command += [f"--customize-hook={SETUP}"]
@@ -152,7 +154,9 @@ def building(target: Path) -> Iterator[Path | None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print(f"image: another run is making {target.name}; waiting for it", flush=True)
+            # On stderr: the caller's stdout may be an answer, such as the name of an image.
+            waiting = f"image: another run is making {target.name}; waiting for it"
+            print(waiting, file=sys.stderr, flush=True)
             fcntl.flock(lock, fcntl.LOCK_EX)
         if target.is_dir():
             yield None

@@ -1,7 +1,7 @@
 """The real n8n on this machine, from npm: for tests, and as the base of the local droplet's image.
 
-Prints the directory of the installation, or the image's name. The installation is made once per machine
-and version (about seven minutes, 4 GB of memory at the peak of npm) and kept in the cache.
+Prints the directory of the installation, which is made once per machine and version (about seven minutes,
+4 GB of memory at the peak of npm) and kept in the cache.
 """
 
 from __future__ import annotations
@@ -165,15 +165,12 @@ def _say(text: str) -> None:
 
 
 def main() -> int:
-    """Print the directory of the installation or the image's name; exit code 1 and one line when it cannot be made."""
+    """Print the directory of the installation; exit code 1 and one line when it cannot be made."""
     parser = argparse.ArgumentParser(prog="python -m local.n8n", description=__doc__)
-    what = parser.add_mutually_exclusive_group()
-    what.add_argument("--version", default="", help="another n8n than the product's")
-    what.add_argument("--image", action="store_true", help="make the image and print its name")
+    parser.add_argument("--version", default="", help="another n8n than the product's")
     arguments = parser.parse_args()
     try:
-        settings = load()
-        print(image(settings) if arguments.image else ensure(settings, arguments.version))
+        print(ensure(load(), arguments.version))
     except LocalError as error:
         print(error, file=sys.stderr)
         return 1

@@ -84,7 +84,9 @@ def load(
         try:
             kept = {str(name): int(port) for name, port in json.loads(path.read_text()).items()}
         except (ValueError, AttributeError) as error:
-            raise LocalError(f"{path} is not valid ({error}). Next: rm {path} && make up") from None
+            raise LocalError(
+                f"{path} is not valid ({error}). Next: rm .local/ports.json && make up"
+            ) from None
     ports = {}
     for name, (variable, default) in PORTS.items():
         ports[name] = kept.get(name, default)

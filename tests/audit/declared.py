@@ -178,9 +178,10 @@ class Declared:
 
         directory = Path(setting("control_path_dir")).expanduser()
         directory.mkdir(parents=True, exist_ok=True)
+        socket = f'ControlPath="{directory}/audit-%C"'  # quoted for ssh, and then for the shell
         parts = [
             setting("ssh_args"),
-            f"-o ControlPath={shlex.quote(str(directory / 'audit-%C'))}",
+            f"-o {shlex.quote(socket)}",
             "-o BatchMode=yes -o ConnectTimeout=30",
             str(self.get("ansible_ssh_common_args", "")),
         ]

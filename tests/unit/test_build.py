@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import http.server
 import json
 import os
 import shutil
 import subprocess
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,26 +23,47 @@ while [ $# -gt 0 ]; do
 done
 exit "${{BUILDAH_EXIT:-0}}"
 """
+# `python -m local port registry`, `python -m local base SERVICE`.
+PYTHON = """#!/bin/bash
+printf 'python %s\\n' "$*" >>"$CALLS"
+case $* in
+  '-m local port registry') echo "$REGISTRY_PORT" ;;
+  '-m local base n8n' | '-m local base api') echo "localhost/cimt/base:${*: -1}" ;;
+  *) exit 1 ;;
+esac
+"""
+SKOPEO = """#!/bin/bash
+printf 'skopeo %s\\n' "$*" >>"$CALLS"
+exit "${SKOPEO_EXIT:-0}"
+"""
+REPOSITORY = "example.com/cimt"
 
 
 class Checkout:
-    """A small repository with one service, and buildah as we want it."""
+    """A small repository in a folder with a space, and buildah and its neighbours as we want them."""
 
     def __init__(self, root: Path) -> None:
-        self.root = root / "checkout"
+        self.root = root / "a checkout"
         self.calls = root / "calls"
         self.result = self.root / ".local/build/api.json"
         programs = root / "bin"
         programs.mkdir()
-        (programs / "buildah").write_text(BUILDAH)
-        (programs / "buildah").chmod(0o755)
+        (self.root / ".venv/bin").mkdir(parents=True)
+        for place, text in (
+            (programs / "buildah", BUILDAH),
+            (programs / "skopeo", SKOPEO),
+            (self.root / ".venv/bin/python", PYTHON),
+        ):
+            place.write_text(text)
+            place.chmod(0o755)
         self.path = f"{programs}{os.pathsep}{os.environ['PATH']}"
         service = self.root / "services/api"
         service.mkdir(parents=True)
         shutil.copy(ROOT / "services/build.sh", self.root / "services")
+        shutil.copytree(ROOT / "services/n8n", self.root / "services/n8n")
         (service / "Dockerfile").write_text("FROM scratch\n")
         (service / "code.py").write_text("1\n")
-        (self.root / ".gitignore").write_text("/.local/\n__pycache__/\n")
+        (self.root / ".gitignore").write_text("/.local/\n/.venv/\n__pycache__/\n")
         self.git("init", "-q")
         self.commit()
 
@@ -57,6 +81,7 @@ class Checkout:
             [str(self.root / "services/build.sh"), *arguments],
             env=os.environ
             | {"PATH": self.path, "CALLS": str(self.calls), "SSL_CERT_FILE": ""}
+            | {"IMAGE_REPOSITORY": REPOSITORY}
             | environment,
             capture_output=True,
             text=True,
@@ -64,7 +89,7 @@ class Checkout:
         )
 
     def revision(self) -> str:
-        result = self.build("api", "--repository", "example.com/cimt/api")
+        result = self.build("api")
         assert result.returncode == 0, result.stderr
         return str(json.loads(self.result.read_text())["revision"])
 
@@ -74,37 +99,92 @@ def checkout(tmp_path: Path) -> Checkout:
     return Checkout(tmp_path)
 
 
+@pytest.fixture
+def registry() -> Iterator[str]:
+    """Port of something that answers as a registry does."""
+
+    class Answer(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Answer) as server:
+        threading.Thread(target=server.serve_forever).start()
+        yield str(server.server_port)
+        server.shutdown()
+
+
 def test_the_result_names_image_digest_revision_and_where_it_was_pushed(checkout: Checkout) -> None:
-    pull = "10.0.2.2:5000/cimt/api"
-    arguments = ["--repository", "example.com/cimt/api", "--pull-repository", pull]
-    result = checkout.build("api", *arguments)
+    result = checkout.build("api")
     assert result.returncode == 0, result.stderr
     assert json.loads(checkout.result.read_text()) == {
-        "image": f"{pull}@{DIGEST}",
+        "image": f"{REPOSITORY}/api@{DIGEST}",
         "digest": DIGEST,
         "revision": checkout.git("rev-parse", "HEAD"),
-        "pushed_to": "example.com/cimt/api",
+        "pushed_to": f"{REPOSITORY}/api",
     }
-    assert f"{pull}@{DIGEST}" in result.stdout
+    assert f"{REPOSITORY}/api@{DIGEST}" in result.stdout
     assert [path.name for path in checkout.result.parent.iterdir()] == ["api.json"]
 
 
-def test_buildah_gets_base_revision_certificate_and_tag(checkout: Checkout) -> None:
+def test_for_the_local_droplet_registry_and_base_are_those_of_this_machine(
+    checkout: Checkout, registry: str
+) -> None:
+    result = checkout.build("api", "--local", REGISTRY_PORT=registry)
+    assert result.returncode == 0, result.stderr
+    built = json.loads(checkout.result.read_text())
+    assert built["image"] == f"10.0.2.2:{registry}/cimt/api@{DIGEST}"
+    assert built["pushed_to"] == f"127.0.0.1:{registry}/cimt/api"
+    *_, build, push = checkout.calls.read_text().splitlines()
+    assert "BASE_IMAGE=localhost/cimt/base:api" in build
+    assert "--tls-verify=false" in push
+
+
+def test_buildah_gets_revision_certificate_and_tag(checkout: Checkout) -> None:
     certificate = checkout.root.parent / "ca.crt"
     certificate.write_text("a certificate\n")
-    repository = "example.com/cimt/api"
-    arguments = ["--repository", repository, "--base", "localhost/cimt/base:1", "--tag", "2.33.1"]
-    assert checkout.build("api", *arguments, SSL_CERT_FILE=str(certificate)).returncode == 0
+    assert checkout.build("api", SSL_CERT_FILE=str(certificate)).returncode == 0
     build, push = checkout.calls.read_text().splitlines()
     assert build.startswith("bud ")
     # The OCI format has no HEALTHCHECK.
     assert "--format docker" in build
     assert f"REVISION={checkout.git('rev-parse', 'HEAD')}" in build
-    assert "BASE_IMAGE=localhost/cimt/base:1" in build
+    assert "BASE_IMAGE" not in build
     assert f"--secret id=ca,src={certificate}" in build
     assert push.startswith("push ")
-    assert push.endswith(f"{repository}:2.33.1")
+    assert push.endswith(f"{REPOSITORY}/api:{checkout.git('rev-parse', 'HEAD')}")
     assert "tls-verify" not in push
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_n8n_is_built_only_where_its_version_is_new(
+    checkout: Checkout, registry: str, *, there: bool
+) -> None:
+    tag = subprocess.run(
+        [checkout.root / "services/n8n/tag.sh"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    for options, image in (
+        (["--local"], f"127.0.0.1:{registry}/cimt/n8n:{tag}"),
+        ([], f"{REPOSITORY}/n8n:{tag}"),
+    ):
+        checkout.calls.unlink(missing_ok=True)
+        result = checkout.build(
+            *("n8n", "--missing", *options),
+            REGISTRY_PORT=registry,
+            SKOPEO_EXIT="0" if there else "1",
+        )
+        assert result.returncode == 0, result.stderr
+        calls = checkout.calls.read_text()
+        assert f"docker://{image}\n" in calls
+        assert (f"the registry has {image}" in result.stdout) is there
+        # The base of n8n takes ten minutes: it is not even asked for.
+        assert ("bud " in calls) is not there
+        assert ("local base n8n" in calls) is (bool(options) and not there)
+        if not there:
+            assert calls.splitlines()[-1].endswith(image)
 
 
 def test_a_changed_tree_has_another_revision(checkout: Checkout) -> None:
@@ -131,7 +211,7 @@ def test_a_changed_tree_has_another_revision(checkout: Checkout) -> None:
 def test_a_failed_build_keeps_the_last_result(checkout: Checkout) -> None:
     checkout.revision()
     before = checkout.result.read_text()
-    result = checkout.build("api", "--repository", "example.com/other", BUILDAH_EXIT="7")
+    result = checkout.build("api", BUILDAH_EXIT="7")
     assert result.returncode != 0
     assert checkout.result.read_text() == before
 
@@ -140,17 +220,16 @@ def test_a_failed_build_keeps_the_last_result(checkout: Checkout) -> None:
     ("arguments", "says"),
     [
         ([], "which service"),
-        (["api"], "--repository is missing"),
-        (["api", "--repository"], "--repository needs a value"),
-        (["web", "--repository", "example.com/web"], "services/web/Dockerfile"),
-        (["api", "--repositry", "example.com/api"], "--repositry"),
-        (["api", "--repository", "127.0.0.1:1/api", "--local"], "python -m local clouds start"),
+        (["api"], "not set: IMAGE_REPOSITORY"),
+        (["web"], "services/web/Dockerfile"),
+        (["api", "--lokal"], "--lokal"),
+        (["api", "--local"], "python -m local clouds start"),
     ],
 )
 def test_a_wrong_call_is_refused_before_anything_is_built(
     checkout: Checkout, arguments: list[str], says: str
 ) -> None:
-    result = checkout.build(*arguments)
+    result = checkout.build(*arguments, IMAGE_REPOSITORY="", REGISTRY_PORT="1")
     assert result.returncode != 0
     assert says in result.stderr
-    assert not checkout.calls.exists()
+    assert not checkout.calls.exists() or "bud" not in checkout.calls.read_text()

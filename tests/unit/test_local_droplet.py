@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from local import clouds, droplet
+from local.acceleration import drive
 from local.settings import LocalError, Settings, load
 
 
@@ -116,3 +117,7 @@ def test_the_seed_is_what_cloud_init_looks_for(settings: Settings) -> None:
     assert config["ssh_pwauth"] is False
     assert "private id_ed25519" not in text
     assert (home / "seed.iso").stat().st_mode & 0o077 == 0
+
+
+def test_a_comma_in_a_path_is_not_the_end_of_qemus_option() -> None:
+    assert drive(Path("/srv/chat, new/disk.raw")) == "file=/srv/chat,, new/disk.raw"

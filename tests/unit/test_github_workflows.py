@@ -1,0 +1,210 @@
+"""The workflows of .github: each `make VERB` gets what the verb needs, and an audit reads what a release wrote.
+
+Nothing is known here of how the workflows write it down: a step's environment is computed as GitHub does it, its
+script is run with a stand-in for make, and what make would have got is given to Ansible's own loading.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+WORKFLOWS = {
+    path.stem: yaml.safe_load(path.read_text())
+    for path in sorted((ROOT / ".github/workflows").glob("*.yml"))
+}
+INVENTORY = yaml.safe_load((ROOT / "inventory/production/group_vars/all.yml").read_text())
+REQUIRED = INVENTORY["required_settings"]
+# What verbs need that run no playbook; a playbook says it itself (preflight_for).
+NEEDED = {
+    "build": {"IMAGE_REPOSITORY"},
+    "n8n-image": {"IMAGE_REPOSITORY"},
+    "migrate": {"SUPABASE_DB_URL", "API_DATABASE_PASSWORD"},
+    "migrate-plan": {"SUPABASE_DB_URL"},
+    "smoke": {"API_DOMAIN"},
+    "audit": set(REQUIRED["audit"]),
+    "check": set(),
+    "setup": set(),
+}
+# Verbs that write what an audit compares, and the audit.
+COMPARED = {"services", "provision", "plan", "audit"}
+MAKE = """#!/bin/sh
+call=$(mktemp "$CALLS/XXXXXX")
+printf '%s\\0' "$@" >"$call.arguments"
+env -0 >"$call.environment"
+"""
+# One process for all environments: Ansible takes two seconds to be imported, and reads a variable when it renders.
+DECLARED = """
+import json, os, sys
+from tests.audit.declared import Declared, files_of
+system = {"distribution": "Debian", "distribution_version": "13", "distribution_major_version": "13",
+          "distribution_release": "trixie"}
+answers = []
+for environment in json.load(sys.stdin):
+    os.environ.clear()
+    os.environ.update(environment)
+    declared = Declared("production")
+    declared.set_system(system)
+    answers.append({
+        "host": declared.hostspec(),
+        "apps": declared.apps(),
+        "sets": {name: files_of(found) for name, found in declared.sets().items()},
+        "packages": declared.packages(),
+    })
+json.dump(answers, sys.stdout)
+"""
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of make by a step."""
+
+    where: str
+    verb: str
+    environment: dict[str, str]
+
+
+def filled(text: Any, inputs: dict[str, str], *, optional: bool) -> str:
+    """A value of a workflow with its expressions evaluated, as far as ours use them; anything else is an error.
+
+    Settings have a value; with `optional` false only those that some verb requires.
+    """
+
+    def value(match: re.Match[str]) -> str:
+        for part in match[1].split("||"):
+            context, _, name = part.strip().partition(".")
+            if literal := re.fullmatch(r"'([^']*)'", part.strip()):
+                return literal[1]
+            if context in ("vars", "secrets"):
+                if optional or any(
+                    name in names for names in [*REQUIRED.values(), *NEEDED.values()]
+                ):
+                    return f"{name.lower().replace('_', '-')}.example.com"
+            elif context == "inputs":
+                return inputs[name]
+            elif context in ("needs", "github"):
+                return f"a-{name}"
+            else:
+                raise AssertionError(f"an expression that this test cannot evaluate: {match[0]}")
+        return ""
+
+    return re.sub(r"\$\{\{ *(.*?) *\}\}", value, str(text))
+
+
+def choices(workflow: dict[str, Any]) -> Iterator[dict[str, str]]:
+    """Inputs of a run: one for each choice of a verb."""
+    # YAML 1.1 reads the key `on` as true.
+    dispatch = (workflow[True].get("workflow_dispatch") or {}).get("inputs", {})
+    for verb in dispatch.get("verb", {}).get("options", [""]):
+        yield {"verb": verb, "accept": ""}
+
+
+def calls(folder: Path, *, optional: bool) -> list[Call]:
+    """Every call of make that the workflows can make."""
+    programs = folder / "bin"
+    programs.mkdir()
+    (programs / "make").write_text(MAKE)
+    (programs / "make").chmod(0o755)
+    found: dict[tuple[str, str], Call] = {}
+    for name, workflow in WORKFLOWS.items():
+        for inputs in choices(workflow):
+            for job in workflow["jobs"].values():
+                for number, step in enumerate(job["steps"]):
+                    if not re.search(r"(^|&& )make ", step.get("run", ""), re.MULTILINE):
+                        continue
+                    kept = folder / f"{name}-{inputs['verb']}-{len(found)}-{number}"
+                    kept.mkdir(exist_ok=True)
+                    environment = {"GITHUB_REPOSITORY": "Example/CIMT", "GITHUB_BASE_REF": "main"}
+                    for level in (workflow, job, step):
+                        for key, text in level.get("env", {}).items():
+                            environment[key] = filled(text, inputs, optional=optional)
+                    given = environment | {
+                        "PATH": f"{programs}:/usr/bin:/bin",
+                        "CALLS": str(kept),
+                    }
+                    script = filled(step["run"], inputs, optional=optional)
+                    # Programs that such a step runs after make are not here: its exit code says nothing.
+                    subprocess.run(
+                        ["bash", "-e", "-c", script], env=given, cwd=kept, capture_output=True
+                    )
+                    for path in kept.glob("*.arguments"):
+                        text = path.with_suffix(".environment").read_text().rstrip("\0")
+                        got = dict(line.split("=", 1) for line in text.split("\0"))
+                        arguments = path.read_text().rstrip("\0").split("\0")
+                        got |= dict(one.split("=", 1) for one in arguments if "=" in one)
+                        del got["CALLS"], got["PATH"]
+                        call = Call(f"{name}.yml, step '{step['name']}'", "", got)
+                        for verb in (one for one in arguments if "=" not in one):
+                            found[call.where, verb] = replace(call, verb=verb)
+    return list(found.values())
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["all set", "required set"])
+def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[Call]:
+    return calls(tmp_path_factory.mktemp("calls"), optional=request.param)
+
+
+def needed(verb: str) -> set[str]:
+    """Settings without which a verb stops."""
+    if verb in NEEDED:
+        return NEEDED[verb]
+    playbook = ROOT / "playbooks" / f"{'provision' if verb == 'plan' else verb}.yml"
+    return set(REQUIRED[yaml.safe_load(playbook.read_text())[0]["vars"]["preflight_for"]])
+
+
+def test_every_verb_of_every_workflow_is_seen(made: list[Call]) -> None:
+    seen = {call.verb for call in made}
+    assert set(NEEDED) | {"services", "deploy", "rollback", "history", "plan", "provision"} == seen
+    assert sum(call.verb == "audit" for call in made) == 2
+
+
+def test_every_verb_gets_what_it_requires(made: list[Call]) -> None:
+    missing = {
+        f"{call.where}: make {call.verb}": sorted(names)
+        for call in made
+        if (names := {name for name in needed(call.verb) if not call.environment.get(name)})
+    }
+    assert missing == {}
+
+
+def test_an_audit_declares_what_the_release_wrote(made: list[Call]) -> None:
+    compared = [call for call in made if call.verb in COMPARED]
+    tools = {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/")}
+    done = subprocess.run(
+        [sys.executable, "-c", DECLARED],
+        input=json.dumps([tools | call.environment for call in compared]),
+        env=tools | {"ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    first, *others = json.loads(done.stdout)
+    assert {app["name"] for app in first["apps"]} >= {"api", "n8n"}
+    for call, declared in zip(compared[1:], others, strict=True):
+        assert declared == first, f"{call.where} and {compared[0].where} differ"
+
+
+def test_a_report_is_kept_only_where_there_is_one() -> None:
+    """An audit that cannot begin leaves no report: an upload that fails for it would hide why."""
+    uploads = [
+        step
+        for workflow in WORKFLOWS.values()
+        for job in workflow["jobs"].values()
+        for step in job["steps"]
+        if "upload-artifact@" in step.get("uses", "")
+    ]
+    assert len(uploads) == 2
+    for step in uploads:
+        assert f"always() && hashFiles('{step['with']['path']}') != ''" in step["if"]
