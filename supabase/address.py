@@ -71,7 +71,7 @@ def database_url() -> str:
     if _here(parts["host"]):
         return url
     mode = dict(options).get("sslmode")
-    if mode is None:
+    if mode is None:  # the Supabase CLI would step down to plain text by itself
         return f"{url}{'?' if parts['query'] is None else '&' if parts['query'] else ''}sslmode=require"
     if mode not in ENCRYPTED:
         raise Refused(
@@ -90,19 +90,13 @@ def _here(host: str) -> bool:
 
 
 def without_password(url: str) -> tuple[str, dict[str, str]]:
-    """The URL as it may stand in a process list, and the environment that completes it.
-
-    The Supabase CLI would go on in plain text where TLS fails, unless the environment says otherwise too.
-    """
+    """The URL as it may stand in a process list, and the environment that completes it."""
     parts = urllib.parse.urlsplit(url)
-    mode = dict(urllib.parse.parse_qsl(parts.query)).get("sslmode")
-    environment = {"PGSSLMODE": mode} if mode else {}
     if parts.password is None:
-        return url, environment
+        return url, {}
     host = parts.netloc.rpartition("@")[2]
     bare = parts._replace(netloc=f"{parts.username}@{host}")
-    password = urllib.parse.unquote(parts.password)
-    return urllib.parse.urlunsplit(bare), environment | {"PGPASSWORD": password}
+    return urllib.parse.urlunsplit(bare), {"PGPASSWORD": urllib.parse.unquote(parts.password)}
 
 
 def secrets(environment: Mapping[str, str]) -> list[str]:

@@ -177,7 +177,7 @@ class Watcher:
 
 def push(url: str, *flags: str) -> int:
     """Exit code of ``supabase db push``, 0 or 1; its output goes through ours, which shows no secret."""
-    bare, completing = without_password(url)
+    bare, password = without_password(url)
     # The whole URL stays with us: a child inherits only what it needs.
     secrets = ("SUPABASE_DB_URL", "API_DATABASE_PASSWORD")
     environment = {k: v for k, v in os.environ.items() if k not in secrets}
@@ -193,7 +193,7 @@ def push(url: str, *flags: str) -> int:
     with subprocess.Popen(
         [cli(), "db", "push", f"--remote={bare}", "--skip-vault", *flags],
         cwd=ROOT,
-        env=environment | completing | {"PGOPTIONS": options, "SUPABASE_TELEMETRY_DISABLED": "1"},
+        env=environment | password | {"PGOPTIONS": options, "SUPABASE_TELEMETRY_DISABLED": "1"},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
