@@ -13,7 +13,6 @@ With API_DATABASE_PASSWORD the API's role `cimt_api` gets that password at the e
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import pathlib
 import re
@@ -28,6 +27,7 @@ from dataclasses import dataclass
 import psycopg
 import psycopg.sql
 import safety
+from address import Refused, database_url, hide_secrets, without_password
 
 ROOT = pathlib.Path(__file__).parents[1]
 FILE = re.compile(r"\d{14}_[a-z0-9_]+\.sql")
@@ -40,10 +40,6 @@ LOCK_SECONDS = int(os.environ.get("MIGRATE_LOCK_SECONDS", "10"))
 STATEMENT_SECONDS = int(os.environ.get("MIGRATE_STATEMENT_SECONDS", "900"))
 
 
-class Refused(Exception):
-    """Nothing was changed in the database; the text says what to do."""
-
-
 @dataclass(frozen=True)
 class Pending:
     """A migration that is still to be applied."""
@@ -51,44 +47,6 @@ class Pending:
     name: str
     sql: str
     safety: str
-
-
-def database_url() -> str:
-    """URL of the database to migrate, with its password."""
-    url = os.environ.get("SUPABASE_DB_URL", "")
-    if os.environ.get("ENV", "local") == "local" and not url:
-        ports = ROOT / ".local/ports.json"
-        if not ports.exists():
-            raise Refused("there is no local database. Next: make up")
-        port = json.loads(ports.read_text())["postgres"]
-        return f"postgresql://postgres@127.0.0.1:{port}/postgres?sslmode=disable"
-    if not url:
-        raise Refused(
-            "not set: SUPABASE_DB_URL (the database, session pooler or direct). "
-            "Next: docs/setup.md says where it comes from"
-        )
-    # The text of a parser's error is not shown: it may quote the password.
-    try:
-        parts = urllib.parse.urlsplit(url)
-        port, whole = parts.port, bool(parts.hostname and parts.username)
-    except ValueError:
-        port, whole = None, False
-    if not whole or parts.scheme not in ("postgres", "postgresql"):
-        raise Refused(
-            "SUPABASE_DB_URL is not postgresql://user:password@host:port/database. "
-            "Next: copy it from the dashboard again; in the password, write / # ? @ : as %2F %23 %3F %40 %3A"
-        )
-    if "password=" in parts.query:
-        raise Refused(
-            "SUPABASE_DB_URL has its password after the question mark. "
-            "Next: put it where it belongs, postgresql://user:password@host:port/database"
-        )
-    if port == 6543:
-        raise Refused(
-            "SUPABASE_DB_URL is the transaction pooler (port 6543), which keeps neither locks nor settings. "
-            "Next: take the session pooler's URL (port 5432) from the dashboard: Connect, Session pooler"
-        )
-    return url
 
 
 def check_names() -> None:
@@ -101,16 +59,6 @@ def check_names() -> None:
             f"not a migration: migrations/{', migrations/'.join(wrong)}. "
             "Next: name it YYYYMMDDHHMMSS_what_it_does.sql, or move it elsewhere"
         )
-
-
-def without_password(url: str) -> tuple[str, dict[str, str]]:
-    """The URL as it may stand in a process list, and the environment that completes it."""
-    parts = urllib.parse.urlsplit(url)
-    if parts.password is None:
-        return url, {}
-    host = parts.netloc.rpartition("@")[2]
-    bare = parts._replace(netloc=f"{parts.username}@{host}")
-    return urllib.parse.urlunsplit(bare), {"PGPASSWORD": urllib.parse.unquote(parts.password)}
 
 
 def cli() -> str:
@@ -228,7 +176,7 @@ class Watcher:
 
 
 def push(url: str, *flags: str) -> int:
-    """Exit code of ``supabase db push``, 0 or 1; its output goes to the terminal."""
+    """Exit code of ``supabase db push``, 0 or 1; its output goes through ours, which shows no secret."""
     bare, password = without_password(url)
     # The whole URL stays with us: a child inherits only what it needs.
     secrets = ("SUPABASE_DB_URL", "API_DATABASE_PASSWORD")
@@ -242,13 +190,19 @@ def push(url: str, *flags: str) -> int:
     options = " ".join(f"-c {name}={seconds}s" for name, seconds in limits.items())
     options = f"{os.environ.get('PGOPTIONS', '')} {options}".strip()
     # --skip-vault: secrets are not this command's business.
-    result = subprocess.run(
+    with subprocess.Popen(
         [cli(), "db", "push", f"--remote={bare}", "--skip-vault", *flags],
         cwd=ROOT,
         env=environment | password | {"PGOPTIONS": options, "SUPABASE_TELEMETRY_DISABLED": "1"},
         stdin=subprocess.DEVNULL,
-    )
-    return int(result.returncode != 0)
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    ) as process:
+        for line in process.stdout or ():
+            print(line, end="", flush=True)
+    return int(process.returncode != 0)
 
 
 def apply(url: str, todo: list[Pending]) -> int:
@@ -325,6 +279,7 @@ def main() -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--plan", action="store_true", help="show what is pending; apply nothing")
+    hide_secrets("stdout", "stderr")
     arguments = parser.parse_args()
     try:
         check_names()

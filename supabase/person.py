@@ -16,8 +16,8 @@ import os
 import sys
 import uuid
 
-import migrate
 import psycopg
+from address import Refused, database_url, hide_secrets
 
 
 def account(connection: psycopg.Connection, user: str) -> uuid.UUID:
@@ -38,17 +38,18 @@ def main() -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("action", choices=["export", "erase"])
+    hide_secrets("stderr")  # what goes to stdout is the person's data, as it is
     arguments = parser.parse_args()
     user = os.environ.get("USER_ID", "").strip()
     try:
         if not user:
-            raise migrate.Refused("whose? Next: USER_ID=… (the account's id or e-mail address)")
+            raise Refused("whose? Next: USER_ID=… (the account's id or e-mail address)")
         if arguments.action == "erase" and os.environ.get("CONFIRM") != "yes":
-            raise migrate.Refused(
+            raise Refused(
                 "this deletes the account and all that belongs to it, for good. Next: the same with CONFIRM=yes"
             )
-        url = migrate.database_url()
-    except migrate.Refused as reason:
+        url = database_url()
+    except Refused as reason:
         print(f"user-{arguments.action}: {reason}", file=sys.stderr)
         return 2
     try:

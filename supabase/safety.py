@@ -94,6 +94,8 @@ class Schema:
     operators: set[str] = field(default_factory=set)  # operator classes of vector indexes
     functions: dict[str, tuple[str, str]] = field(default_factory=dict)  # name: language, source
     policies: dict[tuple[str, str], set[str]] = field(default_factory=dict)  # (table, name): roles
+    # Functions that find a caller's types first: the report, line and waivers of their last definition.
+    trusting: dict[str, tuple[Report, int, set[str]]] = field(default_factory=dict)
 
 
 def tokens(sql: str) -> list[str]:
@@ -422,15 +424,8 @@ class _File:
     def on_CreateFunctionStmt(self, node: dict[str, Any], line: int) -> None:  # noqa: N802
         name = _name(node["funcname"])
         options = {option["defname"]: option["arg"] for option in node.get("options", ())}
-        settings = [
-            option["arg"].get("name")
-            for option in node.get("options", ())
-            if option["defname"] == "set"
-        ]
-        if "search_path" not in settings:
-            self.find(
-                line, "search-path", f"{name} looks where its caller says. Next: set search_path=''"
-            )
+        self.schema.trusting[name] = (self.report, line, self.waived[line])
+        self.search_path(name, node.get("options", ()))
         if not node["replace"]:
             self.wants_comment[name] = line
             self.exposed[name] = line
@@ -438,6 +433,21 @@ class _File:
         self.searches.append((" ".join(_names(source)), line))
         language = str(options["language"]["sval"])
         self.schema.functions[name] = (language, " ".join(_names(source)))
+
+    def on_AlterFunctionStmt(self, node: dict[str, Any], line: int) -> None:  # noqa: N802
+        name = _name(node["func"]["objname"])
+        if any(option["defname"] == "set" for option in node["actions"]):
+            self.schema.trusting.setdefault(name, (self.report, line, self.waived[line]))
+        self.search_path(name, node["actions"])
+
+    def search_path(self, name: str, options: Any) -> None:
+        """Note whether a function looks in pg_temp last. Where the path leaves it out, its types are found first."""
+        for option in options:
+            setting = option["arg"] if option["defname"] == "set" else {}
+            if setting.get("name") == "search_path":
+                path = [part["val"]["sval"] for part in setting.get("args", ())]
+                if path[-1:] == ["pg_temp"]:
+                    self.schema.trusting.pop(name, None)
 
     def on_CommentStmt(self, node: dict[str, Any], _: int) -> None:  # noqa: N802
         item = node["object"]
@@ -491,7 +501,13 @@ class _File:
 def check(folder: pathlib.Path = ROOT / "migrations") -> list[Report]:
     """One report for each migration, in the order in which they are applied."""
     schema = Schema()
-    return [_File(path, schema).read() for path in sorted(folder.glob("*.sql"))]
+    reports = [_File(path, schema).read() for path in sorted(folder.glob("*.sql"))]
+    # Said at the end: a later migration may have mended what an applied one cannot any more.
+    for name, (report, line, waived) in schema.trusting.items():
+        if "search-path" not in waived:
+            text = f"{name} finds the types of its caller first. Next: set search_path = pg_catalog, pg_temp"
+            report.findings.append(Finding(report.file, line, "search-path", text))
+    return reports
 
 
 def same_release(reports: list[Report], base: str, root: pathlib.Path = ROOT) -> list[Finding]:

@@ -64,6 +64,10 @@ def test_our_migrations_have_no_findings() -> None:
             "vector-opclass",
         ),
         ("create function public.f() returns int language sql as 'select 1';", "search-path"),
+        (
+            "create function public.f() returns int language sql set search_path = '' as 'select 1';",
+            "search-path",
+        ),
         ("create function public.f() returns int language sql as 'select 1';", "public-function"),
         ("create tabel x;", "syntax"),
     ],
@@ -129,6 +133,14 @@ def test_a_call_does_what_the_function_says(tmp_path: Path, call: str) -> None:
 )
 def test_what_only_adds_is_an_expansion(tmp_path: Path, sql: str) -> None:
     assert judge(tmp_path, sql)[0] == "expand"
+
+
+def test_a_later_migration_mends_where_a_function_looks(tmp_path: Path) -> None:
+    mended = "alter function public.clean() set search_path = pg_catalog, pg_temp;"
+    again = "alter function public.clean() set search_path = '';"
+    assert "search-path" in judge(tmp_path, CLEANER)[1]
+    assert judge(tmp_path, CLEANER + mended) == ("expand", {"no-comment", "public-function"})
+    assert "search-path" in judge(tmp_path, CLEANER + mended + again)[1]
 
 
 def test_a_contract_waits_for_the_release_of_the_code(tmp_path: Path) -> None:

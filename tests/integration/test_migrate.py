@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -48,10 +49,12 @@ class Checkout:
     def add(self, name: str, sql: str) -> None:
         (self.migrations / name).write_text(sql)
 
-    def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+    def start(
+        self, *arguments: str, script: str = "supabase/migrate.py", **environment: str
+    ) -> subprocess.Popen[str]:
         path = f"{ROOT / 'node_modules/.bin'}{os.pathsep}{os.environ['PATH']}"
         return subprocess.Popen(
-            [sys.executable, "supabase/migrate.py", *arguments],
+            [sys.executable, script, *arguments],
             cwd=self.root,
             env=os.environ
             | {"PATH": path, "ENV": "production", "SUPABASE_DB_URL": self.url}
@@ -62,9 +65,11 @@ class Checkout:
             text=True,
         )
 
-    def run(self, *arguments: str, **environment: str) -> tuple[int, str]:
+    def run(
+        self, *arguments: str, script: str = "supabase/migrate.py", **environment: str
+    ) -> tuple[int, str]:
         """(exit code, all output)."""
-        process = self.start(*arguments, **environment)
+        process = self.start(*arguments, script=script, **environment)
         output, _ = process.communicate(timeout=120)
         assert PASSWORD not in output
         assert QUOTED not in output
@@ -179,10 +184,22 @@ def test_a_badly_named_file_is_refused(checkout: Checkout, name: str) -> None:
         (f"postgresql://postgres.ref:{QUOTED}@pooler.invalid:6543/postgres", "session pooler"),
         (f"postgresql://postgres:{PASSWORD}@db.invalid:5432/postgres", "%2F"),
         (f"postgresql://postgres@db.invalid:5432/postgres?password={QUOTED}", "question mark"),
+        (f"postgresql://postgres:{QUOTED}@127.0.0.1/postgres?host=db.invalid", "question mark"),
+        (f"postgresql://postgres:{QUOTED}@db.invalid/postgres?sslmode=prefer", "plain text"),
+        ("postgresql://postgres:%C3@db.invalid/postgres", "%2F"),
         ("https://db.invalid/", "postgresql://"),
         ("", "SUPABASE_DB_URL"),
     ],
-    ids=["transaction pooler", "password not quoted", "password in query", "scheme", "not set"],
+    ids=[
+        "transaction pooler",
+        "password not quoted",
+        "password in query",
+        "server in query",
+        "plain text",
+        "no text",
+        "scheme",
+        "not set",
+    ],
 )
 def test_a_wrong_address_is_refused(tmp_path: Path, url: str, says: str) -> None:
     code, output = Checkout(tmp_path, "").run(SUPABASE_DB_URL=url)
@@ -190,6 +207,122 @@ def test_a_wrong_address_is_refused(tmp_path: Path, url: str, says: str) -> None
     assert says in output
     assert "Next:" in output
     assert len(output.splitlines()) == 1
+
+
+MIGRATE, EXPORT, ERASE = (
+    ("supabase/migrate.py",),
+    ("supabase/person.py", "export"),
+    ("supabase/person.py", "erase"),
+)
+
+
+@pytest.mark.parametrize("sign", ["%", " ", "@", "#", ":", "/", "?"])
+def test_no_error_shows_a_password(tmp_path: Path, server: Server, sign: str) -> None:
+    password = f"silverfish{sign}woodlouse"  # not the server's
+    encoded = urllib.parse.quote(password, safe="")
+    raw = server.url("postgres", password=password)
+    for command, url, expected in (
+        (MIGRATE, server.url("postgres", password=encoded), 1),
+        (MIGRATE, raw, 1 if sign == ":" else 2),
+        (EXPORT, raw, 1 if sign == ":" else 2),
+    ):
+        assert _last_words(tmp_path / f"{command[-1]}{url == raw}", command, url) == expected
+
+
+@pytest.mark.parametrize("command", [MIGRATE, EXPORT, ERASE], ids=["migrate", "export", "erase"])
+def test_no_error_of_any_command_shows_a_password(
+    tmp_path: Path, server: Server, command: tuple[str, ...]
+) -> None:
+    wrong = server.url("postgres", password="silverfish%25woodlouse")
+    nobody = f"postgresql://postgres:silverfish%25woodlouse@127.0.0.1:{free_port()}/postgres"
+    assert _last_words(tmp_path / "wrong", command, wrong) == 1
+    assert _last_words(tmp_path / "nobody", command, nobody) == 1
+    assert _last_words(tmp_path / "nonsense", command, "silverfish@://woodlouse:") == 2
+
+
+def _last_words(folder: Path, command: tuple[str, ...], url: str) -> int:
+    """The exit code of a command that fails on one line, without any part of the password."""
+    script, *arguments = command
+    code, output = Checkout(folder, url).run(
+        *arguments, script=script, USER_ID="nobody", CONFIRM="yes"
+    )
+    assert "silverfish" not in output
+    assert "woodlouse" not in output
+    assert len(output.splitlines()) == 1, output
+    return code
+
+
+def test_what_the_cli_says_shows_no_password(checkout: Checkout) -> None:
+    words = f"'{PASSWORD} or {QUOTED}, as it was'"
+    checkout.add(
+        "20990101000000_telltale.sql", f"do $$ begin raise exception '%', {words}; end $$;"
+    )
+    code, output = checkout.run()  # which looks for the password, in both spellings
+    assert code == 1, output
+    assert "*** or ***, as it was" in output
+
+
+def test_an_exception_that_nobody_expected_shows_no_password(checkout: Checkout) -> None:
+    (checkout.root / "supabase/safety.py").write_text(
+        "import os\ndef check(_):\n    raise RuntimeError(os.environ['SUPABASE_DB_URL'])\n"
+    )
+    code, output = checkout.run()
+    assert (code, "RuntimeError: ***" in output) == (1, True), output
+
+
+class Plain(threading.Thread):
+    """A server without TLS; it notes who goes on all the same."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._socket.getsockname()[1])
+        self.asked = 0
+        self.gave_in = 0
+
+    def run(self) -> None:
+        while True:
+            try:
+                client, _ = self._socket.accept()
+            except OSError:
+                return  # closed
+            with client, contextlib.suppress(OSError):
+                while len(head := client.recv(8, socket.MSG_WAITALL)) == 8:
+                    if int.from_bytes(head[4:], "big") not in (80877103, 80877104):
+                        self.gave_in += 1  # a session, where TLS or GSS was not to be had
+                        break
+                    self.asked += 1
+                    client.sendall(b"N")
+
+    def close(self) -> None:
+        self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+
+
+PUSH = "import migrate; raise SystemExit(migrate.push(migrate.database_url(), '--dry-run'))"
+
+
+@pytest.mark.parametrize("who", ["migrate", "person", "the CLI by itself"])
+def test_nothing_goes_to_another_machine_in_plain_text(tmp_path: Path, who: str) -> None:
+    checkout = Checkout(tmp_path, "")
+    (tmp_path / "supabase/push.py").write_text(PUSH)
+    script, *arguments = {
+        "migrate": MIGRATE,
+        "person": EXPORT,
+        "the CLI by itself": ("supabase/push.py",),
+    }[who]
+    server = Plain()
+    server.start()
+    try:
+        # An address that leads here, but is none of loopback.
+        url = f"postgresql://postgres:{QUOTED}@0.0.0.0:{server.port}/postgres"
+        code, output = checkout.run(
+            *arguments, script=script, SUPABASE_DB_URL=url, USER_ID="nobody"
+        )
+    finally:
+        server.close()
+    assert code == 1, output
+    assert (server.asked > 0, server.gave_in) == (True, 0), output
 
 
 def test_a_database_that_does_not_answer_is_one_line(tmp_path: Path) -> None:

@@ -8,10 +8,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
+from psycopg import ProgrammingError
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
 EFFORTS = ("off", "none", "minimal", "low", "medium", "high", "xhigh", "max")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 REQUIRED = ("DATABASE_URL", "SUPABASE_URL", "OPENAI_API_KEY", "INGEST_KEY")
 INGEST_KEY_LENGTH = 32  # characters, at least
+ENCRYPTED = ("require", "verify-ca", "verify-full")  # of sslmode
 
 
 class SettingsError(Exception):
@@ -120,8 +124,11 @@ def load(env: Mapping[str, str] = os.environ) -> Settings:
             f"INGEST_KEY is shorter than {INGEST_KEY_LENGTH} characters. Make one: openssl rand -hex 32"
         )
     database_url = env.get("DATABASE_URL", "")
-    if database_url and not database_url.startswith(("postgresql://", "postgres://")):
-        wrong.append("DATABASE_URL does not start with postgresql://")
+    if database_url:
+        try:
+            database_url = _encrypted(database_url)
+        except ValueError as error:
+            wrong.append(f"DATABASE_URL {error}")
     supabase_url = address("SUPABASE_URL")
     origins = tuple(part for part in env.get("CORS_ORIGINS", "").replace(",", " ").split() if part)
     for origin in origins:
@@ -179,15 +186,44 @@ def load(env: Mapping[str, str] = os.environ) -> Settings:
     return settings
 
 
+def _encrypted(url: str) -> str:
+    """The database's address, with TLS unless it is near. ValueError says why not, and quotes nothing: a password."""
+    try:
+        parts = conninfo_to_dict(url)
+    except (ProgrammingError, UnicodeError):
+        parts = {}
+    hosts = str(parts.get("hostaddr") or parts.get("host", "")).split(",")
+    # An unquoted / or @ of the password makes what follows it a part of these.
+    odd = "".join(f"{parts.get(name, '')}" for name in ("host", "port", "dbname"))
+    if not url.startswith(("postgresql://", "postgres://")) or not parts.get("user") or "@" in odd:
+        raise ValueError(
+            "is not postgresql://user:password@host:port/database; "
+            "in the password, write % / # ? @ and a space as %25 %2F %23 %3F %40 %20"
+        )
+    if all(_near(host) for host in hosts) or parts.get("sslmode") in ENCRYPTED:
+        return url
+    if "sslmode" in parts:
+        raise ValueError(
+            f"must not go to another machine in plain text: leave sslmode out, or make it one of {', '.join(ENCRYPTED)}"
+        )
+    return make_conninfo(url, sslmode="require")
+
+
+def _near(host: str) -> bool:
+    """Whether it is this machine or on its private network, by the address alone."""
+    if host in ("", "localhost") or host.startswith("/"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_private  # loopback included
+    except ValueError:
+        return False
+
+
 def _refusal(url: str) -> str:
     """Why keys must not be fetched from there; empty when they may."""
     split = urlsplit(url)
     if split.scheme not in ("http", "https") or not split.hostname:
         return f"is not an address: {url!r}"
-    if split.scheme == "https" or split.hostname == "localhost":
+    if split.scheme == "https" or _near(split.hostname):
         return ""
-    try:
-        private = ipaddress.ip_address(split.hostname).is_private  # loopback included
-    except ValueError:
-        private = False
-    return "" if private else f"must begin with https:// unless it is on this machine: {url!r}"
+    return f"must begin with https:// unless it is on this machine: {url!r}"

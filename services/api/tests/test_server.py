@@ -13,7 +13,9 @@ from pathlib import Path
 
 import httpx
 import pytest
+from psycopg.conninfo import conninfo_to_dict
 
+from services.api.cimt_api.settings import SettingsError, load
 from services.api.tests.harness import INGEST_KEY, REVISION, SERVICE, Api, api, eventually
 
 BODY_LIMIT = 4096  # bytes
@@ -195,8 +197,47 @@ def test_a_second_sigterm_does_not_wait_for_the_drain(own_server: Api) -> None:
     assert time.monotonic() - started < DRAIN * 0.8
 
 
+@pytest.mark.parametrize(
+    "rest",
+    [
+        *(f"silverfish{sign}woodlouse@db.invalid:5432/postgres" for sign in ("%", "@", "/", "%C3")),
+        *(f"silverfish@db.invalid/postgres?sslmode={mode}" for mode in ("disable", "prefer")),
+        "silverfish@127.0.0.1/postgres?hostaddr=127.0.0.1,8.8.8.8&sslmode=allow",
+        "silverfish@db.invalid/postgres?sslmode",
+    ],
+)
+def test_a_wrong_database_address_is_refused_without_its_password(rest: str) -> None:
+    with pytest.raises(SettingsError) as refused:
+        load(ALONE | {"DATABASE_URL": f"postgresql://cimt_api:{rest}"})
+    text = str(refused.value)
+    assert text.startswith("DATABASE_URL ")
+    assert len(text.splitlines()) == 1
+    assert "silverfish" not in text
+    assert "woodlouse" not in text
+
+
+@pytest.mark.parametrize(
+    ("address", "mode"),
+    [
+        ("postgresql://cimt_api:silver%2Ffish@db.invalid:5432/postgres", "require"),
+        ("postgresql://cimt_api:silver%2Ffish@db.invalid/postgres?connect_timeout=3", "require"),
+        (
+            "postgresql://cimt_api:silver%2Ffish@db.invalid/postgres?sslmode=verify-full",
+            "verify-full",
+        ),
+        ("postgresql://cimt_api:silver%2Ffish@8.8.8.8/postgres", "require"),
+        ("postgresql://cimt_api:silver%2Ffish@127.0.0.1/postgres", None),
+        ("postgresql://cimt_api:silver%2Ffish@10.0.2.2/postgres?sslmode=disable", "disable"),
+    ],
+)
+def test_the_database_is_asked_for_tls_unless_it_is_near(address: str, mode: str | None) -> None:
+    parts = conninfo_to_dict(load(ALONE | {"DATABASE_URL": address}).database_url)
+    assert (parts.get("sslmode"), parts["password"]) == (mode, "silver/fish")
+
+
 def test_every_wrong_or_missing_variable_is_named_at_once() -> None:
     wrong = {
+        "DATABASE_URL": "postgresql://cimt_api:silverfish%woodlouse@db.invalid/postgres",
         "PORT": "http",
         "LOG_LEVEL": "loud",
         "DRAIN_SECONDS": "-1",
@@ -205,7 +246,7 @@ def test_every_wrong_or_missing_variable_is_named_at_once() -> None:
         "CORS_ORIGINS": "app.example.com",
         "CHAT_LOG": "perhaps",
     }
-    missing = ("DATABASE_URL", "OPENAI_API_KEY")
+    missing = ("OPENAI_API_KEY",)
     clean = {name: value for name, value in os.environ.items() if name not in missing}
     result = subprocess.run(
         [sys.executable, "-m", "cimt_api"],
@@ -218,4 +259,6 @@ def test_every_wrong_or_missing_variable_is_named_at_once() -> None:
     assert result.returncode == 2
     assert all(name in result.stderr for name in (*wrong, *missing))
     assert "short-and-secret" not in result.stderr
+    assert "silverfish" not in result.stderr
+    assert "woodlouse" not in result.stderr
     assert "Traceback" not in result.stderr
