@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from .answer import Answer, problem_of
 from .generation import Answers
 from .problems import Problem, documented, invalid_request
-from .services import services
+from .services import CurrentUser, services
 from .stream import AnswerStream, OpenAIEvents, UIEvents, completion
 
 GREETING = "Hello, CIMT!"  # what the smoke test expects of an empty POST /chat
@@ -122,21 +122,26 @@ async def chat(request: Request) -> Response:
     A stream that broke off is resumed by the same request with the same id and the header Last-Event-ID; the
     model is not asked again.
     """
-    body = await request.body()
-    if not body:
+    # Nothing of a stranger's body is read, but where no length is declared: then its first piece, which tells whether
+    # it is empty.
+    stream = request.stream()
+    declared = int(request.headers.get("content-length", "0")) > 0
+    begun = b"" if declared else await anext(stream)
+    if not declared and not begun:
         return _json({"message": GREETING}, {})
     held = services(request)
     user = await held.authenticator.user(request.headers.get("authorization"))
-    try:
-        question = Question.model_validate_json(body)
-    except ValidationError as error:
-        raise invalid_request(error.errors(include_url=False, include_input=False)) from None
-    sent = _last_event_id(request)
-    wire = _wire(request)
     answers: Answers = request.app.state.answers
     with contextlib.ExitStack() as admission:
         admission.enter_context(held.limits.hold(user.id))
         limits = await held.limits.count(user.id)
+        body = begun + b"".join([piece async for piece in stream])
+        try:
+            question = Question.model_validate_json(body)
+        except ValidationError as error:
+            raise invalid_request(error.errors(include_url=False, include_input=False)) from None
+        sent = _last_event_id(request)
+        wire = _wire(request)
         # From here to `ask` nothing waits: two requests with one id are one question.
         answer = answers.find_here(user, question.id) if question.id else None
         if answer is None:
@@ -172,11 +177,11 @@ async def chat(request: Request) -> Response:
 async def resume(
     request: Request,
     answer_id: UUID,
+    user: CurrentUser,
     format: Format = "openai",  # noqa: A002 - the parameter's public name
 ) -> Response:
     """With `Accept: text/event-stream` (and Last-Event-ID) the events from there on; else JSON at once."""
     held = services(request)
-    user = await held.authenticator.user(request.headers.get("authorization"))
     sent = _last_event_id(request)
     answers: Answers = request.app.state.answers
     with contextlib.ExitStack() as admission:

@@ -13,9 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from .auth import refusal
 from .fields import Text, position, position_of
 from .problems import Problem, documented
-from .services import WITH_TOKEN, CurrentUser, ServicesOf
+from .services import WITH_TOKEN, CurrentUser, ServicesOf, admitting, current_user
 
-router = APIRouter(tags=["Mine"])
+router = APIRouter(tags=["Mine"], route_class=admitting(current_user))
 
 PAGE = 20
 PAGE_MAX = 100

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Query, Request
 from psycopg.rows import dict_row
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -15,7 +15,7 @@ from .auth import bearer, refusal
 from .fields import Metadata, Source, Text
 from .ingest import Document, ingest
 from .problems import Problem, documented
-from .services import WITH_TOKEN, Services, ServicesOf, services
+from .services import WITH_TOKEN, Services, ServicesOf, admitting, services
 from .upstream import UpstreamError
 
 MAX_DOCUMENT_CHARACTERS = 2 * 1024 * 1024
@@ -34,7 +34,7 @@ async def ingest_only(request: Request) -> None:
         raise refusal("This needs the service credential (INGEST_KEY).")
 
 
-router = APIRouter(tags=["Documents"], dependencies=[Depends(ingest_only)])
+router = APIRouter(tags=["Documents"], route_class=admitting(ingest_only))
 
 
 class DocumentBody(BaseModel):

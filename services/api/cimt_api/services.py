@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
 
-from fastapi import Depends, Request
+from fastapi import Depends, Request, Response
+from fastapi.routing import APIRoute
 
 from .auth import Authenticator, User
 from .chats import Chats
@@ -44,6 +46,26 @@ def services(request: Request) -> Services:
 async def current_user(request: Request) -> User:
     """Who asks, by the bearer token; Problem 401 or 503."""
     return await services(request).authenticator.user(request.headers.get("authorization"))
+
+
+def admitting(check: Callable[[Request], Awaitable[object]]) -> type[APIRoute]:
+    """`route_class` of a router whose requests must pass the check before anything of their body is read.
+
+    FastAPI reads and parses a body before it runs the first dependency: as one, the check would let strangers have
+    megabytes of JSON parsed. A client that waits for `100 Continue` need not even send them.
+    """
+
+    class AdmittingRoute(APIRoute):
+        def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+            handle = super().get_route_handler()
+
+            async def admitted(request: Request) -> Response:
+                await check(request)
+                return await handle(request)
+
+            return admitted
+
+    return AdmittingRoute
 
 
 ServicesOf = Annotated[Services, Depends(services)]

@@ -1,4 +1,7 @@
-"""Who is let in: tokens as attackers make them, the sign-in service failing and rotating its keys, limits per user."""
+"""Who is let in: tokens as attackers make them, the sign-in service failing and rotating its keys, limits per user.
+
+And what strangers cost: nothing of their bodies is read.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,9 @@ import base64
 import hashlib
 import hmac
 import json
+import socket
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -16,10 +21,23 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from fastapi.routing import iter_route_contexts
 from jwt.algorithms import ECAlgorithm
+from prometheus_client import CollectorRegistry
 
+from services.api.cimt_api.app import create_app
+from services.api.cimt_api.metrics import Metrics
+from services.api.cimt_api.settings import load
 from services.api.tests import harness
-from services.api.tests.harness import Api, Clouds, SignIn, api, eventually
+from services.api.tests.harness import (
+    INGEST_KEY,
+    WAIT_SECONDS,
+    Api,
+    Clouds,
+    SignIn,
+    api,
+    eventually,
+)
 
 PROTECTED = [
     ("POST", "/chat"),
@@ -34,6 +52,10 @@ PROTECTED = [
     ("PUT", "/documents/a.md"),
     ("DELETE", "/documents/a.md"),
 ]
+PUBLIC = {"/openapi.json", "/healthz", "/readyz"}
+LARGE = 1_600_000  # bytes: less than a document may have
+DECLARED = f"Content-Length: {LARGE}"
+CHUNKED = "Transfer-Encoding: chunked"
 
 
 def me(api: Api, token: str) -> int:
@@ -57,6 +79,74 @@ def test_nobody_gets_in_without_a_token(shared_api: Api, method: str, path: str)
             assert answer.status_code == 401, answer.text
             assert answer.headers["content-type"] == "application/problem+json"
             assert answer.headers["www-authenticate"].startswith("Bearer")
+
+
+def answered(api: Api, method: str, path: str, *headers: str, body: bytes = b"") -> bytes:
+    """What comes back first for a request whose body ends here, whatever its headers promise."""
+    address = httpx.URL(api.url)
+    host = f"Host: {address.netloc.decode()}"
+    head = "\r\n".join((f"{method} {path} HTTP/1.1", host, *headers, "", ""))
+    with socket.create_connection((address.host, address.port or 80), WAIT_SECONDS) as stream:
+        stream.sendall(head.encode() + body)
+        return stream.recv(4096)
+
+
+def routes(clouds: Clouds) -> Iterator[tuple[str, str]]:
+    """Method and path of all there are, those that the OpenAPI document leaves out included."""
+    app = create_app(load(clouds.environment()), Metrics(CollectorRegistry()), "")
+    for route in iter_route_contexts(app.routes):
+        assert route.path, route
+        assert route.methods, route
+        path = route.path.replace("{source:path}", "a.md")
+        for method in route.methods:
+            yield method, path.replace("{", "").replace("}", "")
+
+
+def test_no_route_reads_what_strangers_send(
+    shared_api: Api, clouds: Clouds, subtests: pytest.Subtests
+) -> None:
+    """The server asks for a body (100 Continue) as soon as anything wants to read it; here none ever comes."""
+    user = clouds.sign_in.token("ann@example.com")
+    expired = clouds.sign_in.token("ann@example.com", exp=int(time.time()) - 3600)
+    refused = 0
+    for method, path in routes(clouds):
+        other = user if path.startswith("/documents") else INGEST_KEY
+        for token in ("", "x.y.z", expired, other):
+            for length in (DECLARED, CHUNKED):
+                if path == "/chat" and length == CHUNKED:
+                    continue  # must be begun, or nobody knows whether it is empty: below
+                with subtests.test(f"{method} {path}", token=token[:8], length=length):
+                    headers = [length, "Content-Type: application/json", "Expect: 100-continue"]
+                    headers += [f"Authorization: Bearer {token}"] if token else []
+                    status = answered(shared_api, method, path, *headers).split()[1]
+                    assert status == (b"200" if path in PUBLIC else b"401")
+                    refused += status == b"401"
+    assert refused >= 8 * len(PROTECTED) - 4
+
+
+def test_an_empty_body_is_greeted_however_it_says_so_and_no_other(shared_api: Api) -> None:
+    def status(*headers: str, body: bytes = b"") -> bytes:
+        return answered(shared_api, "POST", "/chat", *headers, body=body).split()[1]
+
+    assert status() == b"200"
+    assert status("Content-Length: 0") == b"200"
+    assert status(CHUNKED, body=b"0\r\n\r\n") == b"200"
+    # One piece is enough; there are no more.
+    assert status(CHUNKED, body=b"1\r\n{\r\n") == b"401"
+
+
+@pytest.mark.parametrize("connection", ["keep-alive", "close"])
+def test_who_sends_a_large_body_regardless_gets_the_refusal(
+    shared_api: Api, connection: str
+) -> None:
+    body = json.dumps({f"key-{number}": number for number in range(LARGE // 22)}).encode()
+    headers = {"Content-Type": "application/json", "Connection": connection}
+    with shared_api.client() as client:
+        for content in (body, (body[at : at + 4096] for at in range(0, len(body), 4096))):
+            answer = client.put("/documents/a.md", content=content, headers=headers)
+            assert (answer.status_code, answer.json()["status"]) == (401, 401)
+            # What was sent is not taken for the next request.
+            assert client.get("/healthz").status_code == 200
 
 
 def test_forged_tokens(shared_api: Api, clouds: Clouds) -> None:
@@ -218,5 +308,9 @@ def test_a_user_may_ask_so_often_and_no_more(clouds: Clouds, folder: Path) -> No
         ]
         assert 1 <= int(answers[3].headers["retry-after"]) <= 60
         assert answers[3].json()["type"] == "urn:cimt:problem:too-many-requests"
+        # Nor is there anything to read for who may not ask.
+        bearer = f"Authorization: {ann.headers['authorization']}"
+        unread = answered(strict, "POST", "/chat", bearer, DECLARED, "Expect: 100-continue")
+        assert unread.split()[1] == b"429"
         with strict.client(clouds.sign_in.token("bob@example.com")) as bob:
             assert bob.post("/chat", json={"message": "hi"}).status_code == 200

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import jwt
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
@@ -22,9 +23,11 @@ BODY_LIMIT = 4096  # bytes
 DRAIN = 3.0  # seconds
 # Nobody is there: the server must start and serve what needs nobody.
 NOBODY = "127.0.0.1:1"
+SECRET = "a-shared-secret-of-the-old-kind-with-enough-characters"
 ALONE = {
     "DATABASE_URL": f"postgresql://cimt_api@{NOBODY}/supabase",
     "SUPABASE_URL": f"http://{NOBODY}",
+    "SUPABASE_JWT_SECRET": SECRET,
     "OPENAI_API_KEY": "sk-nobody",
     "OPENAI_BASE_URL": f"http://{NOBODY}/v1",
     "INGEST_KEY": INGEST_KEY,
@@ -118,13 +121,20 @@ def test_a_body_has_a_bound_with_and_without_a_stated_length(server: Api) -> Non
         for _ in range(size // 512):
             yield b"x" * 512
 
-    url = f"{server.url}/chat"
-    assert httpx.post(url, content=b"x" * BODY_LIMIT).status_code == 401
-    assert httpx.post(url, content=chunks(BODY_LIMIT)).status_code == 401
-    for body in (b"x" * (BODY_LIMIT + 1), chunks(BODY_LIMIT + 512)):
-        answer = httpx.post(url, content=body)
-        assert answer.status_code == 413
-        assert str(BODY_LIMIT) in answer.json()["detail"]
+    claims = {
+        "iss": f"http://{NOBODY}/auth/v1",
+        "aud": "authenticated",
+        "role": "authenticated",
+        "sub": "47ef7537-252a-4728-b1d2-6ad549fa51a3",
+        "exp": time.time() + 3600,
+    }
+    with server.client(jwt.encode(claims, SECRET, "HS256")) as user:
+        assert user.post("/chat", content=b"x" * BODY_LIMIT).status_code == 422
+        assert user.post("/chat", content=chunks(BODY_LIMIT)).status_code == 422
+        for body in (b"x" * (BODY_LIMIT + 1), chunks(BODY_LIMIT + 512)):
+            answer = user.post("/chat", content=body)
+            assert answer.status_code == 413
+            assert str(BODY_LIMIT) in answer.json()["detail"]
 
 
 def test_metrics_are_counted_by_route_and_not_public(server: Api) -> None:
