@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from local.openai import models
+from local.openai import embeddings, models
 from services.api.cimt_api.settings import EFFORTS, Settings
 from services.api.tests.harness import Api, Clouds, Model, api, eventually, read
 
@@ -93,7 +93,7 @@ def test_every_effort_that_may_be_set_is_taken_by_the_models_and_off_is_not_sent
     """The models of the stand-in refuse what the real ones refuse."""
     assert set(EFFORTS) == {"off", *models.CHAT[Settings.chat_model]}
     assert Settings.chat_model in models.CHAT
-    assert Settings.embedding_model in models.NATIVE
+    assert Settings.embedding_model in embeddings.NATIVE
     sent = []
     for effort in ("", "off", "max"):
         environment = clouds.environment() | {"REASONING_EFFORT": effort, "RETRIEVAL_COUNT": "0"}
