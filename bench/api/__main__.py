@@ -24,6 +24,7 @@ import httpx
 import uvloop
 
 from bench.api.load import Target, first_token, memory, resident, throughput
+from services.api.cimt_api.settings import Settings
 from services.api.tests import harness
 from tests.database.server import free_port
 
@@ -34,13 +35,13 @@ QUESTION = "How long is the warranty?"
 ENDLESS = f"[stand-in: endless; delay=2] {QUESTION}"
 LITELLM_CONFIG = """\
 model_list:
-  - model_name: gpt-5-mini
-    litellm_params: {{model: openai/gpt-5-mini, api_base: "{url}/v1", api_key: sk-for-the-stand-in}}
+  - model_name: {model}
+    litellm_params: {{model: openai/{model}, api_base: "{url}/v1", api_key: sk-for-the-stand-in}}
 general_settings: {{master_key: sk-bench-0123456789abcdef}}
 litellm_settings: {{telemetry: false, num_retries: 0}}
 """
 COMPLETION: dict[str, object] = {
-    "model": "gpt-5-mini",
+    "model": Settings.chat_model,
     "messages": [{"role": "user", "content": "$QUESTION"}],
     "stream": True,
 }
@@ -104,7 +105,7 @@ def targets(stack: contextlib.ExitStack, folder: Path, without: list[str]) -> li
     made.append(Target("plain FastAPI + SDK", f"{at}/chat", ASK, {}, (pid,)))
     if "litellm" not in without:
         config = folder / "litellm.yaml"
-        config.write_text(LITELLM_CONFIG.format(url=url))
+        config.write_text(LITELLM_CONFIG.format(url=url, model=Settings.chat_model))
         command = [str(litellm()), "--config", str(config), "--num_workers", "1", "--port"]
         quiet = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR"}
         at, pid = start(stack, folder, "litellm", command, quiet)

@@ -12,6 +12,8 @@ from fastapi import FastAPI
 from fastapi.responses import StreamingResponse
 from openai import AsyncOpenAI
 
+from services.api.cimt_api.settings import Settings
+
 app = FastAPI()
 client = AsyncOpenAI()
 
@@ -22,7 +24,7 @@ async def chat(body: dict[str, Any]) -> StreamingResponse:
 
     async def lines() -> AsyncIterator[str]:
         chunks = await client.chat.completions.create(
-            model="gpt-5-mini",
+            model=Settings.chat_model,
             messages=[{"role": "user", "content": body["message"]}],
             stream=True,
             stream_options={"include_usage": True},

@@ -16,6 +16,8 @@ switches (all requests, until told otherwise):
   kind: normal, slow, rate_limited, failing, broken, endless, malformed
   also: times (then normal again), paths (["/v1/embeddings"]), retry_after, status, after (events), chunks
 for one request: header "X-Stand-In: broken; after=5", or "[stand-in: broken; after=5]" in the question
+the end of models: curl -X PUT 127.0.0.1:PORT/stand-in/shutdowns -d '{"gpt-6-luna": "2027-12-31"}'
+  replaces the former dates; a model is served until the day before
 counters: GET or DELETE /stand-in/calls; the last requests: GET /stand-in/requests
 """
 

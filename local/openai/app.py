@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
-from . import embeddings
+from . import embeddings, models
 from .behaviour import Behaviour, Switch, as_json, parse, wish
 from .errors import ApiError
 from .wire import Chat, Events, Response
@@ -17,7 +17,6 @@ Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
-MODELS = ("gpt-5-mini", "gpt-5", "gpt-4o-mini", *embeddings.NATIVE)
 MOST_BYTES = 16 * 1024 * 1024
 STREAM = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache"}
 SHAPES: dict[str, type[Chat | Response]] = {
@@ -56,6 +55,9 @@ class StandIn:
         elif call == "DELETE behaviour":
             self.switch.current = self.switch.default
             await _answer(send, 204, b"")
+        elif call == "PUT shutdowns":
+            self.switch.shutdowns = models.parse_shutdowns(await _body(receive))
+            await _json(send, 200, models.listed(self.switch.shutdowns))
         elif call == "GET calls":
             await _json(send, 200, self.switch.state())
         elif call == "DELETE calls":
@@ -79,11 +81,11 @@ class StandIn:
             )
         if (method, path) == ("GET", "/v1/models"):
             self.switch.calls[path] += 1
-            data = [
-                {"id": name, "object": "model", "created": 1700000000, "owned_by": "stand-in"}
-                for name in MODELS
-            ]
-            await _json(send, 200, {"object": "list", "data": data})
+            # Only a behaviour that names this path: a look at the list uses up none that is meant for a question.
+            named = path in self.switch.current.paths
+            behaviour = self.switch.take(path) if named else self.switch.default
+            refuse(behaviour, "the list of models")
+            await self._whole(models.listed(self.switch.shutdowns), behaviour, receive, send)
             return
         if path not in SHAPES and path != "/v1/embeddings":
             raise ApiError(404, f"Invalid URL ({method} {path})")
@@ -94,9 +96,10 @@ class StandIn:
         self.switch.requests.append({"path": path, "body": body})
         if not isinstance(body.get("model"), str) or not body["model"]:
             raise ApiError(400, "you must provide a model parameter")
+        models.refuse_unknown(body["model"], path, self.switch.shutdowns)
         wanted = wish(headers.get(b"x-stand-in"), body, self.switch.default)
         behaviour = wanted or self.switch.take(path)
-        refuse(behaviour, body)
+        refuse(behaviour, body["model"])
         shape = SHAPES.get(path)
         if shape is None:
             given = body.get("input")
@@ -130,12 +133,12 @@ class StandIn:
         await _answer(send, 200, data)
 
 
-def refuse(behaviour: Behaviour, body: dict[str, Any]) -> None:
+def refuse(behaviour: Behaviour, what: str) -> None:
     """Raise the error that this behaviour answers with, if it does."""
     if behaviour.kind == "rate_limited":
         raise ApiError(
             429,
-            f"Rate limit reached for {body['model']} on requests per min (RPM): Limit 500, Used 500, Requested 1. "
+            f"Rate limit reached for {what} on requests per min (RPM): Limit 500, Used 500, Requested 1. "
             f"Please try again in {behaviour.retry_after:g}s.",
             kind="requests",
             code="rate_limit_exceeded",

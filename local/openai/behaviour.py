@@ -10,6 +10,7 @@ from typing import Any
 
 from .answers import text_of
 from .errors import ApiError
+from .models import Shutdowns
 
 KINDS = ("normal", "slow", "rate_limited", "failing", "broken", "endless", "malformed")
 # In the last message of the user, for who speaks to the model through an API of his own.
@@ -110,6 +111,7 @@ class Switch:
     calls: Counter[str] = field(default_factory=Counter)
     inputs: int = 0  # texts embedded
     open: int = 0  # streams on their way
+    shutdowns: Shutdowns = field(default_factory=dict)
     requests: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
 
     def __post_init__(self) -> None:

@@ -72,7 +72,7 @@ def answer(body: dict[str, Any]) -> dict[str, Any]:
             "tokens. Please reduce your prompt.",
             param="input",
         )
-    native = NATIVE.get(model, 1536)
+    native = NATIVE[model]
     size = body.get("dimensions", native)
     if (
         not isinstance(size, int)

@@ -14,6 +14,7 @@ from typing import Any
 from . import answers
 from .behaviour import Behaviour
 from .errors import ApiError
+from .models import refuse_unsupported
 
 FINGERPRINT = "fp_stand_in"
 
@@ -47,28 +48,6 @@ def say(messages: list[dict[str, Any]], limit: Any, name: str, behaviour: Behavi
     return Said(made[:limit], asked, limit is None or len(made) <= limit)
 
 
-def refuse_unsupported(body: dict[str, Any]) -> None:
-    """Reasoning models know neither of these: who sends them learns it here and not in production."""
-    model = str(body["model"])
-    if not model.startswith(("gpt-5", "o1", "o3", "o4")):
-        return
-    if body.get("max_tokens") is not None:
-        raise ApiError(
-            400,
-            "Unsupported parameter: 'max_tokens' is not supported with this model. "
-            "Use 'max_completion_tokens' instead.",
-            param="max_tokens",
-            code="unsupported_parameter",
-        )
-    if body.get("temperature") not in (None, 1):
-        raise ApiError(
-            400,
-            "Unsupported value: 'temperature' does not support this value with this model.",
-            param="temperature",
-            code="unsupported_value",
-        )
-
-
 class Chat:
     """One answer of POST /v1/chat/completions."""
 
@@ -80,7 +59,7 @@ class Chat:
             )
         if not all(isinstance(item, dict) and item.get("role") for item in messages):
             raise ApiError(400, "Invalid 'messages': each needs a role.", param="messages")
-        refuse_unsupported(body)
+        refuse_unsupported(body, body.get("reasoning_effort"), "reasoning_effort")
         name = "max_completion_tokens" if body.get("max_tokens") is None else "max_tokens"
         self.said = say(messages, body.get(name), name, behaviour)
         options = body.get("stream_options") or {}
@@ -178,6 +157,8 @@ class Response:
         messages = [item for item in messages if isinstance(item, dict) and item.get("role")]
         if body.get("instructions"):
             messages.insert(0, {"role": "system", "content": body["instructions"]})
+        effort = (body.get("reasoning") or {}).get("effort")
+        refuse_unsupported(body, effort, "reasoning.effort")
         name = "max_output_tokens"
         self.said = say(messages, body.get(name), name, behaviour)
         self.body = body

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import operator
 import signal
 import subprocess
@@ -61,6 +62,7 @@ def url(address: str) -> Iterator[str]:
     httpx.delete(f"{address}/stand-in/calls")
     yield address
     httpx.delete(f"{address}/stand-in/behaviour")
+    httpx.put(f"{address}/stand-in/shutdowns", json={})
 
 
 def client(url: str, **options: object) -> openai.OpenAI:
@@ -81,7 +83,7 @@ def calls(url: str) -> dict[str, object]:
 
 def ask(url: str, **options: object) -> object:
     return client(url, max_retries=0).chat.completions.create(
-        model="gpt-5-mini", messages=PROMPT, **options
+        model="gpt-6-luna", messages=PROMPT, **options
     )
 
 
@@ -106,7 +108,7 @@ def test_without_a_passage_it_says_so_in_the_language_of_the_question(url: str) 
         "Wie lange ist die Garantie?": "Kein Dokument",
     }.items():
         made = client(url).chat.completions.create(
-            model="gpt-5-mini", messages=[{"role": "user", "content": question}]
+            model="gpt-6-luna", messages=[{"role": "user", "content": question}]
         )
         assert made.choices[0].message.content.startswith(answer)
 
@@ -119,9 +121,9 @@ def test_an_answer_is_cut_at_the_limit(url: str) -> None:
 
 
 def test_responses_are_answered_too(url: str) -> None:
-    whole = client(url).responses.create(model="gpt-5-mini", input=PROMPT)
+    whole = client(url).responses.create(model="gpt-6-luna", input=PROMPT)
     assert whole.output_text == ANSWER
-    events = list(client(url).responses.create(model="gpt-5-mini", input=PROMPT, stream=True))
+    events = list(client(url).responses.create(model="gpt-6-luna", input=PROMPT, stream=True))
     deltas = [event.delta for event in events if event.type == "response.output_text.delta"]
     assert "".join(deltas) == ANSWER
     assert [events[0].type, events[-1].type] == ["response.created", "response.completed"]
@@ -174,6 +176,51 @@ def test_what_reasoning_models_do_not_know_is_refused(url: str) -> None:
         ask(url, temperature=0.2)
 
 
+@pytest.mark.parametrize(
+    ("effort", "code"), [("minimal", "unsupported_value"), ("little", "invalid_value")]
+)
+def test_an_effort_that_the_model_does_not_take_is_refused(
+    url: str, effort: str, code: str
+) -> None:
+    with pytest.raises(openai.BadRequestError, match="'none', ") as caught:
+        ask(url, reasoning_effort=effort)
+    assert (caught.value.code, caught.value.param) == (code, "reasoning_effort")
+    with pytest.raises(openai.BadRequestError) as caught:
+        client(url).responses.create(model="gpt-6-luna", input=PROMPT, reasoning={"effort": effort})
+    assert (caught.value.code, caught.value.param) == (code, "reasoning.effort")
+    assert ask(url, reasoning_effort="none").choices[0].message.content == ANSWER
+
+
+@pytest.mark.parametrize("model", ["gpt-5-mini", "gpt-6", "text-embedding-3-small"])
+def test_what_is_no_model_for_a_chat_is_refused(url: str, model: str) -> None:
+    with pytest.raises(openai.NotFoundError, match="does not exist") as caught:
+        client(url).chat.completions.create(model=model, messages=PROMPT)
+    assert caught.value.code == "model_not_found"
+    with pytest.raises(openai.NotFoundError):
+        client(url).embeddings.create(model="gpt-6-luna", input="a")
+
+
+def test_models_are_listed_with_the_day_of_their_end_and_end_on_it(url: str) -> None:
+    def shut_down(**dates: str) -> httpx.Response:
+        days = {name.replace("_", "-"): day for name, day in dates.items()}
+        return httpx.put(f"{url}/stand-in/shutdowns", json=days)
+
+    def listed() -> dict[str, str | None]:
+        return {model.id: model.shutdown_date for model in client(url).models.list()}
+
+    assert set(listed().values()) == {None}
+    tomorrow = (datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=1)).date()
+    shut_down(gpt_6_luna=f"{tomorrow}")
+    assert listed()["gpt-6-luna"] == f"{tomorrow}"
+    assert ask(url).choices[0].message.content == ANSWER
+    shut_down(gpt_6_luna="2026-01-01")
+    assert "gpt-6-luna" not in listed()
+    with pytest.raises(openai.NotFoundError):
+        ask(url)
+    for wrong in ({"gpt_6_luna": "soon"}, {"gpt_7": "2027-01-01"}):
+        assert shut_down(**wrong).status_code == 400
+
+
 def test_a_key_is_wanted(url: str) -> None:
     answer = httpx.post(f"{url}/v1/chat/completions", json={})
     assert answer.status_code == 401
@@ -188,7 +235,7 @@ def test_a_rate_limit_says_how_long_and_ends_after_so_many_times(url: str) -> No
     assert caught.value.code == "rate_limit_exceeded"
     # The client's own retries: one more refusal, then the answer.
     answered = client(url, max_retries=1).chat.completions.create(
-        model="gpt-5-mini", messages=PROMPT
+        model="gpt-6-luna", messages=PROMPT
     )
     assert answered.choices[0].message.content == ANSWER
     assert calls(url)["paths"] == {"/v1/chat/completions": 3}
@@ -219,7 +266,7 @@ def test_a_malformed_stream_is_not_json(url: str) -> None:
 def test_a_question_can_carry_the_behaviour_through_somebody_elses_api(url: str) -> None:
     question = [{"role": "user", "content": "Hello [stand-in: failing; status=500]"}]
     with pytest.raises(openai.InternalServerError):
-        client(url, max_retries=0).chat.completions.create(model="gpt-5-mini", messages=question)
+        client(url, max_retries=0).chat.completions.create(model="gpt-6-luna", messages=question)
 
 
 @pytest.mark.parametrize(
@@ -245,7 +292,7 @@ def test_a_client_that_waits_for_the_first_token_may_leave_too(url: str) -> None
     behave(url, kind="slow", first=3600)
     with pytest.raises(openai.APITimeoutError):
         client(url, max_retries=0).with_options(timeout=0.3).chat.completions.create(
-            model="gpt-5-mini", messages=PROMPT, stream=True
+            model="gpt-6-luna", messages=PROMPT, stream=True
         )
     until(lambda: calls(url)["open_streams"] == 0)
 

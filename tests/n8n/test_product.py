@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from services.api.cimt_api.settings import Settings
 from services.api.tests import harness
 from tests.database.server import free_port
 from tests.n8n.conftest import Role
@@ -190,3 +192,19 @@ def test_a_stopped_api_is_told_once_and_its_return_once(product: Product) -> Non
         "up: api, figures",
     ]
     assert "DOWN api: no answer" in product.world.outside.messages[0]["text"]
+
+
+def test_the_end_of_the_model_reaches_who_is_on_call(product: Product) -> None:
+    day = datetime.datetime.now(datetime.UTC).date() + datetime.timedelta(days=59)
+    product.clouds.model.shut_down({Settings.chat_model: f"{day}"})
+    product.api.process.terminate()
+    product.api.process.wait(harness.WAIT_SECONDS)
+    product.start_api()
+    harness.eventually(lambda: "cimt_model_days_left{" in product.api.metrics(), "the look")
+    product.world.outside.forget()
+    name = f"model {Settings.chat_model} (CHAT_MODEL) ends"
+    for _ in range(4):
+        answer = product.world.call("alerts")
+    assert answer["failing"] == [name]
+    assert [one["title"] for one in product.world.outside.messages] == [f"notice: {name}"]
+    assert f"{day}" in product.world.outside.messages[0]["text"]

@@ -327,6 +327,54 @@ def test_figures_of_a_metrics_page_are_checked(world: World) -> None:
     world.configure("alerts", probes=[{"name": "api", "url": f"{outside.url}/readyz"}])
 
 
+def test_the_end_of_a_model_is_told_once_and_in_time(world: World) -> None:
+    """The page is what the api serves: services/api/tests/test_lifetimes.py, and test_product.py for both together."""
+    outside = world.outside
+    days = 'cimt_model_days_left{date="2027-01-23",model="gpt-6-luna",setting="CHAT_MODEL"}'
+    no_date = 'cimt_model_days_left{date="",model="embedder",setting="EMBEDDING_MODEL"} +Inf'
+    listed = 'cimt_model_listed{model="gpt-6-luna",setting="CHAT_MODEL"}'
+
+    def serve(*lines: str, age: float = 60) -> None:
+        text = "\n".join(["# HELP x y", f"cimt_model_list_age_seconds {age}", *lines, ""])
+        outside.pages["/metrics"] = ("text/plain", text.encode())
+
+    def messages() -> list[str]:
+        return [one["title"] for one in outside.messages]
+
+    world.configure("alerts", probes=[{"name": "figures", "url": f"{outside.url}/metrics"}])
+    outside.forget()
+    serve(f"{days} 61.0", f"{listed} 1.0", no_date)
+    assert checks(world, 4)["bad"] == []
+    serve(f"{days} 59.0", f"{listed} 1.0", no_date)
+    name = "model gpt-6-luna (CHAT_MODEL)"
+    assert checks(world, 4)["failing"] == [f"{name} ends"]
+    assert messages() == [f"notice: {name} ends"]
+    told = outside.messages[0]
+    assert told["level"] == "notice"
+    assert told["text"].startswith(
+        f"NOTICE {name} ends: it is shut down on 2027-01-23, days left: 59. Next: set another CHAT_MODEL"
+    )
+    serve()  # the api has just started and does not know yet
+    assert checks(world, 4)["failing"] == [f"{name} ends"]
+    serve(f"{days} 58.0", f"{listed} 1.0", no_date)
+    assert checks(world, 4)["failing"] == [f"{name} ends"]
+    assert len(outside.messages) == 1, "told once"
+    serve(f"{listed} 0.0", no_date)
+    assert checks(world, 4)["failing"] == [name]
+    assert messages()[1:] == [f"down: {name}"]
+    assert outside.messages[1]["level"] == "alarm"
+    serve(no_date)  # another model is set
+    assert checks(world, 1)["failing"] == []
+    serve(age=47 * 3600)
+    assert checks(world, 4)["bad"] == []
+    serve(age=49 * 3600)
+    assert checks(world, 4)["failing"] == ["model list"]
+    assert messages()[2:] == ["notice: model list"]
+    serve(no_date)
+    assert checks(world, 4)["failing"] == []
+    world.configure("alerts", probes=[{"name": "api", "url": f"{outside.url}/readyz"}])
+
+
 def test_the_schedule_checks_by_itself_and_gives_a_sign_of_life(world: World) -> None:
     outside = world.outside
     outside.pages["/alive"] = ("text/plain", b"thanks")

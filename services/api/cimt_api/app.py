@@ -21,6 +21,7 @@ from .chats import Chats
 from .database import Database
 from .edge import Edge
 from .generation import Answers
+from .lifetimes import Lifetimes
 from .limits import Limits
 from .metrics import Metrics
 from .retrieval import Retriever
@@ -104,6 +105,8 @@ def create_app(settings: Settings, metrics: Metrics, built_from: str) -> FastAPI
         breaker=lambda: upstream.breaker.open,
         pool=database.stats,
     )
+    lifetimes = Lifetimes(settings, upstream)
+    metrics.registry.register(lifetimes)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -113,7 +116,9 @@ def create_app(settings: Settings, metrics: Metrics, built_from: str) -> FastAPI
         await upstream.start(after=lambda: held.authenticator.ready)
         await answers.start()
         retention = asyncio.create_task(_retention(chats, settings.chat_retention_days))
+        looking = asyncio.create_task(lifetimes.watch())
         yield
+        looking.cancel()
         retention.cancel()
         await answers.close()
         await upstream.close()

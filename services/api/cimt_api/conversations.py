@@ -52,7 +52,7 @@ class Answer(BaseModel):
     status: str = Field(examples=["complete"], description="streaming, complete, cancelled, failed")
     error: str | None
     sources: list[dict[str, Any]]
-    model: str = Field(examples=["gpt-5-mini"])
+    model: str = Field(examples=["gpt-6-luna"])
     created_at: datetime
 
 

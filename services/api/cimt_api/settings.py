@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from psycopg import ProgrammingError
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-EFFORTS = ("off", "none", "minimal", "low", "medium", "high", "xhigh", "max")
+EFFORTS = ("off", "none", "low", "medium", "high", "xhigh", "max")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 REQUIRED = ("DATABASE_URL", "SUPABASE_URL", "OPENAI_API_KEY", "INGEST_KEY")
 INGEST_KEY_LENGTH = 32  # characters, at least
@@ -44,10 +44,10 @@ class Settings:
 
     # The model
     openai_base_url: str = ""  # default: the SDK's own
-    chat_model: str = "gpt-5-mini"
+    chat_model: str = "gpt-6-luna"
     embedding_model: str = "text-embedding-3-small"
     answer_tokens: int = 1024  # at most, per answer, what the model thinks included
-    reasoning_effort: str = "minimal"  # off: is not sent, for models that do not reason
+    reasoning_effort: str = "none"  # off: is not sent, for models that do not reason
     openai_connect_seconds: float = 5.0
     openai_first_token_seconds: float = 30.0  # from the question to the model until its first token
     openai_between_tokens_seconds: float = 20.0

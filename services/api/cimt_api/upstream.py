@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import datetime
 import logging
 import random
 import time
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import orjson
 from opentelemetry import trace
 from opentelemetry.trace import SpanKind
+from pydantic import BaseModel
 
 from .metrics import Metrics
 from .problems import Problem
@@ -33,6 +35,7 @@ OPEN_SECONDS = 5.0  # the first time; doubles up to
 OPEN_SECONDS_MOST = 60.0
 RETRY_AFTER_MOST = 2.0  # seconds that a retry may be put off; longer ones are the client's to wait
 EMBED_SECONDS = 10.0
+LIST_SECONDS = 30.0
 LOAD_AFTER_TENTHS = 50  # of a second, at most: importing holds up all else, such as fetching keys
 
 log = logging.getLogger(__name__)
@@ -64,6 +67,19 @@ class UpstreamError(Exception):
         status, title, _, _ = KINDS[self.kind]
         wait = {"Retry-After": f"{max(1, round(self.retry_after or 5))}"} if status == 503 else {}
         return Problem(status, title, kind=self.kind, headers=wait)
+
+
+class ServedModel(BaseModel):
+    """What the list of models says about one of them."""
+
+    id: str
+    shutdown_date: datetime.date | None = None
+
+
+class ServedModels(BaseModel):
+    """The list of models."""
+
+    data: list[ServedModel]
 
 
 class Delta(NamedTuple):
@@ -203,6 +219,17 @@ class Upstream:
             else:
                 self.embedding_breaker.success()
                 return vectors
+
+    async def shutdown_dates(self) -> dict[str, datetime.date | None]:
+        """Every model that is served, and its last day where one is announced. Raises UpstreamError, tries once."""
+        client = await self._loaded()
+        assert self._response is not None  # noqa: S101 - set with the client
+        async with _translated():
+            response = await client.get(
+                "/models", cast_to=self._response, options={"timeout": LIST_SECONDS}
+            )
+            listed = ServedModels.model_validate_json(response.content)
+        return {model.id: model.shutdown_date for model in listed.data}
 
     async def _attempt(self, body: dict[str, Any]) -> AsyncGenerator[Delta]:
         client = await self._loaded()

@@ -142,6 +142,11 @@ class Model:
         """Well-behaved again, counters at zero."""
         httpx.delete(f"{self.url}/stand-in/behaviour")
         httpx.delete(f"{self.url}/stand-in/calls")
+        self.shut_down({})
+
+    def shut_down(self, dates: dict[str, str]) -> None:
+        """The models that end, each with its date; all others have none announced."""
+        httpx.put(f"{self.url}/stand-in/shutdowns", json=dates).raise_for_status()
 
     def calls(self, path: str = "/v1/chat/completions") -> int:
         """Requests so far."""

@@ -75,7 +75,7 @@ def test_an_answer_in_one_piece(ann: httpx.Client, model: Model, clouds: Clouds)
     assert body["object"] == "chat.completion"
     assert body["cimt"]["answer_id"] == answer.headers["x-answer-id"]
     kept = stored(clouds, body["cimt"]["answer_id"], "complete")
-    assert (kept["question"], kept["answer"], kept["model"]) == (QUESTION, text, "gpt-5-mini")
+    assert (kept["question"], kept["answer"], kept["model"]) == (QUESTION, text, "gpt-6-luna")
     assert kept["embedding_model"] == "text-embedding-3-small"
     assert kept["conversation_id"] == body["cimt"]["conversation_id"]
     assert body["usage"]["prompt_tokens"] == kept["prompt_tokens"] > 0

@@ -255,6 +255,7 @@ def test_every_wrong_or_missing_variable_is_named_at_once() -> None:
         "SUPABASE_URL": "http://example.com",
         "CORS_ORIGINS": "app.example.com",
         "CHAT_LOG": "perhaps",
+        "REASONING_EFFORT": "minimal",
     }
     missing = ("OPENAI_API_KEY",)
     clean = {name: value for name, value in os.environ.items() if name not in missing}

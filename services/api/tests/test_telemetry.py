@@ -69,7 +69,7 @@ def test_a_question_is_one_trace_without_its_words(
     with api(folder, clouds.environment() | environment, until="/readyz") as traced:
         with traced.client(token) as client:
             assert read(client, "POST", "/chat", json={"message": QUESTION}).done
-        wanted = {"POST /chat", "retrieval", "chat gpt-5-mini", "embeddings text-embedding-3-small"}
+        wanted = {"POST /chat", "retrieval", "chat gpt-6-luna", "embeddings text-embedding-3-small"}
         eventually(lambda: wanted <= set(collector.spans), f"the spans {wanted}")
     assert len({collector.spans[name].trace_id for name in wanted}) == 1
     assert collector.paths == {"/v1/traces"}
