@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +25,6 @@ from local.settings import LocalError, Settings, check_tools
 
 DISK = "25G"
 SETUP = Path(__file__).with_name("image_setup.sh")
-MIRROR = "http://deb.debian.org/debian"
 SUITES = {"debian-13": "trixie", "debian-12": "bookworm"}
 # The machine itself, then what a fresh droplet has.
 PACKAGES = """
@@ -94,6 +93,7 @@ def _ensure_debian(settings: Settings) -> Image:
 def _build(suite: str, packages: list[str], extra_ca: Path | None, part: Path) -> None:
     """Root file system by mmdebstrap, then an ext4 disk of it, without mounting anything."""
     root = part / "root"
+    # No mirror is named: mmdebstrap then takes the suite's security and update archives too.
     command = [
         "mmdebstrap",
         "--variant=minbase",
@@ -115,11 +115,14 @@ def _build(suite: str, packages: list[str], extra_ca: Path | None, part: Path) -
         "rm -rf root",
     ]
     if os.geteuid() == 0:
-        _run([*command, "--mode=root", "--format=directory", suite, str(root), MIRROR], part)
+        # What it mounts (/proc, /sys, /dev/shm) ends with it, also when it is killed: else the next build, which
+        # deletes what this one left, would delete in them.
+        alone = ("unshare", "--mount", "--propagation", "private")
+        _run([*command, "--mode=root", "--format=directory", suite, str(root)], part, alone)
         _run(["sh", "-euc", "\n".join(disk)], part)
     else:
         # Without root: a tar made in a user namespace, unpacked and turned into a disk in another one.
-        _run([*command, "--mode=unshare", suite, str(part / "root.tar"), MIRROR], part)
+        _run([*command, "--mode=unshare", suite, str(part / "root.tar")], part)
         part.chmod(0o777)  # the namespace's root is not us
         unpack = [
             "umask 022",
@@ -133,10 +136,10 @@ def _build(suite: str, packages: list[str], extra_ca: Path | None, part: Path) -
         part.chmod(0o755)
 
 
-def _run(command: list[str], cwd: Path) -> None:
+def _run(command: list[str], cwd: Path, within: Sequence[str] = ()) -> None:
     path = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
     env = {**os.environ, "PATH": path, "TMPDIR": str(cwd)}
-    result = subprocess.run(command, cwd=cwd, env=env)
+    result = subprocess.run([*within, *command], cwd=cwd, env=env)
     if result.returncode:
         raise LocalError(
             f"image: {command[0]} failed with exit code {result.returncode} (its output is above)."

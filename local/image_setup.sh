@@ -4,6 +4,12 @@
 set -eu
 root=$1
 
+# Security updates, now and in the running droplet, which takes them from these sources by itself.
+grep -rqs -e '-security' "$root/etc/apt/sources.list" "$root/etc/apt/sources.list.d" || {
+  echo "image: mmdebstrap names no security archive for this suite. Next: install a newer mmdebstrap, or distro-info-data" >&2
+  exit 1
+}
+
 # Network as the hypervisor gives it; cloud-init need not render it again on every boot.
 mkdir -p "$root/etc/systemd/network"
 cat > "$root/etc/systemd/network/80-dhcp.network" <<'CONF'

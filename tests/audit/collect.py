@@ -252,6 +252,7 @@ print(
             "trials": [str(path) for path in pathlib.Path("/var/lib/cimt/config").glob("*/trial")],
             "dpkg_audit": run("dpkg", "--audit")["out"],
             "apt": run("apt-config", "dump")["out"].splitlines(),
+            "apt_sources": run("apt-get", "update", "--print-uris")["out"].splitlines(),
             "packages": packages(),
             "sshd": run("sshd", "-T"),
             "firewall": firewall(),

@@ -36,7 +36,7 @@ def test_packages_are_whole(found: dict[str, Any]) -> None:
 
 @pytest.mark.logs("unattended-upgrades.service", "apt-daily-upgrade.service")
 def test_security_updates_come_by_themselves(found: dict[str, Any]) -> None:
-    """Nobody reads advisories every day. The settings in effect, and the timer behind them."""
+    """Nobody reads advisories every day. The settings in effect, the timer behind them, and where they come from."""
     for setting in ("Update-Package-Lists", "Unattended-Upgrade"):
         lines = [line for line in found["apt"] if line.startswith(f"APT::Periodic::{setting} ")]
         assert lines, f"APT::Periodic::{setting} is not set"
@@ -50,6 +50,9 @@ def test_security_updates_come_by_themselves(found: dict[str, Any]) -> None:
         and "ecurity" in line
         for line in found["apt"]
     ), "unattended-upgrades takes nothing from the security origin"
+    assert any("-security/" in source for source in found["apt_sources"]), (
+        "no security archive is among apt's sources"
+    )
 
 
 def test_the_clock_is_right(reached: Reached) -> None:

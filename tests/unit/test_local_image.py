@@ -4,6 +4,7 @@ import functools
 import hashlib
 import http.server
 import multiprocessing
+import subprocess
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -12,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from local.cloud_image import download, ensure_ubuntu
-from local.image import building
+from local.image import SETUP, building
+from local.image import _build as _build_debian
 from local.settings import LocalError, Settings, load
 
 CONTENT = bytes(range(256)) * 20_000  # 5 MB: several chunks
@@ -156,6 +158,30 @@ def test_what_a_killed_build_left_is_removed(tmp_path: Path) -> None:
         assert not stale.exists()
         (part / "disk.raw").write_text("whole")
     assert (target / "disk.raw").read_text() == "whole"
+
+
+def test_the_guest_has_the_security_archive_of_its_suite(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """mmdebstrap adds it to the sources unless a mirror is named; the image's own setup insists on it."""
+    (tmp_path / "mmdebstrap").write_text(
+        f'#!/bin/sh\nprintf "%s\\n" "$@" >{tmp_path}/asked\nexit 1\n'
+    )
+    (tmp_path / "mmdebstrap").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    (tmp_path / "cache").mkdir()
+    with pytest.raises(LocalError, match="mmdebstrap failed"):
+        _build_debian("trixie", ["sudo"], None, tmp_path / "cache")
+    asked = (tmp_path / "asked").read_text().splitlines()
+    assert asked[-2] == "trixie"
+    assert "://" not in "".join(asked)
+
+    apt = tmp_path / "guest/etc/apt"
+    apt.mkdir(parents=True)
+    (apt / "sources.list").write_text("deb http://192.0.2.1/debian trixie main\n")
+    setup = subprocess.run([SETUP, tmp_path / "guest"], capture_output=True, text=True)
+    assert setup.returncode == 1
+    assert "names no security archive for this suite" in setup.stderr
 
 
 def _build(

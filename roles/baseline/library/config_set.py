@@ -97,6 +97,7 @@ options:
 """
 
 STATE_ROOT = Path("/var/lib/cimt/config")
+OWNER = (0, 0)  # user and group of every file: root's
 RESTORE_UNIT = Path("/etc/systemd/system/cimt-restore@.service")
 RESTORE_UNIT_TEXT = """\
 # Written by Ansible (module config_set).
@@ -174,7 +175,7 @@ class Entry:
         if stat.S_ISDIR(status.st_mode):
             return Entry(self.path, "directory", "", mode)
         if stat.S_ISREG(status.st_mode):
-            owned = (status.st_uid, status.st_gid) == (0, 0)
+            owned = (status.st_uid, status.st_gid) == OWNER
             # A file of another owner is never equal: its mode is reported as one we do not ask for.
             return Entry(
                 self.path, "file", self.path.read_text("utf-8", "replace"), mode if owned else -1
@@ -200,7 +201,7 @@ class Entry:
         path.parent.mkdir(parents=True, exist_ok=True)
         if self.kind == "directory":
             path.mkdir(exist_ok=True)
-            os.chown(path, 0, 0)
+            os.chown(path, *OWNER)
             path.chmod(self.mode)
             return
         beside = path.with_name(f".{path.name}.cimt")
@@ -216,7 +217,7 @@ class Entry:
             ) as out:
                 out.write(self.data)
                 os.fchmod(out.fileno(), self.mode)
-                os.fchown(out.fileno(), 0, 0)
+                os.fchown(out.fileno(), *OWNER)
                 out.flush()
                 os.fsync(out.fileno())
         os.replace(beside, path)

@@ -1,0 +1,245 @@
+"""The firewall policy, judged by the kernel.
+
+One network namespace is the droplet, one a client outside, one a container behind Docker's address
+translation, and they try to reach each other.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.host import ENVIRONMENT, FIREWALL_VARIANTS, render
+
+CLIENT, DROPLET, CONTAINER = "192.0.2.2", "192.0.2.1", "172.18.0.2"
+OTHER_CLIENT = "198.51.100.2"
+CLIENT6, DROPLET6 = "2001:db8::2", "2001:db8::1"
+# What Docker does for ports that containers publish, whether or not anyone wants them public.
+DOCKER_NAT = """
+table ip nat {
+  chain prerouting {
+    type nat hook prerouting priority dstnat
+    fib daddr type local tcp dport { 80, 443, 2377, 3000 } dnat to 172.18.0.2
+    fib daddr type local tcp dport 8080 dnat to 172.18.0.2:443
+  }
+  chain postrouting {
+    type nat hook postrouting priority srcnat
+    ip saddr 172.18.0.0/16 oifname != "docker_gwbridge" masquerade
+  }
+}
+"""
+LISTEN = """
+import socket, sys, threading
+def serve(server):
+    while True:
+        server.accept()[0].close()
+for port in sys.argv[1:]:
+    both = dict(family=socket.AF_INET6, dualstack_ipv6=True)
+    server = socket.create_server(("::", int(port)), **both)
+    threading.Thread(target=serve, args=(server,)).start()
+print("listening", flush=True)
+"""
+CONNECT = """
+import asyncio, json, sys
+async def reach(host, port, source):
+    local = (source, 0) if source else None
+    try:
+        writer = (await asyncio.wait_for(asyncio.open_connection(host, port, local_addr=local), 1))[1]
+        writer.close()
+        return "open"
+    except TimeoutError:
+        return "silent"
+    except OSError:
+        return "refused"
+async def main():
+    print(json.dumps(await asyncio.gather(*(reach(*target) for target in json.loads(sys.argv[1])))))
+asyncio.run(main())
+"""
+
+
+class Network:
+    """A network namespace: a machine with nothing but its network."""
+
+    def __init__(self, inside: "Network | None" = None) -> None:
+        prefix: list[str] = inside.prefix if inside else []
+        self.process = subprocess.Popen(
+            [*prefix, "unshare", "--net", "sh", "-c", "echo; exec sleep infinity"],
+            env=ENVIRONMENT,
+            stdout=subprocess.PIPE,
+        )
+        assert self.process.stdout
+        assert self.process.stdout.readline() == b"\n"
+        self.prefix: list[str] = ["nsenter", f"--target={self.process.pid}", "--net", "--"]
+        self.servers: list[subprocess.Popen[str]] = []
+        self.run("ip", "link", "set", "lo", "up")
+
+    def run(self, *argv: str, stdin: str = "") -> str:
+        done = subprocess.run(
+            [*self.prefix, *argv], input=stdin, env=ENVIRONMENT, text=True, capture_output=True
+        )
+        assert done.returncode == 0, f"{' '.join(argv)}: {done.stderr}"
+        return done.stdout
+
+    def listen(self, *ports: int) -> None:
+        server = subprocess.Popen(
+            [*self.prefix, sys.executable, "-c", LISTEN, *map(str, ports)],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.servers.append(server)
+        assert server.stdout
+        assert server.stdout.readline() == "listening\n"
+
+    def reach(self, *targets: tuple[str, int] | tuple[str, int, str]) -> list[str]:
+        """For each (host, port[, own address]) whether it is open, refused or silent."""
+        asked = json.dumps([[*target, None][:3] for target in targets])
+        answers: list[str] = json.loads(self.run(sys.executable, "-c", CONNECT, asked))
+        return answers
+
+    def stop(self) -> None:
+        processes: list[subprocess.Popen[Any]] = [*self.servers, self.process]
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
+class Site:
+    """A client, the droplet and a container, cabled as in production."""
+
+    def __init__(self) -> None:
+        self.droplet = Network()
+        self.client = Network(self.droplet)
+        self.container = Network(self.droplet)
+        for name, far in (("eth0", self.client), ("docker_gwbridge", self.container)):
+            pid = str(far.process.pid)
+            self.droplet.run(*f"ip link add {name} type veth peer name eth0 netns {pid}".split())
+            self.droplet.run("ip", "link", "set", name, "up")
+            far.run("ip", "link", "set", "eth0", "up")
+        for network, commands in (
+            (
+                self.droplet,
+                [
+                    f"addr add {DROPLET}/24 dev eth0",
+                    f"addr add {DROPLET6}/64 dev eth0 nodad",
+                    "addr add 172.18.0.1/16 dev docker_gwbridge",
+                    "route add 198.51.100.0/24 dev eth0",
+                ],
+            ),
+            (
+                self.client,
+                [
+                    f"addr add {CLIENT}/24 dev eth0",
+                    f"addr add {OTHER_CLIENT}/32 dev eth0",
+                    f"addr add {CLIENT6}/64 dev eth0 nodad",
+                    f"route add 172.18.0.0/16 via {DROPLET}",
+                ],
+            ),
+            (
+                self.container,
+                [f"addr add {CONTAINER}/16 dev eth0", "route add default via 172.18.0.1"],
+            ),
+        ):
+            for command in commands:
+                network.run("ip", *command.split())
+        self.droplet.run("sysctl", "--quiet", "net.ipv4.ip_forward=1")
+        self.droplet.run("nft", "--file", "-", stdin=DOCKER_NAT)
+        # 3000 is also the listening socket of Docker's proxy, which takes what is not translated (IPv6).
+        self.droplet.listen(22, 3000, 8080, 8443)
+        self.container.listen(80, 443, 2377, 3000)
+        self.client.listen(53)
+
+    def load(self, **scenario: Any) -> None:
+        policy = render("firewall", "firewall.nft.j2", **scenario)
+        self.droplet.run("nft", "--check", "--file", "-", stdin=policy)
+        self.droplet.run("nft", "--file", "-", stdin=policy)
+
+
+@pytest.fixture(scope="module")
+def site() -> Iterator[Site]:
+    cabled = Site()
+    yield cabled
+    for network in (cabled.client, cabled.container, cabled.droplet):
+        network.stop()
+
+
+@pytest.fixture
+def firewalled(site: Site) -> Site:
+    site.load()
+    return site
+
+
+def test_without_a_policy_docker_opens_every_hole(site: Site) -> None:
+    """The other tests prove something only if all of this answers when no policy is loaded."""
+    targets = [(DROPLET, port) for port in (22, 80, 443, 2377, 3000, 8080, 8443)]
+    targets += [(CONTAINER, 3000), (DROPLET6, 3000), (DROPLET6, 22)]
+    assert site.client.reach(*targets) == ["open"] * len(targets)
+
+
+def test_declared_ports_answer_and_no_other(firewalled: Site) -> None:
+    assert firewalled.client.reach((DROPLET, 22), (DROPLET, 80), (DROPLET, 443)) == ["open"] * 3
+    shut = [(DROPLET, port) for port in (2377, 3000, 8443)]
+    assert firewalled.client.reach(*shut) == ["silent"] * len(shut)
+
+
+def test_the_published_port_counts_not_the_containers_own(firewalled: Site) -> None:
+    """8080 is translated to the container's 443, which is declared; 8080 is not."""
+    assert firewalled.client.reach((DROPLET, 8080)) == ["silent"]
+
+
+def test_a_containers_own_address_is_not_reached_from_outside(firewalled: Site) -> None:
+    assert firewalled.client.reach((CONTAINER, 80), (CONTAINER, 3000)) == ["silent"] * 2
+
+
+def test_ipv6_is_no_way_around(firewalled: Site) -> None:
+    assert firewalled.client.reach((DROPLET6, 22), (DROPLET6, 3000)) == ["open", "silent"]
+
+
+def test_containers_reach_the_world_and_the_host_reaches_itself(firewalled: Site) -> None:
+    assert firewalled.container.reach((CLIENT, 53)) == ["open"]
+    assert (
+        firewalled.droplet.reach(("127.0.0.1", 3000), (CONTAINER, 3000), (CLIENT, 53))
+        == ["open"] * 3
+    )
+
+
+def test_containers_reach_only_declared_ports_of_the_host(firewalled: Site) -> None:
+    assert firewalled.container.reach(("172.18.0.1", 8443)) == ["silent"]
+
+
+def test_web_sources_limit_the_web_and_nothing_else(site: Site) -> None:
+    site.load(firewall_web_sources=["198.51.100.0/24", "2001:db8:ffff::/48"])
+    assert site.client.reach(
+        (DROPLET, 443, OTHER_CLIENT), (DROPLET, 443, CLIENT), (DROPLET, 22, CLIENT)
+    ) == ["open", "silent", "open"]
+
+
+def test_ssh_is_limited_per_source(site: Site) -> None:
+    site.load(firewall_ssh_rate="1/minute", firewall_ssh_burst=5)
+    first = site.client.reach(*[(DROPLET, 22, CLIENT)] * 12)
+    assert 5 <= first.count("open") <= 7
+    assert site.client.reach((DROPLET, 22, OTHER_CLIENT), (DROPLET, 80, CLIENT)) == ["open"] * 2
+
+
+def test_loading_again_leaves_dockers_tables_and_no_old_rule(firewalled: Site) -> None:
+    firewalled.load(firewall_public_tcp_ports=[443])
+    assert "dnat to 172.18.0.2" in firewalled.droplet.run("nft", "list", "table", "ip", "nat")
+    assert firewalled.client.reach((DROPLET, 80), (DROPLET, 443)) == ["silent", "open"]
+
+
+def test_stopping_the_unit_removes_our_table_only(firewalled: Site) -> None:
+    unit = render("firewall", "cimt-firewall.service.j2")
+    stop = next(line for line in unit.splitlines() if line.startswith("ExecStop="))
+    firewalled.droplet.run("nft", stop.partition("nft ")[2].strip("'"))
+    assert firewalled.droplet.run("nft", "list", "tables").split("\n") == ["table ip nat", ""]
+
+
+@pytest.mark.parametrize(
+    "scenario",
+    FIREWALL_VARIANTS,
+    ids=str,
+)
+def test_every_variant_of_the_policy_loads(site: Site, scenario: dict[str, Any]) -> None:
+    site.load(**scenario)
