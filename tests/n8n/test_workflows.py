@@ -341,7 +341,7 @@ def test_the_end_of_a_model_is_told_once_and_in_time(world: World) -> None:
     def messages() -> list[str]:
         return [one["title"] for one in outside.messages]
 
-    world.configure("alerts", probes=[{"name": "figures", "url": f"{outside.url}/metrics"}])
+    world.configure("alerts", probes=[{"name": "api figures", "url": f"{outside.url}/metrics"}])
     outside.forget()
     serve(f"{days} 61.0", f"{listed} 1.0", no_date)
     assert checks(world, 4)["bad"] == []
