@@ -109,7 +109,8 @@ audit: setup ## Read-only audit of the droplet: testinfra inside, port scan outs
 .PHONY: setup check check-unprivileged lint unit kernel database-17 n8n-install n8n-lint n8n-catalogue n8n-test n8n-upgrade test faults lock clean
 setup: .venv/.installed node_modules/.installed ## Install the locked Python and npm environments
 check: lint unit kernel ## All that needs no VM: linters, unit and contract tests (under three minutes)
-check-unprivileged: ## As root: `check` of HEAD as GitHub runs it, as an ordinary user without user namespaces
+# Root may do what GitHub's runner and a developer may not: so root checks as one of them.
+check-unprivileged: ## `check` as GitHub runs it: of HEAD, and never as root nor with user namespaces
 	@python3 tests/unprivileged.py make check
 lint: setup ## Every linter
 	@tests/lint.sh
@@ -129,8 +130,7 @@ n8n-test: n8n-install ## The workflows and their role on the real n8n (installs 
 	@python -m pytest -q -p no:cacheprovider -n 2 --dist loadfile tests/n8n --ignore tests/n8n/test_upgrade.py
 n8n-upgrade: setup ## Upgrade from N8N_FROM (default 2.40.7) to the pinned n8n, on a volume with data
 	@python -m pytest -q -p no:cacheprovider tests/n8n/test_upgrade.py
-# Root may do what GitHub's runner and a developer may not: so root checks as one of them, and only the rest as itself.
-test: packages $(if $(filter 0,$(shell id -u)),check-unprivileged kernel,check) database-17 n8n-test ## check, Postgres 17, the real n8n, then the acceptance run on a real droplet
+test: packages check-unprivileged kernel database-17 n8n-test ## check, Postgres 17, the real n8n, then the acceptance run on a real droplet
 	@if [ ! -e .local/droplet/disk.qcow2 ]; then \
 	  echo "test: plan on a droplet that was never provisioned"; python -m local start; make --no-print-directory plan; fi
 	@python -m local up
