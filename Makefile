@@ -51,7 +51,7 @@ dev: setup ## The small loop: API with reload, Postgres, stand-ins for sign-in a
 
 .PHONY: panel-image
 panel-image: setup ## Build the stand-in panel's image and push it to the local registry
-	@services/build.sh easypanel --local
+	@tools/build.sh easypanel --local
 
 ##@ Daily verbs (ENV=local or ENV=production)
 .PHONY: provision plan
@@ -66,29 +66,29 @@ services: setup ## Make only the panel's apps what services/compose.yaml says (a
 
 .PHONY: build
 build: setup ## Build and push the image of SERVICE (default api; n8n); prints its digest
-	@services/build.sh "$$SERVICE" $(build_options)
+	@tools/build.sh "$$SERVICE" $(build_options)
 
 .PHONY: n8n-image n8n-workflows n8n-pull
 n8n-image: setup ## Build and push n8n's image, unless the registry has this version already
-	@services/build.sh n8n --missing $(build_options)
+	@tools/build.sh n8n --missing $(build_options)
 n8n-workflows: setup ## Make only n8n's workflows and credentials what the files say (a part of provision)
 	@$(call play,n8n) $(ARGS)
 n8n-pull: setup ## Bring edits of n8n's editor into n8n_workflows/; ARGS=--check only shows them, ARGS=ID adopts one
 	@mkdir -p .local
 	@$(call play,n8n-pull)
-	@python -m services.n8n.workflows pull --input .local/n8n-$(ENV).json $(ARGS)
+	@python -m tools.workflows pull --input .local/n8n-$(ENV).json $(ARGS)
 
 .PHONY: migrate migrate-plan schema user-export user-erase
 migrate: setup ## Apply the pending database migrations
-	@python supabase/migrate.py
+	@python -m tools.database.migrate
 migrate-plan: setup ## Show the pending migrations; applies nothing
-	@python supabase/migrate.py --plan
+	@python -m tools.database.migrate --plan
 schema: setup ## Write docs/schema.md from the live catalogue of all migrations
-	@python supabase/schema.py $(ARGS)
+	@python -m tools.database.schema $(ARGS)
 user-export: setup ## All that is kept about one person, as JSON: USER_ID=… (id or e-mail)
-	@python supabase/person.py export
+	@python -m tools.database.person export
 user-erase: setup ## Delete one person's account and data for good: USER_ID=… CONFIRM=yes
-	@python supabase/person.py erase
+	@python -m tools.database.person erase
 
 .PHONY: deploy rollback history
 deploy: setup ## Release SERVICE: IMAGE=…@sha256:… REVISION=… (local default: the last build; ACCEPT as below)
@@ -111,21 +111,21 @@ setup: .venv/.installed node_modules/.installed ## Install the locked Python and
 check: lint unit kernel ## All that needs no VM: linters, unit and contract tests (under three minutes)
 # Root may do what GitHub's runner and a developer may not: so root checks as one of them.
 check-unprivileged: ## `check` as GitHub runs it: of HEAD, and never as root nor with user namespaces
-	@python3 tests/unprivileged.py make check
+	@python3 tools/unprivileged.py make check
 lint: setup ## Every linter
-	@tests/lint.sh
+	@tools/lint/lint.sh
 unit: setup ## Unit, contract and integration tests without a VM
-	@python -m pytest -q -n 4 --dist worksteal tests/unit tests/integration tests/database services
+	@python -m pytest -q -n 4 --dist worksteal tests/unit tests/integration tests/database tests/api
 kernel: setup ## Tests of the firewall, mounts and network namespaces: as root, by sudo or in a user namespace
 	@tests/kernel/run.sh
 database-17: packages setup ## The database's tests on Postgres 17, as Supabase runs, in a container (bubblewrap)
 	@POSTGRES=17 python -m pytest -q tests/database/test_isolation.py tests/integration/test_migrate.py
 n8n-install: setup ## Install the real n8n for tests, once per machine (seven minutes)
-	@python -m local.n8n
+	@python -m local.images.n8n
 n8n-lint: setup ## The linter of the workflows alone; ARGS=--fix brings them into their normal form
-	@python -m services.n8n.workflows lint $(ARGS)
+	@python -m tools.workflows lint $(ARGS)
 n8n-catalogue: setup ## After a change of n8n's version: the list of its nodes, for the linter
-	@python -m services.n8n.workflows catalogue
+	@python -m tools.workflows catalogue
 n8n-test: n8n-install ## The workflows and their role on the real n8n (installs it at the first run)
 	@python -m pytest -q -p no:cacheprovider -n 2 --dist loadfile tests/n8n --ignore tests/n8n/test_upgrade.py
 n8n-upgrade: setup ## Upgrade from N8N_FROM (default 2.40.7) to the pinned n8n, on a volume with data

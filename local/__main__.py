@@ -9,7 +9,10 @@ import shutil
 import sys
 import time
 
-from local import base_image, clouds, dev, droplet, image, n8n, up
+from local import clouds, dev, up
+from local.droplet import image, machine
+from local.images import base as base_image
+from local.images import n8n
 from local.settings import PORTS, LocalError, Settings, load
 from local.sign_in import sign_in
 
@@ -56,8 +59,8 @@ def parser() -> argparse.ArgumentParser:
 
 def status(settings: Settings) -> int:
     """Say what runs; exit code 1 when the droplet does not."""
-    pid = droplet.running_pid(settings)
-    about = droplet.state(settings)
+    pid = machine.running_pid(settings)
+    about = machine.state(settings)
     if pid:
         minutes = (time.time() - about.get("started", time.time())) / 60
         print(
@@ -102,7 +105,7 @@ def down(settings: Settings) -> int:
     """Remove all that `up` made, but for caches and the chosen ports."""
     for name in clouds.CLOUDS:
         clouds.stop(settings, name)
-    there = droplet.destroy(settings)
+    there = machine.destroy(settings)
     for path in (settings.clouds, settings.logs, settings.state / "build"):
         if path.exists():
             shutil.rmtree(path)
@@ -134,7 +137,7 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
         make = n8n.image if arguments.name == "n8n" else base_image.ensure
         print(make(settings))
     if verb in ("droplet", "start"):
-        droplet.start(settings)
+        machine.start(settings)
     if verb == "start" or (verb == "clouds" and arguments.action == "start"):
         for name in chosen:
             clouds.start(settings, name)
@@ -142,7 +145,7 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
         for name in chosen:
             clouds.stop(settings, name)
     if verb == "stop":
-        print("droplet: off" if droplet.stop(settings) else "droplet: was off")
+        print("droplet: off" if machine.stop(settings) else "droplet: was off")
     if verb == "status" or (verb == "clouds" and arguments.action == "status"):
         return status(settings)
     if verb == "logs":
@@ -150,9 +153,9 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
     if verb == "down":
         return down(settings)
     if verb == "ssh":
-        if not droplet.running_pid(settings):
+        if not machine.running_pid(settings):
             raise LocalError("the droplet is off. Next: make up")
-        command = droplet.ssh_command(settings, *arguments.command)
+        command = machine.ssh_command(settings, *arguments.command)
         os.execvp(command[0], command)  # noqa: S606
     return 0
 
@@ -163,7 +166,7 @@ def main() -> int:
     try:
         settings = load()
         # What runs keeps its ports, whatever the environment says now.
-        if droplet.running_pid(settings) or any(
+        if machine.running_pid(settings) or any(
             clouds.running_pid(settings, name) for name in clouds.CLOUDS
         ):
             settings = load(running=True)

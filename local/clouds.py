@@ -217,7 +217,7 @@ def prepare_supabase(url: str) -> None:
     with psycopg.connect(url) as connection:
         row = connection.execute("select to_regnamespace('auth') is not null").fetchone()
         if row and not row[0]:
-            connection.execute((Path(__file__).parent / "supabase_stub.sql").read_bytes())
+            connection.execute((Path(__file__).parent / "postgres/supabase_stub.sql").read_bytes())
 
 
 def database_url(port: int) -> str:

@@ -17,7 +17,7 @@ import httpx
 import psycopg
 
 from local import clouds
-from local.droplet import alone
+from local.droplet.machine import alone
 from local.settings import LocalError, Settings, check_port, write_atomic
 
 # Other ports than those of `make up`: both can run.
@@ -148,7 +148,7 @@ def migrate(dev: Dev) -> None:
         return
     print("dev: applying the migrations", flush=True)
     done = subprocess.run(
-        [sys.executable, "supabase/migrate.py"],
+        [sys.executable, "-m", "tools.database.migrate"],
         cwd=dev.settings.root,
         env=os.environ | {"ENV": "local", "SUPABASE_DB_URL": url},
         capture_output=True,

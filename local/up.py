@@ -18,7 +18,8 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from local import clouds, droplet
+from local import clouds
+from local.droplet import machine
 from local.settings import (
     DROPLET_PORTS,
     LocalError,
@@ -246,8 +247,8 @@ def last_line(path: Path) -> str:
 
 def check(settings: Settings) -> None:
     """All that can be known to be wrong before anything is made; raises LocalError."""
-    droplet.check_image(settings)
-    if not droplet.running_pid(settings):
+    machine.check_image(settings)
+    if not machine.running_pid(settings):
         check_ports(settings, DROPLET_PORTS)
     check_ports(
         settings, [name for name in clouds.CLOUDS if not clouds.running_pid(settings, name)]
@@ -257,7 +258,7 @@ def check(settings: Settings) -> None:
 def up(settings: Settings) -> None:
     """Run every stage; raises StageFailed with name, log and next command of the one that failed."""
     console = Console(highlight=False, soft_wrap=True)
-    with droplet.alone(settings, "up"):
+    with machine.alone(settings, "up"):
         check(settings)
         save_ports(settings)
         started = time.monotonic()
@@ -279,7 +280,7 @@ def summary(settings: Settings, done: dict[str, float], total: float, console: C
     table.add_row("total", f"{total:.0f}", style="bold")
     console.print()
     console.print(table)
-    kind = droplet.state(settings).get("acceleration")
+    kind = machine.state(settings).get("acceleration")
     speed = (
         "accelerated by KVM" if kind == "kvm" else "emulated: several times slower than a real one"
     )

@@ -11,7 +11,7 @@ _seen: set[str] = set()
 
 
 def _started() -> set[str]:
-    server = sys.modules.get("tests.database.server")
+    server = sys.modules.get("testbed.postgres")
     return server.STARTED if server else set()
 
 

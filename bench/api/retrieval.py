@@ -21,7 +21,7 @@ from collections.abc import Callable
 import psycopg
 
 from bench.database.search import fill, topics
-from tests.database.server import apply, server
+from testbed.postgres import apply, server
 
 WANTED = 10
 FILTER = '{"team": 7}'  # one row in a hundred

@@ -16,7 +16,7 @@ import time
 
 import psycopg
 
-from tests.database.server import MIGRATIONS, apply, server
+from testbed.postgres import MIGRATIONS, apply, server
 
 WANTED = 8
 NOISE = (

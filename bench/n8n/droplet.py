@@ -20,9 +20,9 @@ from pathlib import Path
 
 from local.clouds import http_answers
 from local.settings import load
+from testbed.postgres import free_port
 from tests.acceptance.conftest import make, on_droplet
 from tests.acceptance.test_n8n import seed
-from tests.database.server import free_port
 
 PARAGRAPH = (
     "Documents of this size are usual for a help centre, and this sentence fills them. " * 40

@@ -19,10 +19,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from services.api.tests import harness
-from services.api.tests.harness import Model
-from tests.n8n.outside import INGEST_KEY, Outside
-from tests.n8n.world import World, running
+from testbed import api as harness
+from testbed.api import Model
+from testbed.n8n.outside import INGEST_KEY, Outside
+from testbed.n8n.world import World, running
 
 PARAGRAPH = (
     "Documents of this size are usual for a help centre, and this sentence fills them up. " * 8

@@ -15,8 +15,8 @@ from uuid import uuid4
 
 import pytest
 
-from services.api.tests import harness
-from tests.database.server import free_port
+from testbed import api as harness
+from testbed.postgres import free_port
 
 from .conftest import GENEROUS, LOCAL
 

@@ -19,7 +19,7 @@ import psycopg
 import pytest
 from pglast import scan
 
-from tests.database.server import MAJORS, MIGRATIONS, ROOT, Server, apply, server
+from testbed.postgres import MAJORS, MIGRATIONS, ROOT, Server, apply, server
 
 ANN, BOB = "11111111-1111-4111-8111-111111111111", "22222222-2222-4222-8222-222222222222"
 RELEASED = sorted((Path(__file__).parent / "released").glob("*.sql"))
@@ -368,7 +368,7 @@ def test_one_person_is_exported_and_erased(cluster: Server) -> None:
 
     def person(action: str, user: str, confirm: str = "") -> tuple[int, str, str]:
         result = subprocess.run(
-            [sys.executable, "supabase/person.py", action],
+            [sys.executable, "-m", "tools.database.person", action],
             cwd=ROOT,
             env=os.environ
             | {"ENV": "production", "SUPABASE_DB_URL": url, "USER_ID": user, "CONFIRM": confirm},

@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from safety import check, same_release
 
-from tests.database.server import ROOT
+from testbed.postgres import ROOT
+from tools.database.safety import check, same_release
 
 BASE = """
 create table public.base (id uuid primary key, note text);
@@ -172,6 +172,9 @@ def test_a_contract_waits_for_the_release_of_the_code(tmp_path: Path) -> None:
 
 def test_the_schema_page_is_fresh() -> None:
     result = subprocess.run(
-        [sys.executable, "supabase/schema.py", "--check"], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, "-m", "tools.database.schema", "--check"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
     )
     assert result.returncode == 0, result.stdout + result.stderr

@@ -18,7 +18,7 @@ import pytest
 from local import dev
 from local.settings import LocalError, Settings
 from local.sign_in import sign_in
-from tests.database.server import free_port
+from testbed.postgres import free_port
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 60

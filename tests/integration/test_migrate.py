@@ -13,18 +13,21 @@ import sys
 import threading
 import time
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import psycopg
 import pytest
 
-from tests.database.server import Server, free_port
-from tests.database.server import server as start_server
+from testbed.postgres import Server, free_port
+from testbed.postgres import server as start_server
 
 ROOT = Path(__file__).parents[2]
 PASSWORD = "with/odd#signs@and:more"
 QUOTED = "with%2Fodd%23signs%40and%3Amore"
+MIGRATE = ("-m", "tools.database.migrate")
+PERSON = ("-m", "tools.database.person")
+EXPORT, ERASE = (*PERSON, "export"), (*PERSON, "erase")
 FIRST = sorted(path.name for path in (ROOT / "migrations").glob("*.sql"))
 
 
@@ -44,17 +47,20 @@ class Checkout:
         self.migrations = root / "migrations"
         self.url = url
         shutil.copytree(ROOT / "supabase", root / "supabase", symlinks=True)
+        shutil.copytree(
+            ROOT / "tools", root / "tools", ignore=shutil.ignore_patterns("__pycache__")
+        )
         shutil.copytree(ROOT / "migrations", self.migrations)
 
     def add(self, name: str, sql: str) -> None:
         (self.migrations / name).write_text(sql)
 
     def start(
-        self, *arguments: str, script: str = "supabase/migrate.py", **environment: str
+        self, *arguments: str, command: Sequence[str] = MIGRATE, **environment: str
     ) -> subprocess.Popen[str]:
         path = f"{ROOT / 'node_modules/.bin'}{os.pathsep}{os.environ['PATH']}"
         return subprocess.Popen(
-            [sys.executable, script, *arguments],
+            [sys.executable, *command, *arguments],
             cwd=self.root,
             env=os.environ
             | {"PATH": path, "ENV": "production", "SUPABASE_DB_URL": self.url}
@@ -66,10 +72,10 @@ class Checkout:
         )
 
     def run(
-        self, *arguments: str, script: str = "supabase/migrate.py", **environment: str
+        self, *arguments: str, command: Sequence[str] = MIGRATE, **environment: str
     ) -> tuple[int, str]:
         """(exit code, all output)."""
-        process = self.start(*arguments, script=script, **environment)
+        process = self.start(*arguments, command=command, **environment)
         output, _ = process.communicate(timeout=120)
         assert PASSWORD not in output
         assert QUOTED not in output
@@ -209,13 +215,6 @@ def test_a_wrong_address_is_refused(tmp_path: Path, url: str, says: str) -> None
     assert len(output.splitlines()) == 1
 
 
-MIGRATE, EXPORT, ERASE = (
-    ("supabase/migrate.py",),
-    ("supabase/person.py", "export"),
-    ("supabase/person.py", "erase"),
-)
-
-
 @pytest.mark.parametrize("sign", ["%", " ", "@", "#", ":", "/", "?"])
 def test_no_error_shows_a_password(tmp_path: Path, server: Server, sign: str) -> None:
     password = f"silverfish{sign}woodlouse"  # not the server's
@@ -242,10 +241,7 @@ def test_no_error_of_any_command_shows_a_password(
 
 def _last_words(folder: Path, command: tuple[str, ...], url: str) -> int:
     """The exit code of a command that fails on one line, without any part of the password."""
-    script, *arguments = command
-    code, output = Checkout(folder, url).run(
-        *arguments, script=script, USER_ID="nobody", CONFIRM="yes"
-    )
+    code, output = Checkout(folder, url).run(command=command, USER_ID="nobody", CONFIRM="yes")
     assert "silverfish" not in output
     assert "woodlouse" not in output
     assert len(output.splitlines()) == 1, output
@@ -263,7 +259,7 @@ def test_what_the_cli_says_shows_no_password(checkout: Checkout) -> None:
 
 
 def test_an_exception_that_nobody_expected_shows_no_password(checkout: Checkout) -> None:
-    (checkout.root / "supabase/safety.py").write_text(
+    (checkout.root / "tools/database/safety.py").write_text(
         "import os\ndef check(_):\n    raise RuntimeError(os.environ['SUPABASE_DB_URL'])\n"
     )
     code, output = checkout.run()
@@ -299,26 +295,22 @@ class Plain(threading.Thread):
         self._socket.close()
 
 
-PUSH = "import migrate; raise SystemExit(migrate.push(migrate.database_url(), '--dry-run'))"
+PUSH = (
+    "from tools.database import migrate; "
+    "raise SystemExit(migrate.push(migrate.database_url(), '--dry-run'))"
+)
 
 
 @pytest.mark.parametrize("who", ["migrate", "person", "the CLI by itself"])
 def test_nothing_goes_to_another_machine_in_plain_text(tmp_path: Path, who: str) -> None:
     checkout = Checkout(tmp_path, "")
-    (tmp_path / "supabase/push.py").write_text(PUSH)
-    script, *arguments = {
-        "migrate": MIGRATE,
-        "person": EXPORT,
-        "the CLI by itself": ("supabase/push.py",),
-    }[who]
+    command = {"migrate": MIGRATE, "person": EXPORT, "the CLI by itself": ("-c", PUSH)}[who]
     server = Plain()
     server.start()
     try:
         # An address that leads here, but is none of loopback.
         url = f"postgresql://postgres:{QUOTED}@0.0.0.0:{server.port}/postgres"
-        code, output = checkout.run(
-            *arguments, script=script, SUPABASE_DB_URL=url, USER_ID="nobody"
-        )
+        code, output = checkout.run(command=command, SUPABASE_DB_URL=url, USER_ID="nobody")
     finally:
         server.close()
     assert code == 1, output

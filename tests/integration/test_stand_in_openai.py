@@ -17,7 +17,7 @@ import openai
 import pytest
 
 from local.clouds import openai_answers, openai_command
-from tests.database.server import free_port
+from testbed.postgres import free_port
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 60

@@ -18,7 +18,7 @@ from supabase_auth import SyncGoTrueClient, SyncMemoryStorage
 from supabase_auth.errors import AuthApiError
 
 from local.clouds import PUBLISHABLE_KEY, supabase_answers, supabase_command
-from tests.database.server import apply, free_port, server
+from testbed.postgres import apply, free_port, server
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 60

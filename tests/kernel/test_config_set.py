@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.host import Machine
+from testbed.host import Machine
 
 
 @pytest.fixture

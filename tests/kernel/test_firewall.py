@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.host import ENVIRONMENT, FIREWALL_VARIANTS, render
+from testbed.host import ENVIRONMENT, FIREWALL_VARIANTS, render
 
 CLIENT, DROPLET, CONTAINER = "192.0.2.2", "192.0.2.1", "172.18.0.2"
 OTHER_CLIENT = "198.51.100.2"

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from local.image import _build
+from local.droplet.image import _build
 from local.settings import LocalError
 
 

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from local.settings import ROOT
-from tests.n8n.server import KEY, OWNER, PASSWORD, N8n
+from testbed.n8n.server import KEY, OWNER, PASSWORD, N8n
 
 FILES = sorted((ROOT / "n8n_workflows").glob("*.json"))
 SECRETS = {
@@ -30,8 +30,8 @@ from pathlib import Path
 import ansible.module_utils
 from ansible.module_utils.testing import patch_module_args
 root, arguments = Path(sys.argv[1]), json.loads(sys.stdin.read())
-for role in ("easypanel", "n8n_workflows"):
-    ansible.module_utils.__path__.append(str(root / "roles" / role / "module_utils"))
+for folder in ("plugins", "roles/n8n_workflows"):
+    ansible.module_utils.__path__.append(str(root / folder / "module_utils"))
 path = root / "roles/n8n_workflows/library/n8n_workflows.py"
 spec = importlib.util.spec_from_file_location("n8n_workflows", path)
 module = importlib.util.module_from_spec(spec)
@@ -103,7 +103,7 @@ class Role:
                 # Not the repository's: its profile of tasks would stand in the middle of the JSON.
                 "ANSIBLE_CONFIG": str(config),
                 "ANSIBLE_ROLES_PATH": str(ROOT / "roles"),
-                "ANSIBLE_MODULE_UTILS": str(ROOT / "roles/easypanel/module_utils"),
+                "ANSIBLE_MODULE_UTILS": str(ROOT / "plugins/module_utils"),
                 "ANSIBLE_STDOUT_CALLBACK": "ansible.posix.json",
             },
             cwd=self.home,

@@ -10,11 +10,11 @@ from typing import Any
 import httpx
 import pytest
 
-from roles.n8n_workflows.module_utils import n8n_files
+from plugins.module_utils import n8n_files
+from testbed.n8n.server import KEY as SERVER_KEY
+from testbed.n8n.server import PASSWORD, N8n, free_port
 from tests.n8n.conftest import FILES as PATHS
 from tests.n8n.conftest import SECRETS, Role
-from tests.n8n.server import KEY as SERVER_KEY
-from tests.n8n.server import PASSWORD, N8n, free_port
 
 FILES = {workflow["id"]: workflow for path in PATHS for workflow in [json.loads(path.read_text())]}
 HOOK = "release-notice"  # has a webhook

@@ -10,8 +10,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.n8n.samples import CREDENTIAL, Slow, workflow
-from tests.n8n.server import N8n
+from testbed.n8n.samples import CREDENTIAL, Slow, workflow
+from testbed.n8n.server import N8n
 
 BOUND = 120.0
 

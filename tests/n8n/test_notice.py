@@ -12,8 +12,8 @@ from typing import Any
 import yaml
 
 from local.settings import ROOT
+from testbed.n8n.server import N8n
 from tests.n8n.conftest import SECRETS, Role
-from tests.n8n.server import N8n
 
 
 def notice(home: Path, url: str, key: str, **result: Any) -> str:

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 
 from services.api.cimt_api.settings import Settings
-from services.api.tests import harness
-from tests.database.server import free_port
+from testbed import api as harness
+from testbed.n8n.outside import Outside
+from testbed.n8n.server import N8n
+from testbed.n8n.world import WEBHOOK_KEY, World, until
+from testbed.postgres import free_port
 from tests.n8n.conftest import Role
-from tests.n8n.outside import Outside
-from tests.n8n.server import N8n
 from tests.n8n.test_workflows import PAGE, pdf
-from tests.n8n.world import WEBHOOK_KEY, World, until
 
 EMBEDDINGS = "/v1/embeddings"
 LONG = "\n\n".join(

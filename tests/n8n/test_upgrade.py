@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from tests.n8n.samples import CREDENTIAL, Slow, workflow
-from tests.n8n.server import N8n
+from testbed.n8n.samples import CREDENTIAL, Slow, workflow
+from testbed.n8n.server import N8n
 from tests.n8n.test_durability import call
 
 FROM = os.environ.get("N8N_FROM") or "2.40.7"

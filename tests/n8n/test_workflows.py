@@ -17,10 +17,10 @@ import httpx
 import pytest
 
 from local.settings import ROOT
-from roles.n8n_workflows.module_utils import n8n_files
-from services.n8n.workflows.__main__ import main
-from tests.n8n.outside import Outside
-from tests.n8n.world import WEBHOOK_KEY, World, running, until
+from plugins.module_utils import n8n_files
+from testbed.n8n.outside import Outside
+from testbed.n8n.world import WEBHOOK_KEY, World, running, until
+from tools.workflows.__main__ import main
 
 PAGE = "<html><head><title>{0}</title></head><body><nav>menu</nav><main><h1>{0}</h1><p>{1}</p></main></body></html>"
 
@@ -328,7 +328,7 @@ def test_figures_of_a_metrics_page_are_checked(world: World) -> None:
 
 
 def test_the_end_of_a_model_is_told_once_and_in_time(world: World) -> None:
-    """The page is what the api serves: services/api/tests/test_lifetimes.py, and test_product.py for both together."""
+    """The page is what the api serves: tests/api/test_lifetimes.py, and test_product.py for both together."""
     outside = world.outside
     days = 'cimt_model_days_left{date="2027-01-23",model="gpt-6-luna",setting="CHAT_MODEL"}'
     no_date = 'cimt_model_days_left{date="",model="embedder",setting="EMBEDDING_MODEL"} +Inf'

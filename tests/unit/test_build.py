@@ -1,4 +1,4 @@
-"""services/build.sh, with a stand-in for buildah: what is asked of it, and what is written down."""
+"""tools/build.sh, with a stand-in for buildah: what is asked of it, and what is written down."""
 
 from __future__ import annotations
 
@@ -59,7 +59,8 @@ class Checkout:
         self.path = f"{programs}{os.pathsep}{os.environ['PATH']}"
         service = self.root / "services/api"
         service.mkdir(parents=True)
-        shutil.copy(ROOT / "services/build.sh", self.root / "services")
+        (self.root / "tools").mkdir()
+        shutil.copy(ROOT / "tools/build.sh", self.root / "tools")
         shutil.copytree(ROOT / "services/n8n", self.root / "services/n8n")
         (service / "Dockerfile").write_text("FROM scratch\n")
         (service / "code.py").write_text("1\n")
@@ -78,7 +79,7 @@ class Checkout:
 
     def build(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [str(self.root / "services/build.sh"), *arguments],
+            [str(self.root / "tools/build.sh"), *arguments],
             env=os.environ
             | {"PATH": self.path, "CALLS": str(self.calls), "SSL_CERT_FILE": ""}
             | {"IMAGE_REPOSITORY": REPOSITORY}

@@ -11,9 +11,7 @@ import yaml
 from ansible.errors import AnsibleFilterError
 
 ROOT = pathlib.Path(__file__).parents[2]
-SPEC = importlib.util.spec_from_file_location(
-    "compose", ROOT / "roles/services/filter_plugins/compose.py"
-)
+SPEC = importlib.util.spec_from_file_location("compose", ROOT / "plugins/filter/compose.py")
 compose = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(compose)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.host import LIBRARY, Machine
+from testbed.host import LIBRARY, Machine
 
 # A key made for this test, and its fingerprint in GnuPG's words.
 KEY = """\

@@ -10,8 +10,9 @@ import pycdlib
 import pytest
 import yaml
 
-from local import clouds, droplet
-from local.acceleration import drive
+from local import clouds
+from local.droplet import machine
+from local.droplet.acceleration import drive
 from local.settings import LocalError, Settings, load
 
 
@@ -24,9 +25,9 @@ def settings(tmp_path: Path) -> Settings:
 def test_a_pid_file_that_is_not_our_qemu_counts_as_off(settings: Settings, pid: str) -> None:
     settings.droplet.mkdir(parents=True)
     (settings.droplet / "qemu.pid").write_text(str(os.getpid()) if pid == "own" else pid)
-    assert droplet.running_pid(settings) == 0
-    assert droplet.stop(settings) is False
-    assert droplet.destroy(settings) is True  # and this test process lives on
+    assert machine.running_pid(settings) == 0
+    assert machine.stop(settings) is False
+    assert machine.destroy(settings) is True  # and this test process lives on
     assert not settings.droplet.exists()
 
 
@@ -40,10 +41,10 @@ def test_our_own_process_is_known_by_its_pid_file(settings: Settings) -> None:
             assert process.stdout is not None
             assert process.stdout.readline() == b"1\n"
             path.write_text(str(process.pid))
-            assert droplet.running_pid(settings) == process.pid
+            assert machine.running_pid(settings) == process.pid
         finally:
             process.kill()
-    assert droplet.running_pid(settings) == 0
+    assert machine.running_pid(settings) == 0
 
 
 def test_a_stale_pid_of_a_cloud_counts_as_off(settings: Settings) -> None:
@@ -73,21 +74,21 @@ def test_a_stand_in_of_another_checkout_is_not_ours(settings: Settings, tmp_path
 
 def test_the_second_of_two_is_refused_with_the_pid_of_the_first(settings: Settings) -> None:
     with (
-        droplet.alone(settings, "up"),
+        machine.alone(settings, "up"),
         pytest.raises(LocalError, match=rf"another run of `up` is at work \(pid {os.getpid()}\)"),
-        droplet.alone(settings, "up"),
+        machine.alone(settings, "up"),
     ):
         pass
-    with droplet.alone(settings, "up"):
+    with machine.alone(settings, "up"):
         pass  # free again
 
 
 def test_another_image_than_that_of_the_droplet_is_refused(settings: Settings) -> None:
-    droplet.check_image(settings)  # there is none yet
+    machine.check_image(settings)  # there is none yet
     settings.droplet.mkdir(parents=True)
     (settings.droplet / "state.json").write_text(json.dumps({"image": "debian-12"}))
     with pytest.raises(LocalError, match=r"is debian-12, not debian-13. Next: make down"):
-        droplet.check_image(settings)
+        machine.check_image(settings)
 
 
 def test_the_seed_is_what_cloud_init_looks_for(settings: Settings) -> None:
@@ -96,7 +97,7 @@ def test_the_seed_is_what_cloud_init_looks_for(settings: Settings) -> None:
     for name in ("id_ed25519", "host_ed25519"):
         (home / name).write_text(f"private {name}\n")
         (home / f"{name}.pub").write_text(f"ssh-ed25519 {name} comment\n")
-    droplet.write_seed(home / "seed.iso", droplet.user_data(home), "instance-id: local-1\n")
+    machine.write_seed(home / "seed.iso", machine.user_data(home), "instance-id: local-1\n")
     iso = pycdlib.PyCdlib()
     iso.open(str(home / "seed.iso"))
     label = iso.pvd.volume_identifier.decode().strip()

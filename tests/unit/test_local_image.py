@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from local.cloud_image import download, ensure_ubuntu
-from local.image import SETUP, building
-from local.image import _build as _build_debian
+from local.droplet.cloud_image import download, ensure_ubuntu
+from local.droplet.image import SETUP, building
+from local.droplet.image import _build as _build_debian
 from local.settings import LocalError, Settings, load
 
 CONTENT = bytes(range(256)) * 20_000  # 5 MB: several chunks

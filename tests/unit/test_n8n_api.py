@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from ansible.errors import AnsibleFilterError
 
-from roles.n8n_workflows.filter_plugins.n8n import n8n_password_hash
+from plugins.filter.n8n import n8n_password_hash
 from roles.n8n_workflows.module_utils.n8n_api import N8nError, container_pid, volume_key
 
 

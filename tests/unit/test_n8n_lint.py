@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from local.n8n import version
-from roles.n8n_workflows.module_utils import n8n_files
-from services.n8n.workflows import catalogue, pull
-from services.n8n.workflows.__main__ import main
-from services.n8n.workflows.lint import lint
-from services.n8n.workflows.repository import HERE, WORKFLOWS, Repository, declaration_findings
+from local.images.n8n import version
+from plugins.module_utils import n8n_files
+from tools.workflows import catalogue, pull
+from tools.workflows.__main__ import main
+from tools.workflows.lint import lint
+from tools.workflows.repository import HERE, WORKFLOWS, Repository, declaration_findings
 
 REPOSITORY = Repository.read()
 HEADER_AUTH = {"httpHeaderAuth": {"id": "cimt-webhook", "name": "CIMT webhook"}}

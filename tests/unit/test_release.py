@@ -85,7 +85,8 @@ def test_a_line_that_a_full_disk_cut_short_hides_no_other(tmp_path: Path) -> Non
 
 def test_the_playbook_is_told_what_the_files_take_away() -> None:
     done = subprocess.run(
-        [sys.executable, ROOT / "supabase/safety.py", "--contracts"],
+        [sys.executable, "-m", "tools.database.safety", "--contracts"],
+        cwd=ROOT,
         capture_output=True,
         text=True,
         check=True,

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.host import ENVIRONMENT, FIREWALL_VARIANTS, render
+from testbed.host import ENVIRONMENT, FIREWALL_VARIANTS, render
 
 
 @pytest.mark.parametrize("variant", FIREWALL_VARIANTS, ids=str)

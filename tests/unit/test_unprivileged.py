@@ -8,7 +8,7 @@ import pytest
 
 BELOW = """
 import os, sys, threading
-from tests.unprivileged import refuse_user_namespaces
+from tools.unprivileged import refuse_user_namespaces
 refuse_user_namespaces()
 thread = threading.Thread(target=print, args=("a thread runs",), kwargs={"flush": True})
 thread.start()
@@ -17,7 +17,7 @@ os.execvp(sys.argv[1], sys.argv[1:])
 """
 CLONE = """
 import ctypes, os, platform
-from tests.unprivileged import CALLS, CLONE_NEWUSER
+from tools.unprivileged import CALLS, CLONE_NEWUSER
 libc = ctypes.CDLL(None, use_errno=True)
 if libc.syscall(CALLS[platform.machine()][1], CLONE_NEWUSER | 17, 0, 0, 0, 0) == -1:  # SIGCHLD
     raise SystemExit(os.strerror(ctypes.get_errno()))

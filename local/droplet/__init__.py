@@ -1,0 +1,1 @@
+"""The local droplet: its disk image, its virtual machine, and whether that is accelerated."""

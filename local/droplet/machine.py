@@ -1,0 +1,397 @@
+"""The local droplet: one QEMU virtual machine, sized as the real one, on user networking."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import io
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pycdlib
+
+from local.droplet import image as images
+from local.droplet.acceleration import CPU, choose, drive
+from local.settings import (
+    DROPLET_PORTS,
+    LocalError,
+    Settings,
+    check_ports,
+    check_tools,
+    save_ports,
+    write_atomic,
+)
+
+MEMORY_MB = 2048
+CPUS = 2
+USER = "cimt"
+SSH_SECONDS = (
+    600  # an emulated droplet answers in half a minute on an idle machine, in minutes on a busy one
+)
+CLOUD_INIT_SECONDS = 600
+
+
+def start(settings: Settings) -> None:
+    """Make the droplet run and wait until it can be used. One that runs is left alone."""
+    check_tools("qemu-system-x86_64", "qemu-img", "ssh", "ssh-keygen")
+    check_image(settings)
+    with alone(settings):
+        pid = running_pid(settings)
+        if pid:
+            print(f"droplet: runs already (pid {pid}, {state(settings).get('image')})")
+        else:
+            check_ports(settings, DROPLET_PORTS)
+            save_ports(settings)
+            _boot(settings)
+        _wait(settings)
+
+
+def check_image(settings: Settings) -> None:
+    """Raise LocalError when there is a droplet already, of another image than the one asked for."""
+    image = state(settings).get("image", settings.image)
+    if image != settings.image:
+        raise LocalError(
+            f"the droplet that exists is {image}, not {settings.image}. Next: make down (removes it), "
+            "or leave DROPLET_IMAGE out to keep it"
+        )
+
+
+def stop(settings: Settings, seconds: float = 60) -> bool:
+    """Power the droplet off: its power button first, then the plug. True when one was running."""
+    pid = running_pid(settings)
+    if not pid:
+        return False
+    with contextlib.suppress(OSError):  # a hung QEMU: fall through to the plug
+        monitor(settings, "system_powerdown")
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and running_pid(settings):
+        time.sleep(0.2)
+    if running_pid(settings):
+        print(f"droplet: did not power off in {seconds:.0f} s; pulling the plug")
+        os.kill(pid, signal.SIGKILL)
+        while running_pid(settings):
+            time.sleep(0.1)
+    (settings.droplet / "qemu.pid").unlink(missing_ok=True)
+    return True
+
+
+def destroy(settings: Settings) -> bool:
+    """Remove the droplet and its disk. True when there was one. The image cache stays."""
+    was_there = settings.droplet.exists()
+    pid = running_pid(settings)
+    if pid:
+        os.kill(pid, signal.SIGKILL)  # its disk goes anyway
+        while running_pid(settings):
+            time.sleep(0.1)
+    if was_there:
+        shutil.rmtree(settings.droplet)
+    settings.ssh_config.unlink(missing_ok=True)
+    (settings.state / "ca.crt").unlink(missing_ok=True)
+    return was_there
+
+
+def running_pid(settings: Settings) -> int:
+    """The PID of *our* QEMU, or 0. A pid file whose number now belongs to another program counts as 0."""
+    path = settings.droplet / "qemu.pid"
+    try:
+        pid = int(path.read_text())
+        command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except (OSError, ValueError):
+        return 0
+    # A dead process that nobody has waited for yet has an empty command line.
+    return pid if b"-pidfile" in command and os.fsencode(path) in command else 0
+
+
+def state(settings: Settings) -> dict[str, Any]:
+    """What `.local/droplet/state.json` says, or {}."""
+    try:
+        return dict(json.loads((settings.droplet / "state.json").read_text()))
+    except (OSError, ValueError):
+        return {}
+
+
+def monitor(settings: Settings, command: str, seconds: float = 5) -> Any:
+    """One command to QEMU over its control socket (QMP); raises OSError when it does not answer."""
+    # A socket's path is limited to 107 bytes: go there by a relative name.
+    directory = os.open(settings.droplet, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(seconds)
+            client.connect(f"/proc/self/fd/{directory}/qmp.sock")
+            stream = client.makefile("rw")
+            stream.readline()
+            for name in ("qmp_capabilities", command):
+                stream.write(json.dumps({"execute": name}) + "\n")
+                stream.flush()
+                answer = json.loads(stream.readline() or "{}")
+                while "event" in answer:
+                    answer = json.loads(stream.readline() or "{}")
+            return answer.get("return")
+    finally:
+        os.close(directory)
+
+
+@contextlib.contextmanager
+def alone(settings: Settings, name: str = "droplet") -> Iterator[None]:
+    """Hold a lock for the block, or raise LocalError with the PID of the holder."""
+    settings.state.mkdir(parents=True, exist_ok=True)
+    with open(settings.state / f"{name}.lock", "a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            holder = lock.read().strip() or "unknown"
+            raise LocalError(
+                f"another run of `{name}` is at work (pid {holder}). Next: wait for it, or: kill {holder}"
+            ) from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield
+        lock.truncate(0)
+
+
+def ssh_command(settings: Settings, *remote: str) -> list[str]:
+    """The ssh command line that runs `remote` on the droplet (a shell when empty)."""
+    return ["ssh", "-F", str(settings.ssh_config), "droplet", *remote]
+
+
+def _boot(settings: Settings) -> None:
+    """Create what is missing and start QEMU as a daemon."""
+    home = settings.droplet
+    known = state(settings)
+    if not known:
+        _create(settings)
+        known = state(settings)
+    kernel = home / "vmlinuz"
+    acceleration, why = choose(settings, kernel if kernel.exists() else None, home / "disk.qcow2")
+    print(f"droplet: {why}", flush=True)
+    _write_ssh_config(settings)
+
+    forwards = "".join(
+        f",hostfwd=tcp:127.0.0.1:{settings.ports[name]}-:{port}"
+        for name, port in DROPLET_PORTS.items()
+    )
+    for stale in ("qemu.pid", "qmp.sock"):
+        (home / stale).unlink(missing_ok=True)
+    command = ["qemu-system-x86_64", "-name", "cimt-droplet", "-machine", "q35", "-nodefaults"]
+    command += ["-m", str(MEMORY_MB), "-smp", str(CPUS), "-cpu", CPU[acceleration]]
+    command += ["-accel", "kvm" if acceleration == "kvm" else "tcg,thread=multi,tb-size=512"]
+    command += ["-display", "none", "-serial", f"file:{home / 'console.log'}"]
+    command += [
+        "-drive",
+        f"if=virtio,format=qcow2,cache=unsafe,discard=unmap,{drive(home / 'disk.qcow2')}",
+    ]
+    command += ["-drive", f"if=virtio,format=raw,readonly=on,{drive(home / 'seed.iso')}"]
+    command += [
+        "-netdev",
+        f"user,id=net,ipv6=off{forwards}",
+        "-device",
+        "virtio-net-pci,netdev=net",
+    ]
+    command += ["-device", "virtio-rng-pci", "-qmp", "unix:qmp.sock,server=on,wait=off"]
+    if kernel.exists():
+        command += ["-kernel", str(kernel), "-initrd", str(home / "initrd.img")]
+        # Emulated on a busy machine, a device may take longer to appear than systemd waits for it.
+        patience = "systemd.default_device_timeout_sec=600 systemd.default_timeout_start_sec=300"
+        append = f"root=/dev/vda rw console=tty0 console=ttyS0 quiet loglevel=4 panic=10 {patience}"
+        command += ["-append", append]
+    command += ["-pidfile", str(home / "qemu.pid"), "-daemonize"]
+    # Run in its directory: the path of a Unix socket may have 107 bytes only.
+    result = subprocess.run(
+        command, cwd=home, capture_output=True, text=True, stdin=subprocess.DEVNULL
+    )
+    if result.returncode:
+        raise LocalError(
+            f"droplet: QEMU did not start: {result.stderr.strip() or result.returncode}"
+        )
+    known |= {"acceleration": acceleration, "started": int(time.time()), "ready": False}
+    write_atomic(home / "state.json", json.dumps(known) + "\n")
+    print(f"droplet: started (pid {running_pid(settings)}, {settings.image})", flush=True)
+
+
+def _create(settings: Settings) -> None:
+    """Disk, keys and seed of a new droplet. state.json comes last: without it the rest is made anew."""
+    base = images.ensure(settings)
+    home = settings.droplet
+    if home.exists():
+        shutil.rmtree(home)  # an unfinished creation
+    home.mkdir(parents=True, mode=0o700)
+    # Linked, not referenced: the cache may be cleared while the droplet lives.
+    for source, name in (
+        (base.disk, "base"),
+        (base.kernel, "vmlinuz"),
+        (base.initrd, "initrd.img"),
+    ):
+        if source:
+            _link(source, home / name)
+    backing = ["-F", base.format, "-b", "base", "disk.qcow2", images.DISK]
+    _output(["qemu-img", "create", "-q", "-f", "qcow2", *backing], home)
+    for name, comment in (("id_ed25519", f"{USER}@local"), ("host_ed25519", "droplet")):
+        _output(
+            ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", str(home / name)],
+            home,
+        )
+    write_seed(home / "seed.iso", user_data(home), f"instance-id: local-{int(time.time())}\n")
+    write_atomic(home / "state.json", json.dumps({"image": settings.image}) + "\n")
+
+
+def user_data(home: Path) -> str:
+    """cloud-init's user-data: the key-only admin, and the host key that known_hosts already expects."""
+    key = (home / "id_ed25519.pub").read_text().strip()
+    admin = {
+        "name": USER,
+        "gecos": "",
+        "shell": "/bin/bash",
+        "groups": "adm, sudo",
+        "lock_passwd": True,
+    }
+    admin |= {"sudo": "ALL=(ALL) NOPASSWD:ALL", "ssh_authorized_keys": [key]}
+    config = {
+        "hostname": "droplet",
+        "ssh_pwauth": False,
+        "disable_root": False,  # as on a new droplet: root has the key until the ssh role runs
+        "users": [admin, {"name": "root", "lock_passwd": True, "ssh_authorized_keys": [key]}],
+        "ssh_deletekeys": True,
+        "ssh_keys": {
+            "ed25519_private": (home / "host_ed25519").read_text(),
+            "ed25519_public": (home / "host_ed25519.pub").read_text(),
+        },
+    }
+    return "#cloud-config\n" + json.dumps(config, indent=1) + "\n"  # JSON is YAML
+
+
+def write_seed(path: Path, user: str, meta: str) -> None:
+    """The NoCloud seed: an ISO image labelled cidata with user-data and meta-data."""
+    iso = pycdlib.PyCdlib()
+    iso.new(interchange_level=3, vol_ident="cidata", rock_ridge="1.09", joliet=3)
+    for short, name, text in (
+        ("/USERDATA.;1", "user-data", user),
+        ("/METADATA.;1", "meta-data", meta),
+    ):
+        data = text.encode()
+        iso.add_fp(io.BytesIO(data), len(data), short, rr_name=name, joliet_path=f"/{name}")
+    iso.write(str(path))
+    iso.close()
+    path.chmod(0o600)
+
+
+def _write_ssh_config(settings: Settings) -> None:
+    """`.local/ssh_config` and known_hosts; written at every start, as ports may have changed."""
+    home = settings.droplet
+    host_key = " ".join((home / "host_ed25519.pub").read_text().split()[:2])
+    write_atomic(home / "known_hosts", f"droplet {host_key}\n")
+
+    def path(name: str) -> str:
+        # Quoted for a folder with a space; ssh expands % itself.
+        return '"{}"'.format(str(home / name).replace("%", "%%"))
+
+    lines = [
+        "Host droplet",
+        "  HostName 127.0.0.1",
+        f"  Port {settings.ports['ssh']}",
+        f"  User {USER}",
+        f"  IdentityFile {path('id_ed25519')}",
+        "  IdentitiesOnly yes",
+        "  HostKeyAlias droplet",
+        "  HostKeyAlgorithms ssh-ed25519",
+        f"  UserKnownHostsFile {path('known_hosts')}",
+        "  StrictHostKeyChecking yes",
+        "  PasswordAuthentication no",
+        "  ConnectTimeout 30",
+    ]
+    write_atomic(settings.ssh_config, "\n".join(lines) + "\n")
+
+
+def _wait(settings: Settings) -> None:
+    """Until sshd greets, and cloud-init has finished without an error."""
+    if state(settings).get("ready"):
+        return
+    started = time.monotonic()
+    said = started
+    while not _greets(settings.ports["ssh"]):
+        now = time.monotonic()
+        if not running_pid(settings):
+            raise LocalError("droplet: QEMU ended while booting. Next: make logs NAME=console")
+        if now - started > SSH_SECONDS:
+            raise LocalError(f"droplet: no SSH after {SSH_SECONDS} s. Next: make logs NAME=console")
+        if now - said >= 10:
+            said = now
+            print(
+                f"droplet: booting, {now - started:.0f} s: {_last_console_line(settings)}",
+                flush=True,
+            )
+        time.sleep(0.5)
+    print(f"droplet: sshd answers after {time.monotonic() - started:.0f} s", flush=True)
+    wait = (
+        f"n=0; until [ -e /run/cloud-init/result.json ]; do n=$((n+1)); [ $n -lt {CLOUD_INIT_SECONDS} ] "
+        "|| exit 75; sleep 1; done; cat /run/cloud-init/result.json"
+    )
+    # sshd may greet before cloud-init has put the key in place: a refused key is asked again, not failed.
+    while True:
+        result = subprocess.run(
+            ssh_command(settings, wait), capture_output=True, text=True, stdin=subprocess.DEVNULL
+        )
+        if result.returncode != 255:
+            break
+        if time.monotonic() - started > SSH_SECONDS:
+            raise LocalError(
+                f"droplet: SSH refuses: {result.stderr.strip()}. Next: make logs NAME=console"
+            )
+        time.sleep(2)
+    if result.returncode == 75:
+        raise LocalError(
+            "droplet: cloud-init did not finish. Next: make ssh, then: cloud-init status --long"
+        )
+    errors = json.loads(result.stdout or "{}").get("v1", {}).get("errors")
+    if result.returncode or errors:
+        raise LocalError(
+            f"droplet: cloud-init failed: {errors or result.stderr.strip()}. Next: make ssh"
+        )
+    ready = state(settings) | {"ready": True}
+    write_atomic(settings.droplet / "state.json", json.dumps(ready) + "\n")
+    print(f"droplet: ready after {time.monotonic() - started:.0f} s", flush=True)
+
+
+def _greets(port: int) -> bool:
+    """True when an SSH server answers; QEMU itself accepts the connection long before."""
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=5) as client:
+            return client.recv(4) == b"SSH-"
+    except OSError:
+        return False
+
+
+def _last_console_line(settings: Settings) -> str:
+    try:
+        text = (settings.droplet / "console.log").read_text(errors="replace")
+    except OSError:
+        return ""
+    lines = [line.strip() for line in text.replace("\r", "\n").split("\n") if line.strip()]
+    return "".join(char for char in (lines[-1] if lines else "") if char.isprintable())[:100]
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system
+        _output(
+            ["cp", "--sparse=always", "--reflink=auto", str(source), str(target)], target.parent
+        )
+
+
+def _output(command: list[str], cwd: Path) -> str:
+    result = subprocess.run(
+        command, cwd=cwd, capture_output=True, text=True, stdin=subprocess.DEVNULL
+    )
+    if result.returncode:
+        raise LocalError(f"{command[0]} failed: {result.stderr.strip()}")
+    return result.stdout

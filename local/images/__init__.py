@@ -1,0 +1,1 @@
+"""Container images that are built here, because no registry is needed then."""

@@ -1,1 +1,0 @@
-"""Workflows of n8n as files: lint them, and bring edits of the editor back. `python -m services.n8n.workflows`."""

@@ -1,0 +1,1 @@
+"""A real n8n with the repository's workflows, and what lies outside of it."""

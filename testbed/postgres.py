@@ -1,0 +1,186 @@
+"""A real Postgres for tests and for `make schema`: its roles are those of Supabase.
+
+16 and 18 come from the locked wheel, 17 from Debian 13 in a container. POSTGRES=17 makes it the one that is tested.
+
+There `postgres`, as whom migrations run, is no superuser: it has CREATEROLE and BYPASSRLS, and what others
+own (`auth`, the extension) only as far as it was granted. `supabase_admin` is the superuser.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+
+from local.clouds import postgres_command, postgres_programs, prepare_supabase
+from local.postgres import container as postgres17
+from local.settings import load
+
+ROOT = Path(__file__).parents[1]
+MIGRATIONS = sorted((ROOT / "migrations").glob("*.sql"))
+START_SECONDS = 60
+# What tests run on: Supabase's own version stands between the two of every run.
+CHOSEN = os.environ.get("POSTGRES", "")
+MAJORS = [int(CHOSEN)] if CHOSEN else [16, 18]
+STARTED: set[str] = set()  # versions of the servers that were started here, for the report
+
+# As a superuser, in a new cluster. The bootstrap role cannot lose its rights, but it can lose its name.
+ROLES = """
+alter role postgres rename to bootstrap;
+create role postgres login createdb createrole replication bypassrls;
+create role supabase_auth_admin login noinherit createrole;
+"""
+
+# As a superuser, in the database that every test copies.
+HOSTED = """
+alter schema auth owner to supabase_auth_admin;
+alter table auth.users owner to supabase_auth_admin;
+alter function auth.jwt() owner to supabase_auth_admin;
+alter function auth.uid() owner to supabase_auth_admin;
+alter function auth.role() owner to supabase_auth_admin;
+grant usage on schema auth to postgres;
+grant all on auth.users to postgres;
+grant usage on schema public to postgres;
+alter schema extensions owner to postgres;
+-- On Supabase its own extension lets postgres do this; here only a superuser may.
+create extension vector with schema extensions;
+"""
+
+# Projects made before 30 October 2026 offer every new table and function in `public` to all three roles.
+OLD_DEFAULTS = """
+alter default privileges for role postgres in schema public
+  grant all on tables to anon, authenticated, service_role;
+alter default privileges for role postgres in schema public
+  grant all on functions to anon, authenticated, service_role;
+alter default privileges for role postgres in schema public
+  grant all on sequences to anon, authenticated, service_role;
+"""
+
+
+def free_port() -> int:
+    """A TCP port of loopback that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Server:
+    """A running cluster; `databases` are copies of the one that was prepared."""
+
+    def __init__(self, port: int, folder: Path) -> None:
+        self.port = port
+        self.folder = folder
+        self._made = 0
+
+    def url(self, database: str = "supabase", user: str = "postgres", password: str = "") -> str:
+        """URL of a database; nobody is asked for a password unless `lock_up` was called."""
+        secret = f":{password}" if password else ""
+        return f"postgresql://{user}{secret}@127.0.0.1:{self.port}/{database}?sslmode=disable"
+
+    def admin(self, sql: str, database: str = "template1") -> None:
+        """Run SQL as the superuser, each statement by itself."""
+        with psycopg.connect(self.url(database, "supabase_admin"), autocommit=True) as connection:
+            for statement in filter(str.strip, sql.split(";\n")):
+                connection.execute(statement.encode())
+
+    def versions(self) -> str:
+        """`Postgres 17.x, pgvector 0.8.x`."""
+        sql = "select current_setting('server_version'), extversion from pg_extension where extname = 'vector'"
+        with psycopg.connect(self.url()) as connection:
+            postgres, vector = connection.execute(sql).fetchone() or ("?", "?")
+        return f"Postgres {postgres}, pgvector {vector}"
+
+    def lock_up(self, password: str) -> None:
+        """From now on `postgres` and the API need a password; the superuser does not."""
+        with psycopg.connect(self.url("template1", "supabase_admin"), autocommit=True) as admin:
+            admin.execute(f"alter role postgres password '{password}'".encode())
+            (self.folder / "data/pg_hba.conf").write_text(
+                "host all supabase_admin 127.0.0.1/32 trust\n"
+                "host all all 127.0.0.1/32 scram-sha-256\n"
+            )
+            admin.execute("select pg_reload_conf()")
+
+    def database(self, template: str = "supabase") -> str:
+        """Name of a new database, a copy of `template`."""
+        self._made += 1
+        name = f"copy{self._made}"
+        self.admin(f"create database {name} template {template} owner postgres")
+        return name
+
+
+@contextlib.contextmanager
+def server(major: int = MAJORS[-1], *, old_defaults: bool = False) -> Iterator[Server]:
+    """A cluster with the database `supabase`: as a new project is, before any migration of ours."""
+    folder = Path(tempfile.mkdtemp(prefix="cimt-test-"))  # pytest's own are closed to other users
+    folder.chmod(0o755)
+    try:
+        with _running(major, folder) as made:
+            if old_defaults:
+                made.admin(OLD_DEFAULTS, "supabase")
+            STARTED.add(made.versions())
+            yield made
+    finally:
+        _remove(folder)
+
+
+@contextlib.contextmanager
+def _running(major: int, folder: Path) -> Iterator[Server]:
+    data, port = folder / "data", free_port()
+    if major == 17:
+        container = postgres17.container(postgres17.ensure(load()), data)
+        command = postgres_command(postgres17.PROGRAMS, data, port, container)
+    else:
+        command = postgres_command(postgres_programs(major), data, port)
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(command, cwd="/", stdout=log, stderr=log)
+    try:
+        deadline = time.monotonic() + START_SECONDS
+        while True:
+            try:
+                psycopg.connect(
+                    f"postgresql://postgres@127.0.0.1:{port}/postgres", connect_timeout=5
+                ).close()
+                break
+            except psycopg.OperationalError:
+                if process.poll() is not None or time.monotonic() > deadline:
+                    raise RuntimeError((folder / "log").read_text()) from None
+                time.sleep(0.1)
+        made = Server(port, folder)
+        with psycopg.connect(made.url("postgres"), autocommit=True) as connection:
+            connection.execute("create role supabase_admin superuser login")
+        made.admin(ROLES)
+        made.admin("create database supabase owner postgres")
+        prepare_supabase(made.url("supabase", "supabase_admin"))
+        made.admin(HOSTED, "supabase")
+        yield made
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _remove(folder: Path) -> None:
+    """A container's processes are killed with it, but may write for a moment more."""
+    deadline = time.monotonic() + START_SECONDS
+    while True:
+        try:
+            shutil.rmtree(folder)
+            return
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
+
+
+def apply(url: str, files: list[Path] | None = None) -> None:
+    """Apply migrations in order, each in one transaction, as the Supabase CLI does (a session for all)."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        for file in MIGRATIONS if files is None else files:
+            connection.execute(file.read_bytes())

@@ -1,0 +1,257 @@
+"""When the model or the database fails: what the client is told, what is kept, and that it passes."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+from uuid import uuid4
+
+import httpx
+import pytest
+
+from testbed.api import Api, Clouds, Model, Streamed, api, events, eventually, read
+
+QUESTION = "How long is the warranty?"
+CHAT = ["/v1/chat/completions"]
+IMPATIENT = {
+    "OPENAI_FIRST_TOKEN_SECONDS": "6",
+    "OPENAI_BETWEEN_TOKENS_SECONDS": "2",
+    "OPENAI_RETRIES": "1",
+    "ANSWER_TOKENS": "20",
+}
+
+
+@pytest.fixture(scope="module")
+def own(clouds: Clouds, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
+    """An API that does not wait long."""
+    folder = tmp_path_factory.mktemp("faults") / "api"
+    with api(folder, clouds.environment() | IMPATIENT, until="/readyz") as made:
+        yield made
+
+
+@pytest.fixture
+def ann(own: Api, clouds: Clouds, model: Model) -> Iterator[httpx.Client]:
+    """Signed in; the breaker is closed when she comes and when she leaves."""
+    with own.client(clouds.sign_in.token("ann@example.com")) as client:
+
+        def works() -> bool:
+            return client.post("/chat", json={"message": QUESTION}).status_code == 200
+
+        eventually(works, "the API answers before the test")
+        model.reset()
+        yield client
+        model.reset()
+        eventually(works, "the API answers after the test")
+
+
+def kept(clouds: Clouds, answer_id: str) -> dict[str, Any]:
+    """The row of an answer that has ended."""
+
+    def ended() -> dict[str, Any] | None:
+        found = clouds.postgres.rows(
+            "select to_jsonb(l) from public.chat_logs l where id = %s and status <> 'streaming'",
+            answer_id,
+        )
+        return dict(found[0][0]) if found else None
+
+    row = eventually(ended, "the end of the answer is stored")
+    assert row is not None
+    return row
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"kind": "failing"},
+        {"kind": "failing", "status": 503},
+        {"kind": "rate_limited", "retry_after": 1},
+        {"kind": "broken", "after": 0},
+        {"kind": "malformed", "after": 0},
+    ],
+    ids=str,
+)
+def test_a_fault_before_the_first_token_is_tried_again(
+    ann: httpx.Client, model: Model, fault: dict[str, Any]
+) -> None:
+    model.behave(**fault, times=1, paths=CHAT)
+    got = read(ann, "POST", "/chat", json={"message": QUESTION})
+    assert (got.done, got.error, got.finish) == (True, None, "stop")
+    assert model.calls() == 2
+
+
+@pytest.mark.parametrize(
+    ("fault", "status", "kind", "calls"),
+    [
+        ({"kind": "failing"}, 502, "upstream-failing", 2),
+        ({"kind": "failing", "status": 401}, 502, "upstream-refused", 1),
+        ({"kind": "failing", "status": 400}, 502, "upstream-refused", 1),
+        ({"kind": "rate_limited", "retry_after": 30}, 503, "upstream-rate-limited", 1),
+        ({"kind": "broken", "after": 0}, 502, "upstream-broken", 2),
+        ({"kind": "malformed", "after": 0}, 502, "upstream-malformed", 2),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "json"])
+def test_a_fault_that_stays_is_a_clear_problem(
+    ann: httpx.Client,
+    clouds: Clouds,
+    model: Model,
+    fault: dict[str, Any],
+    status: int,
+    kind: str,
+    calls: int,
+    stream: bool,
+) -> None:
+    model.behave(**fault, paths=CHAT)
+    body: dict[str, Any] = {"message": QUESTION, "id": str(uuid4()), "stream": stream}
+    answer = ann.post("/chat", json=body)
+    assert answer.status_code == status
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.json()["type"] == f"urn:cimt:problem:{kind}"
+    assert ("retry-after" in answer.headers) == (status == 503)
+    # The service's own words go to nobody: they may hold names of keys, or what was asked.
+    for its_words in ("Sorry", "Rate limit", "server_error"):
+        assert its_words not in answer.text
+    assert model.calls() == calls
+    row = kept(clouds, body["id"])
+    assert (row["status"], row["error"], row["answer"]) == ("failed", kind, "")
+    again = ann.post("/chat", json=body)
+    assert (again.status_code, again.json()["type"]) == (status, f"urn:cimt:problem:{kind}")
+    assert model.calls() == calls
+
+
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [
+        ({"kind": "broken", "after": 6, "delay": 0.05}, "upstream-broken"),
+        ({"kind": "malformed", "after": 6, "delay": 0.05}, "upstream-malformed"),
+        # The role comes at once, the first text in time, the second does not.
+        ({"kind": "slow", "first": 0.1, "delay": 5}, "upstream-timeout"),
+    ],
+    ids=str,
+)
+def test_a_fault_in_the_middle_ends_the_stream_and_keeps_what_came(
+    ann: httpx.Client, clouds: Clouds, model: Model, fault: dict[str, Any], error: str
+) -> None:
+    model.behave(**fault, paths=CHAT)
+    body = {"message": QUESTION, "id": str(uuid4())}
+    got = read(ann, "POST", "/chat", json=body)
+    assert (got.done, got.error) == (True, error)
+    assert got.text
+    row = kept(clouds, body["id"])
+    assert (row["status"], row["error"], row["answer"]) == ("failed", error, got.text)
+    assert model.calls() == 1
+
+
+def test_a_model_that_says_nothing_is_not_waited_for(
+    ann: httpx.Client, clouds: Clouds, model: Model
+) -> None:
+    model.behave("slow", first=60, paths=CHAT)
+    answer_id = str(uuid4())
+    answer = ann.post("/chat", json={"message": QUESTION, "id": answer_id})
+    assert answer.status_code == 504
+    assert kept(clouds, answer_id)["error"] == "upstream-timeout"
+    eventually(lambda: model.state()["open_streams"] == 0, "the model is told to stop")
+    assert model.calls() == 1
+
+
+def test_a_model_that_does_not_stop_is_stopped(
+    ann: httpx.Client, clouds: Clouds, model: Model
+) -> None:
+    model.behave("endless", delay=0.001, paths=CHAT)
+    body = {"message": QUESTION, "id": str(uuid4())}
+    got = read(ann, "POST", "/chat", json=body)
+    assert (got.done, got.error, got.finish) == (True, None, "length")
+    assert kept(clouds, body["id"])["answer"] == got.text
+    eventually(lambda: model.state()["open_streams"] == 0, "the model is told to stop")
+
+
+def test_embeddings_that_fail_are_the_same_kind_of_problem(
+    ann: httpx.Client, clouds: Clouds, model: Model
+) -> None:
+    model.behave("failing", paths=["/v1/embeddings"])
+    answer_id = str(uuid4())
+    answer = ann.post("/chat", json={"message": QUESTION, "id": answer_id})
+    assert (answer.status_code, model.calls()) == (502, 0)
+    assert kept(clouds, answer_id)["error"] == "upstream-failing"
+    model.behave("malformed", paths=["/v1/embeddings"])
+    answer = ann.post("/chat", json={"message": QUESTION})
+    assert answer.json()["type"] == "urn:cimt:problem:upstream-malformed"
+
+
+def test_the_breaker_spares_a_model_that_fails(own: Api, ann: httpx.Client, model: Model) -> None:
+    model.behave("failing", paths=CHAT)
+
+    def rests() -> httpx.Response | None:
+        answer = ann.post("/chat", json={"message": QUESTION})
+        return answer if answer.status_code == 503 else None
+
+    refused = eventually(rests, "the breaker opens")
+    assert refused is not None
+    assert refused.json()["type"] == "urn:cimt:problem:upstream-resting"
+    assert 1 <= int(refused.headers["retry-after"]) <= 60
+    asked = model.calls()
+    assert asked <= 6
+    answer_id = str(uuid4())
+    assert ann.post("/chat", json={"message": QUESTION, "id": answer_id}).status_code == 503
+    assert model.calls() == asked
+    assert own.metric("cimt_upstream_breaker_open") == 1
+    assert own.metric('cimt_upstream_errors_total{kind="upstream-failing"}') >= 5
+    model.reset()
+
+    def recovers() -> bool:
+        # With the id that was refused: a refusal asks nobody, so the id is not used up.
+        return ann.post("/chat", json={"message": QUESTION, "id": answer_id}).status_code == 200
+
+    eventually(recovers, "the breaker closes")
+    assert own.metric("cimt_upstream_breaker_open") == 0
+
+
+def test_a_model_that_is_not_there(clouds: Clouds, folder: Any) -> None:
+    environment = {"OPENAI_BASE_URL": "http://127.0.0.1:1/v1", "RETRIEVAL_COUNT": "0"}
+    with (
+        api(folder, clouds.environment() | environment, until="/readyz") as own,
+        own.client(clouds.sign_in.token("ann@example.com")) as client,
+    ):
+        answer = client.post("/chat", json={"message": QUESTION})
+        assert answer.status_code == 502
+        assert answer.json()["type"] == "urn:cimt:problem:upstream-unreachable"
+
+
+def test_answers_survive_a_restart_of_the_database(
+    shared_api: Api, clouds: Clouds, model: Model
+) -> None:
+    """Ten streams run through it, nobody notices; who asks meanwhile gets a 503; afterwards all is well."""
+    model.behave("slow", first=0.1, delay=0.1, chunks=80, paths=CHAT)
+    token = clouds.sign_in.token("ann@example.com")
+    got = {str(uuid4()): Streamed() for _ in range(10)}
+
+    def ask(answer_id: str) -> None:
+        with shared_api.client(token) as client:
+            body = {"message": QUESTION, "id": answer_id}
+            for event in events(client, "POST", "/chat", json=body):
+                got[answer_id].take(event)
+
+    users = [threading.Thread(target=ask, args=(answer_id,)) for answer_id in got]
+    for user in users:
+        user.start()
+    eventually(lambda: all(each.text for each in got.values()), "all streams have begun")
+    clouds.postgres.stop()
+    with shared_api.client(token) as client:
+        refused = client.post("/chat", json={"message": QUESTION})
+        assert refused.status_code == 503
+        assert refused.json()["type"] == "urn:cimt:problem:database-unavailable"
+        assert int(refused.headers["retry-after"]) > 0
+        clouds.postgres.start()
+        for user in users:
+            user.join()
+        assert all(each.done and each.error is None for each in got.values())
+        for answer_id, each in got.items():
+            row = kept(clouds, answer_id)
+            assert (row["status"], row["answer"]) == ("complete", each.text)
+        model.reset()
+        eventually(
+            lambda: client.post("/chat", json={"message": QUESTION}).status_code == 200,
+            "questions are answered again",
+        )

@@ -1,0 +1,1 @@
+"""What the verbs run, on the machine of whoever types them."""

@@ -1,0 +1,316 @@
+"""Applies the pending migrations with the Supabase CLI, one runner at a time.
+
+Usage: python -m tools.database.migrate [--plan]
+
+The database is named by SUPABASE_DB_URL (direct connection or session pooler); for ENV=local it is the one
+of `make up`. Exit codes: 0 applied, or nothing to do; 1 failed; 2 refused before anything was changed.
+The CLI has no lock of its own (two pushes at once race and one fails half way through its list), no
+time-outs, and does not notice that an applied file was edited: that is added here.
+The password travels in the environment (PGPASSWORD), never in a command line.
+With API_DATABASE_PASSWORD the API's role `cimt_api` gets that password at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+import urllib.parse
+from dataclasses import dataclass
+
+import psycopg
+import psycopg.sql
+
+from tools.database import safety
+from tools.database.address import Refused, database_url, hide_secrets, without_password
+
+ROOT = pathlib.Path(__file__).parents[2]
+FILE = re.compile(r"\d{14}_[a-z0-9_]+\.sql")
+LOCK = 0x43494D54  # "CIMT": one number for every runner of this project
+APPLICATION = "cimt migrate"
+LOCK_WAIT = 300  # seconds that a second runner waits for the first
+API_ROLE = "cimt_api"
+# Seconds. While a migration waits for a lock, everybody else who wants the table waits behind it.
+LOCK_SECONDS = int(os.environ.get("MIGRATE_LOCK_SECONDS", "10"))
+STATEMENT_SECONDS = int(os.environ.get("MIGRATE_STATEMENT_SECONDS", "900"))
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A migration that is still to be applied."""
+
+    name: str
+    sql: str
+    safety: str
+
+
+def check_names() -> None:
+    """Refuse files that the CLI would pass over in silence, or apply though they are no migration."""
+    wrong = sorted(
+        file.name for file in (ROOT / "migrations").iterdir() if not FILE.fullmatch(file.name)
+    )
+    if wrong:
+        raise Refused(
+            f"not a migration: migrations/{', migrations/'.join(wrong)}. "
+            "Next: name it YYYYMMDDHHMMSS_what_it_does.sql, or move it elsewhere"
+        )
+
+
+def cli() -> str:
+    """The locked Supabase CLI."""
+    places = f"{ROOT / 'node_modules/.bin'}{os.pathsep}{os.environ.get('PATH', '')}"
+    found = shutil.which("supabase", path=places)
+    if not found:
+        raise Refused("the Supabase CLI is not installed. Next: make setup")
+    return found
+
+
+def pending(connection: psycopg.Connection) -> list[Pending]:
+    """Files that the database does not have yet, in order. Raises Refused when its history is not ours."""
+    files = {file.name[:14]: file for file in sorted((ROOT / "migrations").iterdir())}
+    table = "supabase_migrations.schema_migrations"
+    row = connection.execute("select to_regclass(%s) is not null", (table,)).fetchone()
+    applied = []
+    if row and row[0]:
+        history = f"select version, name, statements from {table} order by version"  # noqa: S608
+        applied = connection.execute(history.encode()).fetchall()
+    missing = [f"{version}_{name}" for version, name, _ in applied if version not in files]
+    if missing:
+        raise Refused(
+            f"the database has {', '.join(missing)}, this checkout has not. "
+            "Next: git pull, or check out the branch that holds it"
+        )
+    edited = [
+        files[version].name
+        for version, _, statements in applied
+        # An entry without statements was written by `supabase migration repair`: there is nothing to compare.
+        if statements
+        and safety.tokens(";\n".join(statements)) != safety.tokens(files[version].read_text())
+    ]
+    if edited:
+        raise Refused(
+            f"edited since it was applied: migrations/{', migrations/'.join(edited)}. "
+            "Next: put it back as it was (git log -p -- migrations), and write the change as a new migration"
+        )
+    known = {version for version, _, _ in applied}
+    newest = max(known, default="")
+    late = [
+        file.name for version, file in files.items() if version not in known and version < newest
+    ]
+    if late:
+        raise Refused(
+            f"out of order: migrations/{', migrations/'.join(late)} is older than {newest}, which is applied. "
+            "Next: give it a newer number (git mv)"
+        )
+    classes = {report.file: report.safety for report in safety.check(ROOT / "migrations")}
+    return [
+        Pending(file.name, file.read_text(), classes[file.name])
+        for version, file in files.items()
+        if version not in known
+    ]
+
+
+class Watcher:
+    """Looks at the CLI's session from ours, and ends what takes too long.
+
+    A pooler may drop the time-outs that the CLI's session asks for, so this one keeps them too. Whoever stands in
+    the way is named: after the time-out he is no longer to be seen from the outside.
+    """
+
+    # Ours is whoever runs a statement of these files: a pooler shows its own name and its own address.
+    _LOOK = """
+        select s.pid, s.wait_event_type = 'Lock',
+          extract(epoch from clock_timestamp() - s.query_start)::float8,
+          (select string_agg(format('pid %%s (%%s, %%s, %%s since %%s): %%s', b.pid,
+              coalesce(nullif(b.application_name, ''), 'no application_name'), b.usename,
+              coalesce(b.state, 'state not visible to us'), to_char(b.state_change, 'YYYY-MM-DD HH24:MI:SSOF'),
+              coalesce(nullif(left(regexp_replace(b.query, '\\s+', ' ', 'g'), 80), ''), 'query not visible')), '; ')
+            from pg_stat_activity b where b.pid = any (pg_blocking_pids(s.pid)))
+        from pg_stat_activity s
+        where s.pid <> pg_backend_pid() and s.datname = current_database() and s.usename = current_user
+          and s.state = 'active' and s.query <> '' and strpos(%s, s.query) > 0"""
+
+    def __init__(self, url: str, todo: list[Pending]) -> None:
+        self._url = url
+        self._sql = "\n".join(migration.sql for migration in todo)
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self.blocker = ""
+        self.ended = ""  # why a statement was ended from here
+
+    def __enter__(self) -> Watcher:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        try:
+            with psycopg.connect(
+                self._url, autocommit=True, application_name=APPLICATION, connect_timeout=30
+            ) as connection:
+                while not self._over.wait(0.5):
+                    for pid, waits, seconds, blocker in connection.execute(
+                        self._LOOK, (self._sql,)
+                    ):
+                        self.blocker = (blocker or self.blocker) if waits else ""
+                        if waits and seconds > LOCK_SECONDS + 2:
+                            self.ended = f"waited for a lock for {seconds:.0f} s"
+                        elif seconds > STATEMENT_SECONDS + 2:
+                            self.ended = f"a statement ran for {seconds:.0f} s"
+                        else:
+                            continue
+                        connection.execute("select pg_cancel_backend(%s)", (pid,))
+        except psycopg.Error as error:
+            # The migration goes on: it has time-outs of its own.
+            print(
+                f"migrate: the watcher has ended: {' '.join(str(error).split())}", file=sys.stderr
+            )
+
+
+def push(url: str, *flags: str) -> int:
+    """Exit code of ``supabase db push``, 0 or 1; its output goes through ours, which shows no secret."""
+    bare, password = without_password(url)
+    # The whole URL stays with us: a child inherits only what it needs.
+    secrets = ("SUPABASE_DB_URL", "API_DATABASE_PASSWORD")
+    environment = {k: v for k, v in os.environ.items() if k not in secrets}
+    # The CLI's own session reads these, and a killed runner's locks go when its transaction is left alone.
+    limits = {
+        "lock_timeout": LOCK_SECONDS,
+        "statement_timeout": STATEMENT_SECONDS,
+        "idle_in_transaction_session_timeout": 60,
+    }
+    options = " ".join(f"-c {name}={seconds}s" for name, seconds in limits.items())
+    options = f"{os.environ.get('PGOPTIONS', '')} {options}".strip()
+    # --skip-vault: secrets are not this command's business.
+    with subprocess.Popen(
+        [cli(), "db", "push", f"--remote={bare}", "--skip-vault", *flags],
+        cwd=ROOT,
+        env=environment | password | {"PGOPTIONS": options, "SUPABASE_TELEMETRY_DISABLED": "1"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    ) as process:
+        for line in process.stdout or ():
+            print(line, end="", flush=True)
+    return int(process.returncode != 0)
+
+
+def apply(url: str, todo: list[Pending]) -> int:
+    """Push, and say who stood in the way; exit code 0 or 1."""
+    with Watcher(url, todo) as watcher:
+        code = push(url, "--yes")
+    if code and watcher.ended:
+        print(
+            f"migrate: {watcher.ended} and was ended; nothing of that file is left", file=sys.stderr
+        )
+    if code and watcher.blocker:
+        print(
+            f"migrate: it waited for a lock held by {watcher.blocker}. "
+            "Next: wait until that has ended, or end it with pg_terminate_backend(pid), and run this again",
+            file=sys.stderr,
+        )
+    return code
+
+
+def set_api_password(connection: psycopg.Connection, url: str) -> None:
+    """Give the API's role the password in API_DATABASE_PASSWORD, when it has not got it already.
+
+    What is sent is a SCRAM verifier: the password itself reaches no log of the server.
+    """
+    password = os.environ.get("API_DATABASE_PASSWORD", "")
+    if not password:
+        return
+    parts = urllib.parse.urlsplit(url)
+    # At the pooler a role's name carries the project's: postgres.ref.
+    user = API_ROLE + (parts.username or "")[len("postgres") :]
+    try:
+        # One address only: Supabase bans who fails twice. An unchanged password is left alone, because
+        # poolers keep its verifier.
+        psycopg.connect(
+            parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl(),
+            user=user,
+            password=password,
+            hostaddr=connection.info.hostaddr,
+            connect_timeout=30,
+        ).close()
+        return
+    except psycopg.OperationalError:
+        verifier = connection.pgconn.encrypt_password(
+            password.encode(), API_ROLE.encode(), b"scram-sha-256"
+        )
+    connection.execute(
+        psycopg.sql.SQL("alter role {} password {}").format(
+            psycopg.sql.Identifier(API_ROLE), psycopg.sql.Literal(verifier.decode())
+        )
+    )
+    print(f"migrate: {API_ROLE} has the password of API_DATABASE_PASSWORD now")
+
+
+def lock(connection: psycopg.Connection) -> None:
+    """Hold the advisory lock for as long as the connection lives; raises TimeoutError."""
+    deadline = time.monotonic() + LOCK_WAIT
+    told = False
+    while True:
+        row = connection.execute("select pg_try_advisory_lock(%s)", (LOCK,)).fetchone()
+        if row and row[0]:
+            return
+        if time.monotonic() > deadline:
+            raise TimeoutError(
+                f"another runner has held the migration lock for {LOCK_WAIT} s. Next: look in "
+                "pg_stat_activity for application_name 'cimt migrate'"
+            )
+        if not told:
+            print("migrate: another runner is at work; waiting for it", flush=True)
+            told = True
+        time.sleep(1)
+
+
+def main() -> int:
+    """Command line; returns the exit code."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--plan", action="store_true", help="show what is pending; apply nothing")
+    hide_secrets("stdout", "stderr")
+    arguments = parser.parse_args()
+    try:
+        check_names()
+        cli()
+        url = database_url()
+    except Refused as reason:
+        print(f"migrate: {reason}", file=sys.stderr)
+        return 2
+    try:
+        with psycopg.connect(
+            url, autocommit=True, application_name=APPLICATION, connect_timeout=30
+        ) as connection:
+            if not arguments.plan:
+                lock(connection)
+            todo = pending(connection)
+            for migration in todo:
+                print(f"migrate: {migration.name} ({migration.safety})", flush=True)
+            if arguments.plan:
+                return push(url, "--dry-run")
+            code = apply(url, todo)
+            if code == 0:
+                set_api_password(connection, url)
+            return code
+    except Refused as reason:
+        print(f"migrate: {reason}", file=sys.stderr)
+        return 2
+    except (psycopg.Error, TimeoutError) as error:
+        print(f"migrate: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

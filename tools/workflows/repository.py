@@ -1,0 +1,97 @@
+"""What the repository declares for n8n: workflows, credentials, sources, and the nodes of the pinned version."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import yaml
+
+ROOT = Path(__file__).parents[2]
+WORKFLOWS = ROOT / "n8n_workflows"
+HERE = ROOT / "services" / "n8n"
+
+
+@dataclasses.dataclass(frozen=True, order=True, slots=True)
+class Finding:
+    """One thing that is wrong, and how it is mended. ``node`` is empty when it concerns the whole file."""
+
+    file: str
+    node: str
+    message: str
+
+    def __str__(self) -> str:
+        where = f'{self.file}: node "{self.node}"' if self.node else self.file
+        return f"{where}: {self.message}"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Repository:
+    """The declared side of n8n.
+
+    ``nodes`` maps a node type to what `catalogue.compact` says of it.
+    """
+
+    n8n_version: str
+    nodes: dict[str, dict[str, Any]]
+    credentials: dict[str, dict[str, Any]]
+
+    @classmethod
+    def read(cls, directory: Path = HERE) -> Repository:
+        """From services/n8n."""
+        catalogue = json.loads((directory / "catalogue.json").read_text(encoding="utf-8"))
+        declared = yaml.safe_load((directory / "credentials.yaml").read_text(encoding="utf-8"))
+        return cls(catalogue["version"], catalogue["nodes"], {one["id"]: one for one in declared})
+
+
+def shown(path: Path) -> str:
+    """The path as a person in the repository would type it."""
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
+
+
+def load(path: Path) -> tuple[dict[str, Any], list[Finding]]:
+    """The workflow in a file, or an empty one and why it cannot be read."""
+    try:
+        workflow = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        return {}, [Finding(shown(path), "", f"not JSON: {error}")]
+    if not isinstance(workflow, dict) or not isinstance(workflow.get("nodes"), list):
+        return {}, [Finding(shown(path), "", "not a workflow: it needs an object with `nodes`")]
+    return workflow, []
+
+
+def declaration_findings(directory: Path = HERE) -> list[Finding]:
+    """What is wrong with the catalogue's version and with sources.yaml."""
+    found = []
+    version = json.loads((directory / "catalogue.json").read_text(encoding="utf-8"))["version"]
+    dockerfile = (directory / "Dockerfile").read_text(encoding="utf-8")
+    # The update bot adds the digest: n8n:1.2.3@sha256:….
+    if not re.search(rf"/n8n:{re.escape(version)}(@|$)", dockerfile, re.MULTILINE):
+        message = f"made by n8n {version}, which is not the one in the Dockerfile. Next: make n8n-catalogue"
+        found.append(Finding(shown(directory / "catalogue.json"), "", message))
+    path = directory / "sources.yaml"
+    try:
+        sources = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        return [*found, Finding(shown(path), "", f"not YAML: {' '.join(str(error).split())}")]
+    schema = json.loads((directory / "sources.schema.json").read_text(encoding="utf-8"))
+    checker = jsonschema.Draft202012Validator(schema)
+    for wrong in sorted(checker.iter_errors(sources), key=lambda one: list(one.absolute_path)):
+        position = next(iter(wrong.absolute_path), None)
+        name = ""
+        if isinstance(position, int):
+            source = sources[position]
+            name = str(source.get("name", "")) if isinstance(source, dict) else ""
+            name = f"source {name or position + 1}: "
+        best = jsonschema.exceptions.best_match([wrong])
+        found.append(Finding(shown(path), "", name + (best or wrong).message))
+    names = [one.get("name") for one in sources or [] if isinstance(one, dict)]
+    found += [
+        Finding(shown(path), "", f"two sources are called {name}: their documents would mix")
+        for name in sorted({str(name) for name in names if names.count(name) > 1})
+    ]
+    return found
