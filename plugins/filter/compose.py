@@ -224,7 +224,7 @@ def _app(
         "image": interpolation.text(service["image"])[0],
         "released": "build" in service,
         # Pulled with our credentials; nobody else's registry may see them.
-        "ours": str(service["image"]).startswith("${REGISTRY}/"),
+        "ours": str(service["image"]).startswith("${IMAGE_REPOSITORY}/"),
         "env": env,
         "replicas": int(deploy.get("replicas", 1)),
         "command": " ".join(command) if isinstance(command, list) else command,
@@ -242,9 +242,20 @@ def _app(
     return app, secret_env
 
 
+def panel_domains(text: str, environment: dict[str, str]) -> dict[str, str]:
+    """The first domain of every app that has one: ``{app: host}``; empty where its variable is."""
+    interpolation = _Interpolation(environment, {})
+    services: dict[str, Any] = yaml.safe_load(text)["services"]
+    return {
+        name: interpolation.text(str(domains[0]["host"]))[0]
+        for name, service in services.items()
+        if (domains := (service.get("x-easypanel") or {}).get("domains"))
+    }
+
+
 class FilterModule:
-    """Filters of the services role."""
+    """Filters of the services role and of the inventory."""
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Name in a template to function."""
-        return {"panel_apps": panel_apps}
+        return {"panel_apps": panel_apps, "panel_domains": panel_domains}

@@ -18,6 +18,7 @@ import yaml
 
 from local.images import n8n as installation
 from local.settings import ROOT, load
+from plugins.filter import settings
 from plugins.filter.compose import panel_apps
 from plugins.filter.n8n import n8n_password_hash
 
@@ -31,17 +32,18 @@ def compose_environment(key: str = KEY) -> dict[str, str]:
     """n8n's environment as the panel would get it, for n8n.example.com."""
     text = (ROOT / "services/compose.yaml").read_text()
     alone = {"services": {"n8n": yaml.safe_load(text)["services"]["n8n"]}}
-    values = {
-        "REGISTRY": "registry.example.com",
-        "N8N_TAG": "1",
+    given = {
+        "IMAGE_REPOSITORY": "registry.example.com",
         "N8N_DOMAIN": "n8n.example.com",
         "N8N_OWNER_EMAIL": OWNER,
-    }
-    secrets = {
         "N8N_ENCRYPTION_KEY": key,
-        "N8N_OWNER_PASSWORD_HASH": n8n_password_hash(PASSWORD, key),
     }
-    declared = panel_apps(yaml.safe_dump(alone), values, secrets)
+    file = yaml.safe_load((ROOT / "services/settings.yaml").read_text())
+    known = settings.values(file, given)
+    plain = settings.of_apps(file, known) | {"N8N_TAG": "1"}
+    secrets = settings.of_apps(file, known, secret=True)
+    secrets["N8N_OWNER_PASSWORD_HASH"] = n8n_password_hash(PASSWORD, key)
+    declared = panel_apps(yaml.safe_dump(alone), plain, secrets)
     environment: dict[str, str] = declared["apps"][0]["env"] | declared["secret_env"]["n8n"]
     return environment
 

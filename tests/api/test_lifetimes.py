@@ -104,13 +104,3 @@ def test_every_effort_that_may_be_set_is_taken_by_the_models_and_off_is_not_sent
             assert read(client, "POST", "/chat", json={"message": "How long?"}).finish == "stop"
         sent.append(model.prompts()[-1]["body"].get("reasoning_effort"))
     assert sent == [Settings.reasoning_effort, None, "max"]
-
-
-def test_the_defaults_are_stated_once_and_the_documents_say_the_same() -> None:
-    setup = (ROOT / "docs/setup.md").read_text()
-    row = next(line for line in setup.splitlines() if line.startswith("| `CHAT_MODEL`"))
-    defaults = (Settings.chat_model, Settings.embedding_model, Settings.reasoning_effort)
-    assert f"defaults {', '.join(f'`{one}`' for one in defaults)}" in row
-    compose = (ROOT / "services/compose.yaml").read_text()
-    for name in ("CHAT_MODEL", "EMBEDDING_MODEL", "REASONING_EFFORT"):
-        assert f"      {name}: ${{{name}:-}}\n" in compose, "what is empty has the API's default"

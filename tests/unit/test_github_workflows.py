@@ -19,13 +19,15 @@ from typing import Any
 import pytest
 import yaml
 
+from plugins.filter import settings
+
 ROOT = Path(__file__).parents[2]
 WORKFLOWS = {
     path.stem: yaml.safe_load(path.read_text())
     for path in sorted((ROOT / ".github/workflows").glob("*.yml"))
 }
-INVENTORY = yaml.safe_load((ROOT / "inventory/production/group_vars/all.yml").read_text())
-REQUIRED = INVENTORY["required_settings"]
+DECLARED_SETTINGS = yaml.safe_load((ROOT / "services/settings.yaml").read_text())
+REQUIRED = settings.needed(DECLARED_SETTINGS)
 # What verbs need that run no playbook; a playbook says it itself (preflight_for).
 NEEDED = {
     "build": {"IMAGE_REPOSITORY"},

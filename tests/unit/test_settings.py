@@ -1,0 +1,132 @@
+"""Every setting is said once, in services/settings.yaml, and every place agrees with it."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from plugins.filter import compose, settings
+from services.api.cimt_api.settings import Settings
+from tools.settings import __main__ as tool
+
+ROOT = Path(__file__).parents[2]
+DECLARED = tool.read()
+SETTINGS: dict[str, dict[str, Any]] = DECLARED["settings"]
+COMPOSE = (ROOT / "services/compose.yaml").read_text()
+# What the inventory makes of settings and files for compose.yaml.
+DERIVED = {"N8N_TAG", "N8N_OWNER_PASSWORD_HASH"}
+FIELDS = {"what", "from", "make", "needed_by", "used_by", "secret", "app", "audit", "default"}
+FIELDS |= {"example", "github"}
+WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
+
+
+def names_in(pattern: str, *paths: Path) -> set[str]:
+    """Names that a pattern finds in files."""
+    return {name for path in paths for name in re.findall(pattern, path.read_text())}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_setting_says_what_it_is_and_who_takes_it(name: str) -> None:
+    setting = SETTINGS[name]
+    assert set(setting) <= FIELDS
+    assert setting["what"]
+    assert setting["from"]
+    verbs = {*setting.get("needed_by", ()), *setting.get("used_by", ())}
+    assert verbs <= set(DECLARED["verbs"])
+    assert not (setting.get("secret") and settings.audited(setting)), "an audit sees no secret"
+    assert not ("needed_by" in setting and "default" in setting), "a default is never missing"
+    if settings.audited(setting) and "needed_by" in setting:
+        assert "audit" in setting["needed_by"], "the audit compares it, so it needs it"
+
+
+def test_compose_names_the_settings_of_each_app_and_no_others() -> None:
+    apps = yaml.safe_load(COMPOSE)["services"]
+    named = {app: set(re.findall(r"\$\{(\w+)", yaml.safe_dump(body))) for app, body in apps.items()}
+    declared = {
+        app: {name for name, setting in SETTINGS.items() if app in setting.get("app", ())}
+        for app in apps
+    }
+    assert {app: names - DERIVED for app, names in named.items()} == declared
+    assert set().union(*(setting.get("app", ()) for setting in SETTINGS.values())) <= set(apps)
+
+
+def test_the_api_knows_what_it_is_given_and_has_the_same_defaults() -> None:
+    given = yaml.safe_load(COMPOSE)["services"]["api"]["environment"]
+    for variable, text in given.items():
+        if variable.startswith("OTEL_"):  # read by OpenTelemetry itself
+            continue
+        assert hasattr(Settings, variable.lower()) or variable.lower() in Settings.__annotations__
+        default = SETTINGS.get(str(text).strip("${}"), {}).get("default")
+        if default is not None:
+            assert str(getattr(Settings, variable.lower())) == default
+
+
+def test_an_audit_shows_nothing_of_what_is_secret() -> None:
+    known = settings.values(DECLARED, dict.fromkeys(SETTINGS, "x"))
+    plain = settings.of_apps(DECLARED, known) | {"N8N_TAG": "1"}
+    secret = dict.fromkeys(settings.of_apps(DECLARED, known, secret=True), "hidden")
+    secret["N8N_OWNER_PASSWORD_HASH"] = "hidden"
+    declared = compose.panel_apps(COMPOSE, plain, secret)
+    assert all("hidden" not in app["env"].values() for app in declared["apps"])
+    hidden = [value for env in declared["secret_env"].values() for value in env.values()]
+    assert hidden == ["hidden"] * len(secret), "one that no app gets would not be hidden either"
+
+
+def test_workflows_name_only_settings() -> None:
+    named = names_in(r"\$\{\{[^}]*?\b(?:vars|secrets)\.(\w+)", *WORKFLOWS)
+    assert named <= set(SETTINGS)
+    unused = {
+        name
+        for name, setting in SETTINGS.items()
+        if "needed_by" not in setting and "used_by" not in setting and name not in named
+    }
+    assert not unused
+
+
+def test_inventories_and_credentials_name_only_settings() -> None:
+    files = [path for path in (ROOT / "inventory").rglob("*.yml") if not path.is_symlink()]
+    assert names_in(r"\bsetting\.(\w+)", *files) <= set(SETTINGS)
+    assert names_in(r"\$\{(\w+)\}", ROOT / "services/n8n/credentials.yaml") <= set(SETTINGS)
+    local = yaml.safe_load((ROOT / "inventory/local/group_vars/all/environment.yml").read_text())
+    assert set(local["settings_given"]) <= set(SETTINGS)
+    required = settings.needed(DECLARED)["provision"]
+    access = {"DROPLET_HOST", "API_DATABASE_PASSWORD"}  # the local ones need neither
+    assert set(required) - access <= set(local["settings_given"])
+
+
+@pytest.mark.parametrize("path", tool.texts(DECLARED), ids=lambda path: path.name)
+def test_what_is_written_from_it_is_fresh(path: Path) -> None:
+    assert path.read_text() == tool.texts(DECLARED)[path], "next: make settings"
+
+
+def test_a_password_goes_into_an_address_encoded() -> None:
+    url = "postgresql://cimt_api.x@pooler:5432/postgres?sslmode=require"
+    assert settings.with_password(url, "p @/%") == url.replace("@pooler", ":p%20%40%2F%25@pooler")
+    assert settings.with_password(url, "") == url
+    assert settings.with_password("", "secret") == ""
+
+
+def test_a_verb_takes_what_it_includes_takes() -> None:
+    declared = {
+        "verbs": {"small": [], "big": ["small"]},
+        "settings": {"A": {"needed_by": ["small"]}, "B": {"used_by": ["big"]}, "C": {}},
+    }
+    assert settings.of_verb(declared, "small") == ["A"]
+    assert settings.of_verb(declared, "big") == ["A", "B"]
+    assert settings.of_verb(declared, "big", "needed_by") == ["A"]
+    with pytest.raises(KeyError):
+        settings.of_verb(declared, "other")
+
+
+def test_the_catalogue_of_workflow_settings_is_filled() -> None:
+    """Every channel that the inventory fills exists in the node Settings of its workflow."""
+    common = yaml.safe_load((ROOT / "inventory/common.yml").read_text())
+    for workflow, filled in common["n8n_workflows_settings"].items():
+        file = json.loads((ROOT / f"n8n_workflows/{workflow}.json").read_text())
+        node = next(node for node in file["nodes"] if node["name"] == "Settings")
+        assert set(filled) <= set(json.loads(node["parameters"]["jsonOutput"]))

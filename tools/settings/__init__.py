@@ -1,0 +1,1 @@
+"""services/settings.yaml, and all that is written from it."""

@@ -1,0 +1,133 @@
+"""`python -m tools.settings write|check`: what is written from services/settings.yaml into committed files.
+
+`# settings: plain of VERB …` in a workflow is followed by the settings of those verbs that may be shown, `secret of`
+by the secret ones, as an `env:` block wants them. docs/setup.md has a table of them, production.env.example a line each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from plugins.filter.settings import of_verb
+
+ROOT = Path(__file__).parents[2]
+FILE = ROOT / "services/settings.yaml"
+EXAMPLE = ROOT / "production.env.example"
+SETUP = ROOT / "docs/setup.md"
+WORKFLOW_BLOCK = re.compile(
+    r"^(?P<indent> *)# settings: (?P<kind>plain|secret) of (?P<verbs>[a-z0-9 -]+)\n"
+    r"(?P<block>.*?)^(?P=indent)# end of settings\n",
+    re.MULTILINE | re.DOTALL,
+)
+TABLE = re.compile(
+    r"(?P<head><!-- settings -->\n)(?P<block>.*?)(?P<tail><!-- end of settings -->\n)", re.DOTALL
+)
+EXAMPLE_HEAD = """\
+# Every setting of production; docs/setup.md says more. Written from services/settings.yaml by `make settings`.
+# Copy it to production.env, which git ignores, and type: op run --env-file=production.env -- make plan ENV=production
+# `op://` names a field of the item `production` in 1Password's vault `cimt`; without 1Password, write the value there.
+"""
+
+
+def read() -> dict[str, Any]:
+    """The declaration: ``{"verbs": …, "settings": …}``."""
+    return dict(yaml.safe_load(FILE.read_text()))
+
+
+def github(setting: Mapping[str, Any]) -> str:
+    """Where GitHub keeps it: `secret`, `variable`, or `workflow` for what a workflow gives by itself."""
+    return str(setting.get("github") or ("secret" if setting.get("secret") else "variable"))
+
+
+def workflow_block(declared: Mapping[str, Any], kind: str, verbs: Iterable[str]) -> Iterator[str]:
+    """Lines of an `env:` block: the plain or the secret settings of these verbs, in the file's order."""
+    wanted = {name for verb in verbs for name in of_verb(declared, verb)}
+    for name, setting in declared["settings"].items():
+        where = {"secret": "secrets", "variable": "vars"}.get(github(setting))
+        if name in wanted and where and (kind == "secret") is bool(setting.get("secret")):
+            yield f"{name}: ${{{{ {where}.{name} }}}}"
+
+
+def workflow(declared: Mapping[str, Any], text: str) -> str:
+    """A workflow with its blocks written again."""
+
+    def block(match: re.Match[str]) -> str:
+        indent, kind, verbs = match["indent"], match["kind"], match["verbs"]
+        lines = [f"# settings: {kind} of {verbs}"]
+        lines += workflow_block(declared, kind, verbs.split())
+        return "".join(f"{indent}{line}\n" for line in [*lines, "# end of settings"])
+
+    return WORKFLOW_BLOCK.sub(block, text)
+
+
+def verbs_of(declared: Mapping[str, Any], name: str) -> str:
+    """The verbs that take a setting, for people."""
+    taking = [verb for verb in declared["verbs"] if name in of_verb(declared, verb)]
+    return ", ".join(taking) or "GitHub only"
+
+
+def table(declared: Mapping[str, Any]) -> Iterator[str]:
+    """Lines of the table in docs/setup.md."""
+    yield "| name | what it is | where it comes from | used by | GitHub |"
+    yield "|---|---|---|---|---|"
+    for name, setting in declared["settings"].items():
+        what, source = str(setting["what"]), str(setting["from"])
+        if "default" in setting:
+            what += f"; default `{setting['default']}`"
+        if "example" in setting:
+            what += f", such as `{setting['example']}`"
+        if "make" in setting:
+            source = f"`{setting['make']}`, {source}"
+        kind = github(setting)
+        where = "set by the workflow" if kind == "workflow" else kind
+        yield f"| `{name}` | {what} | {source} | {verbs_of(declared, name)} | {where} |"
+
+
+def example(declared: Mapping[str, Any]) -> Iterator[str]:
+    """Lines of production.env.example."""
+    for name, setting in declared["settings"].items():
+        needed = "" if "needed_by" in setting else " (optional)"
+        yield f"# {setting['what']}{needed}"
+        value = setting.get("example", setting.get("default", ""))
+        yield f"{name}={f'op://cimt/production/{name}' if setting.get('secret') else value}"
+
+
+def texts(declared: Mapping[str, Any]) -> dict[Path, str]:
+    """Every file that is written from the declaration, with the text that it must have."""
+    rows = "".join(f"{line}\n" for line in table(declared))
+    setup = TABLE.sub(lambda match: f"{match['head']}{rows}{match['tail']}", SETUP.read_text())
+    found = {
+        SETUP: setup,
+        EXAMPLE: EXAMPLE_HEAD + "".join(f"{line}\n" for line in example(declared)),
+    }
+    for path in sorted((ROOT / ".github/workflows").glob("*.yml")):
+        found[path] = workflow(declared, path.read_text())
+    return found
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit code 1 when `check` finds a file that is stale."""
+    parser = argparse.ArgumentParser(prog="python -m tools.settings", description=__doc__)
+    parser.add_argument("verb", choices=["write", "check"])
+    check = parser.parse_args(argv).verb == "check"
+    stale = {
+        path: text
+        for path, text in texts(read()).items()
+        if not path.exists() or path.read_text() != text
+    }
+    for path, text in stale.items():
+        print(f"{path.relative_to(ROOT)}: {'stale. Next: make settings' if check else 'written'}")
+        if not check:
+            path.write_text(text)
+    return 1 if check and stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
