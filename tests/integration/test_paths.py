@@ -17,12 +17,13 @@ ROOT = Path(__file__).parents[2]
 PREPARE = """
 import sys
 from pathlib import Path
-from local import droplet, settings
+from local import settings
+from local.droplet import machine
 made = settings.load(Path.cwd(), {})
 made.droplet.mkdir(parents=True)
 for name in ("id_ed25519", "host_ed25519"):
-    droplet._output(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(made.droplet / name)], Path.cwd())
-droplet._write_ssh_config(made)
+    machine._output(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(made.droplet / name)], Path.cwd())
+machine._write_ssh_config(made)
 settings.save_ports(made)
 """
 DECLARED = """
