@@ -7,7 +7,6 @@ SHELL := /bin/bash
 .NOTPARALLEL:
 
 ENV ?= local
-SERVICE ?= api
 PYTHON ?= python3
 # Values of people go through the environment, where no shell reads them: SERVICE, NAME, IMAGE, REVISION, ACCEPT, USER_ID.
 export ENV SERVICE
@@ -26,7 +25,7 @@ export ANSIBLE_STRATEGY_PLUGINS = $(CURDIR)/$(wildcard .venv/lib/python3*/site-p
 endif
 
 play = ansible-playbook -i inventory/$(ENV) playbooks/$(1).yml
-build_options = $(if $(filter local,$(ENV)),--local) $(if $(filter 0,$(PUSH)),--no-push)
+build_options = $(if $(MISSING),--missing) $(if $(filter local,$(ENV)),--local) $(if $(filter 0,$(PUSH)),--no-push)
 
 ##@ The local droplet (a real VM on this machine, no account anywhere)
 .PHONY: up packages
@@ -65,12 +64,10 @@ services: setup ## Make only the panel's apps what services/compose.yaml says (a
 	@$(call play,services) $(ARGS)
 
 .PHONY: build
-build: setup ## Build and push the image of SERVICE (default api; n8n); prints its digest
-	@tools/build.sh "$$SERVICE" $(build_options)
+build: setup ## Build and push the images of the apps, or of SERVICE alone (MISSING=1: unless it is there)
+	@python -m tools.services build "$${SERVICE:-}" $(build_options)
 
-.PHONY: n8n-image n8n-workflows n8n-pull
-n8n-image: setup ## Build and push n8n's image, unless the registry has this version already
-	@tools/build.sh n8n --missing $(build_options)
+.PHONY: n8n-workflows n8n-pull
 n8n-workflows: setup ## Make only n8n's workflows and credentials what the files say (a part of provision)
 	@$(call play,n8n) $(ARGS)
 n8n-pull: setup ## Bring edits of n8n's editor into n8n_workflows/; ARGS=--check only shows them, ARGS=ID adopts one
@@ -91,7 +88,7 @@ user-erase: setup ## Delete one person's account and data for good: USER_ID=… 
 	@python -m tools.database.person erase
 
 .PHONY: deploy rollback history
-deploy: setup ## Release SERVICE: IMAGE=…@sha256:… REVISION=… (local default: the last build; ACCEPT as below)
+deploy: setup ## Release what was built last, or IMAGE=…@sha256:… REVISION=… of SERVICE (ACCEPT as below)
 	@$(call play,deploy) $(ARGS)
 rollback: setup ## Release the digest that ran before; ACCEPT=… past migrations that it does without
 	@$(call play,rollback) $(ARGS)

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import yaml
+
 ROOT = Path(__file__).resolve().parents[1]
 IMAGES = ("debian-13", "debian-12", "ubuntu-24.04", "ubuntu-22.04")
 # Host port of each door: (environment variable, default). All of them on 127.0.0.1.
@@ -41,7 +43,9 @@ class Settings:
     ports: dict[str, int]
     image: str = "debian-13"
     bare: bool = False
-    n8n: bool = False  # on the droplet as well
+    apps: tuple[
+        str, ...
+    ] = ()  # those with a switch that are wanted on the droplet as well, such as n8n
     acceleration: str = ""  # "", "kvm" or "tcg"
     extra_ca: Path | None = None
     state: Path = field(init=False)
@@ -116,8 +120,7 @@ def load(
         ports=ports,
         image=image,
         bare=env.get("DROPLET_BARE", "") not in ("", "0"),
-        # Once its image is built the inventory counts n8n in.
-        n8n=env.get("N8N", "") not in ("", "0") or (root / ".local/build/n8n.json").exists(),
+        apps=_switched_on(root, env),
         acceleration=acceleration,
         extra_ca=_extra_ca(env),
     )
@@ -192,6 +195,22 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def _switched_on(root: Path, env: Mapping[str, str]) -> tuple[str, ...]:
+    """Apps of services/compose.yaml whose switch is set, or whose image is built: the inventory counts these in."""
+    switches = {
+        name: service.get("x-image", {}).get("switch")
+        for name, service in yaml.safe_load((ROOT / "services/compose.yaml").read_text())[
+            "services"
+        ].items()
+    }
+    return tuple(
+        name
+        for name, switch in switches.items()
+        if switch
+        and (env.get(switch, "") not in ("", "0") or (root / f".local/build/{name}.json").exists())
+    )
 
 
 def _droplet_image(root: Path) -> str:

@@ -47,12 +47,19 @@ class Stage:
     after: tuple[str, ...] = ()
 
 
-def stages(*, n8n: bool = False) -> list[Stage]:
+def stages(apps: Sequence[str] = ()) -> list[Stage]:
     """In their order; one that needs nothing of its neighbours runs beside them."""
     local = [sys.executable, "-m", "local"]
     make = ["make", "--no-print-directory"]
-    n8n_image = Stage("n8n-image", "image of n8n, made from npm", [*make, "n8n-image"], ("clouds",))
-    extra = [n8n_image] if n8n else []
+    extra = [
+        Stage(
+            f"{app}-image",
+            f"image of {app}",
+            [*make, "build", f"SERVICE={app}", "MISSING=1"],
+            ("clouds",),
+        )
+        for app in apps
+    ]
     return [
         Stage("image", "disk image of the droplet", [*local, "image"]),
         Stage("clouds", "registry, Postgres, Auth, model, Git", [*local, "clouds", "start"]),
@@ -65,7 +72,7 @@ def stages(*, n8n: bool = False) -> list[Stage]:
             [*make, "provision"],
             ("droplet", "clouds", "panel-image", *(stage.name for stage in extra)),
         ),
-        Stage("build", "image of the api, pushed by digest", [*make, "build"], ("panel-image",)),
+        Stage("build", "images of the apps, pushed by digest", [*make, "build"], ("panel-image",)),
         Stage("migrate", "migrations by the Supabase CLI", [*make, "migrate"], ("clouds",)),
         Stage(
             "deploy",
@@ -225,7 +232,8 @@ def _report(job: Job, others: Sequence[Job]) -> str:
     stopped = f" Stopped with it: {', '.join(beside)}." if beside else ""
     retry = "make up (goes on from there)"
     if job.stage.command[0] == "make":
-        retry = f"make {name}, and when that works: {retry}"
+        verb = " ".join(word for word in job.stage.command if not word.startswith("-"))
+        retry = f"{verb}, and when that works: {retry}"
     lines += [
         "",
         f"up: stage {name} failed (whole log: {os.path.relpath(job.log)}).{stopped} Next: {retry}",
@@ -267,7 +275,7 @@ def up(settings: Settings) -> None:
         def keep(done: dict[str, float]) -> None:
             write_atomic(timings, json.dumps(done | {"total": time.monotonic() - started}) + "\n")
 
-        done = run_all(stages(n8n=settings.n8n), settings.logs, console, keep)
+        done = run_all(stages(settings.apps), settings.logs, console, keep)
         summary(settings, done, time.monotonic() - started, console)
 
 

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Builds the image of a service, pushes it and says its digest.
-# Usage: tools/build.sh SERVICE [--local] [--missing] [--no-push]
+# Usage: tools/build.sh SERVICE [--local] [--tag TAG] [--missing] [--no-push]
 #   SERVICE    a folder below services/, or `easypanel`: the stand-in of the local droplet
 #   --local    to the registry of `make up`, on a base made on this machine; else to IMAGE_REPOSITORY, on the Dockerfile's base
-#   --missing  only when the registry does not have this tag: for images whose tag names their content
+#   --tag      instead of the revision: for images whose tag names their content
+#   --missing  only when the registry does not have this tag
 # Writes .local/build/SERVICE.json: {"image", "digest", "revision", "pushed_to"}.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -19,10 +20,11 @@ case $service in
   *) context=services/$service ;;
 esac
 shift
-local_droplet='' missing='' push=yes
+local_droplet='' tag='' missing='' push=yes
 while [ $# -gt 0 ]; do
   case $1 in
     --local) local_droplet=yes ;;
+    --tag) tag=${2:?build: --tag needs a value} && shift ;;
     --missing) missing=yes ;;
     --no-push) push= ;;
     *) stop 2 "unknown option $1. Next: head -n 7 tools/build.sh" ;;
@@ -57,13 +59,9 @@ if [ -n "$(git status --porcelain -- "$context")" ]; then
     done | sha256sum)
   revision=$revision-dirty-${content:0:8}
 fi
-# Images of other people's programs are known by the program's version.
-case $service in
-  n8n) tag=$(services/n8n/tag.sh) ;;
-  easypanel) tag=$(sed -n 's/^easypanel_version: "\(.*\)"/\1/p' roles/easypanel/defaults/main.yml) ;;
-  *) tag=$revision ;;
-esac
-image=$repository:${tag:?no version found}
+# The stand-in answers as the version that the role installs.
+[ "$service" != easypanel ] || tag=$(sed -n 's/^easypanel_version: "\(.*\)"/\1/p' roles/easypanel/defaults/main.yml)
+image=$repository:${tag:-$revision}
 if [ -n "$missing" ] && skopeo inspect --no-tags "${registry_options[@]}" "docker://$image" >/dev/null 2>&1; then
   echo "build: the registry has $image"
   exit 0

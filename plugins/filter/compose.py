@@ -21,10 +21,12 @@ from ansible.errors import AnsibleFilterError
 
 SERVICE_KEYS = {
     *("image", "build", "environment", "command", "volumes", "deploy"),
-    *("cap_add", "cap_drop", "x-easypanel"),
+    *("cap_add", "cap_drop", "x-easypanel", "x-image", "x-release"),
 }
 DEPLOY_KEYS = {"replicas", "resources", "update_config"}
 PANEL_KEYS = {"domains"}
+IMAGE_KEYS = {"tag", "switch"}
+RELEASE_KEYS = {"health"}
 DOMAIN_KEYS = {"host", "path", "port", "https", "protocol"}
 NAME = re.compile(r"[a-z0-9-_]+")
 VARIABLE = re.compile(
@@ -198,6 +200,8 @@ def _app(
     _check_keys(f"{where}.deploy", deploy, DEPLOY_KEYS)
     panel = service.get("x-easypanel") or {}
     _check_keys(f"{where}.x-easypanel", panel, PANEL_KEYS)
+    _check_keys(f"{where}.x-image", service.get("x-image") or {}, IMAGE_KEYS)
+    _check_keys(f"{where}.x-release", service.get("x-release") or {}, RELEASE_KEYS)
 
     environment = service.get("environment") or {}
     if isinstance(environment, list):
@@ -242,14 +246,34 @@ def _app(
     return app, secret_env
 
 
+def declared_services(text: str) -> dict[str, dict[str, Any]]:
+    """What the verbs of this repository must know of each app, in the file's order, without any value of a setting.
+
+    ``{app: {"released": bool, "tag": program or "", "switch": variable or "", "health": path,
+    "domain": template or ""}}``. An image of ours is made of the folder that has the app's name: where it is released
+    by digest, or has a program that prints its tag. Paths are relative to the file's own folder.
+    """
+    result = {}
+    for name, service in yaml.safe_load(text)["services"].items():
+        image = service.get("x-image") or {}
+        domains = (service.get("x-easypanel") or {}).get("domains") or [{}]
+        result[name] = {
+            "released": "build" in service,
+            "tag": image.get("tag", ""),
+            "switch": image.get("switch", ""),
+            "health": (service.get("x-release") or {}).get("health", "/healthz"),
+            "domain": str(domains[0].get("host", "")),
+        }
+    return result
+
+
 def panel_domains(text: str, environment: dict[str, str]) -> dict[str, str]:
     """The first domain of every app that has one: ``{app: host}``; empty where its variable is."""
     interpolation = _Interpolation(environment, {})
-    services: dict[str, Any] = yaml.safe_load(text)["services"]
     return {
-        name: interpolation.text(str(domains[0]["host"]))[0]
-        for name, service in services.items()
-        if (domains := (service.get("x-easypanel") or {}).get("domains"))
+        name: interpolation.text(service["domain"])[0]
+        for name, service in declared_services(text).items()
+        if service["domain"]
     }
 
 
@@ -258,4 +282,8 @@ class FilterModule:
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Name in a template to function."""
-        return {"panel_apps": panel_apps, "panel_domains": panel_domains}
+        return {
+            "panel_apps": panel_apps,
+            "panel_domains": panel_domains,
+            "declared_services": declared_services,
+        }

@@ -27,7 +27,7 @@ from ansible.plugins.loader import connection_loader, init_plugin_loader  # noqa
 from ansible.template import Templar, trust_as_template  # noqa: E402
 from ansible.vars.manager import VariableManager  # noqa: E402
 
-PLAYBOOKS = ("provision", "deploy")
+PLAYBOOKS = ("provision", "rollback")
 # ${NAME} and ${NAME:?message}: variables of compose.yaml that have no default.
 NEEDED = re.compile(r"(?<!\$)\$\{(\w+)(?::?\?[^}]*)?\}|(?<!\$)\$(\w+)")
 

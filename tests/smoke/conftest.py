@@ -11,18 +11,29 @@ from pathlib import Path
 
 import httpx
 import pytest
+import yaml
+
+from plugins.filter.compose import declared_services, panel_domains
+from plugins.filter.settings import values
 
 ROOT = Path(__file__).parents[2]
 LOCAL = os.environ.get("ENV", "local") == "local"
-DOMAIN = "api.cimt.localhost" if LOCAL else os.environ.get("API_DOMAIN", "")
+COMPOSE = (ROOT / "services/compose.yaml").read_text()
+GIVEN = yaml.safe_load((ROOT / "inventory/local/group_vars/all/environment.yml").read_text())
+APPS = declared_services(COMPOSE)
+DECLARED = yaml.safe_load((ROOT / "services/settings.yaml").read_text())
+DOMAINS = panel_domains(COMPOSE, values(DECLARED, GIVEN["settings_given"] if LOCAL else None))
+RELEASED = [name for name, app in APPS.items() if app["released"] and app["domain"]]
+DOMAIN = DOMAINS["api"]
 Ask = Callable[..., httpx.Response]
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Stop with one line when there is nothing to ask."""
-    if not DOMAIN:
+    missing = [APPS[name]["domain"].strip("${}") for name in RELEASED if not DOMAINS[name]]
+    if missing:
         raise pytest.UsageError(
-            "smoke: not set: API_DOMAIN (domain of the api). Next: docs/setup.md says where it comes from"
+            f"smoke: not set: {', '.join(missing)}. Next: docs/setup.md says where each comes from"
         )
     if LOCAL and not (ROOT / ".local/ssh_config").exists():
         raise pytest.UsageError("smoke: no local droplet. Next: make up")
@@ -66,12 +77,15 @@ def ask() -> Ask:
         headers: dict[str, str] | None = None,
         **options: object,
     ) -> httpx.Response:
-        place = f"127.0.0.1:{ports[scheme]}" if LOCAL else DOMAIN
+        server = (
+            host if host in DOMAINS.values() else DOMAIN
+        )  # a name that is nobody's is asked of ours
+        place = f"127.0.0.1:{ports[scheme]}" if LOCAL else server
         return client.request(
             method,
             f"{scheme}://{place}{path}",
             headers={"Host": host} | (headers or {}),
-            extensions={"sni_hostname": DOMAIN},
+            extensions={"sni_hostname": server},
             **options,  # type: ignore[arg-type]
         )
 

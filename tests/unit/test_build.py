@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -61,7 +62,9 @@ class Checkout:
         service.mkdir(parents=True)
         (self.root / "tools").mkdir()
         shutil.copy(ROOT / "tools/build.sh", self.root / "tools")
-        shutil.copytree(ROOT / "services/n8n", self.root / "services/n8n")
+        for name in ("services/n8n", "tools/services", "plugins/filter"):
+            shutil.copytree(ROOT / name, self.root / name)
+        shutil.copy(ROOT / "services/compose.yaml", self.root / "services")
         (service / "Dockerfile").write_text("FROM scratch\n")
         (service / "code.py").write_text("1\n")
         (self.root / ".gitignore").write_text("/.local/\n/.venv/\n__pycache__/\n")
@@ -78,8 +81,15 @@ class Checkout:
         self.git("commit", "-qm", "test")
 
     def build(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return self.run(str(self.root / "tools/build.sh"), *arguments, **environment)
+
+    def services(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return self.run(sys.executable, "-m", "tools.services", *arguments, **environment)
+
+    def run(self, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [str(self.root / "tools/build.sh"), *arguments],
+            command,
+            cwd=self.root,
             env=os.environ
             | {"PATH": self.path, "CALLS": str(self.calls), "SSL_CERT_FILE": ""}
             | {"IMAGE_REPOSITORY": REPOSITORY}
@@ -172,8 +182,8 @@ def test_n8n_is_built_only_where_its_version_is_new(
         ([], f"{REPOSITORY}/n8n:{tag}"),
     ):
         checkout.calls.unlink(missing_ok=True)
-        result = checkout.build(
-            *("n8n", "--missing", *options),
+        result = checkout.services(
+            *("build", "n8n", "--missing", *options),
             REGISTRY_PORT=registry,
             SKOPEO_EXIT="0" if there else "1",
         )
@@ -186,6 +196,26 @@ def test_n8n_is_built_only_where_its_version_is_new(
         assert ("local base n8n" in calls) is (bool(options) and not there)
         if not there:
             assert calls.splitlines()[-1].endswith(image)
+
+
+def test_what_is_released_by_digest_is_built_without_being_named(checkout: Checkout) -> None:
+    assert checkout.services("build", SKOPEO_EXIT="0").returncode == 0
+    calls = checkout.calls.read_text()
+    assert calls.count("buildah bud") + calls.count("\nbud ") + calls.startswith("bud ") == 1
+    assert "skopeo inspect" in calls, "the other app has a tag, which the registry has"
+    built = json.loads(checkout.services("builds").stdout)
+    assert set(built) == {"api"}
+    assert built["api"]["revision"] == checkout.git("rev-parse", "HEAD")
+    checkout.calls.unlink()
+    assert checkout.services("build", "--no-push").returncode == 0
+    assert "skopeo" not in checkout.calls.read_text()
+
+
+def test_an_app_that_is_not_declared_is_refused(checkout: Checkout) -> None:
+    result = checkout.services("build", "shop'; touch x")
+    assert result.returncode == 2
+    assert "Next: make build SERVICE=api (or: api, n8n)" in result.stderr
+    assert not checkout.calls.exists()
 
 
 def test_a_changed_tree_has_another_revision(checkout: Checkout) -> None:

@@ -31,7 +31,6 @@ REQUIRED = settings.needed(DECLARED_SETTINGS)
 # What verbs need that run no playbook; a playbook says it itself (preflight_for).
 NEEDED = {
     "build": {"IMAGE_REPOSITORY"},
-    "n8n-image": {"IMAGE_REPOSITORY"},
     "migrate": {"SUPABASE_DB_URL", "API_DATABASE_PASSWORD"},
     "migrate-plan": {"SUPABASE_DB_URL"},
     "smoke": {"API_DOMAIN"},

@@ -20,9 +20,8 @@ TRAPS = (
 )
 SHOWN = {
     "up": "python -m local up",
-    "build": 'tools/build.sh "$SERVICE" --local',
+    "build": 'python -m tools.services build "${SERVICE:-}"',
     "panel-image": "tools/build.sh easypanel --local",
-    "n8n-image": "tools/build.sh n8n --missing --local",
     "deploy": "ansible-playbook -i inventory/local playbooks/deploy.yml",
 }
 
@@ -88,7 +87,7 @@ def test_the_traps_work(checkout: Path) -> None:
     make(checkout, "build", SERVICE="n8n'; echo $HOME")
     told = called.read_text()
     called.unlink()
-    assert "tools/build.sh n8n'; echo $HOME --local" in told.splitlines()[-1]
+    assert "-m tools.services build n8n'; echo $HOME --local" in told.splitlines()[-1]
 
 
 def test_no_program_runs_while_the_makefile_is_read() -> None:

@@ -1,0 +1,1 @@
+"""The apps of services/compose.yaml, as verbs build and release them."""
