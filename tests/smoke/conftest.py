@@ -19,10 +19,13 @@ from plugins.filter.settings import values
 ROOT = Path(__file__).parents[2]
 LOCAL = os.environ.get("ENV", "local") == "local"
 COMPOSE = (ROOT / "services/compose.yaml").read_text()
-GIVEN = yaml.safe_load((ROOT / "inventory/local/group_vars/all/environment.yml").read_text())
 APPS = declared_services(COMPOSE)
 DECLARED = yaml.safe_load((ROOT / "services/settings.yaml").read_text())
-DOMAINS = panel_domains(COMPOSE, values(DECLARED, GIVEN["settings_given"] if LOCAL else None))
+DOMAINS = (
+    {name: f"{name}.cimt.localhost" for name in APPS}
+    if LOCAL
+    else panel_domains(COMPOSE, values(DECLARED))
+)
 RELEASED = [name for name, app in APPS.items() if app["released"] and app["domain"]]
 DOMAIN = DOMAINS["api"]
 Ask = Callable[..., httpx.Response]

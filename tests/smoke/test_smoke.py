@@ -26,6 +26,12 @@ def test_health_reports_version_and_revision(ask: Ask, app: str) -> None:
         assert body["revision"] == wanted
 
 
+def test_the_api_says_its_version(ask: Ask) -> None:
+    body = ask("GET", "/healthz").json()
+    assert body["status"] == "ok"
+    assert body["version"]
+
+
 def test_an_empty_question_is_greeted(ask: Ask) -> None:
     """The shortest way through the whole product that a person would call an answer."""
     answer = ask("POST", "/chat")
