@@ -20,9 +20,8 @@ from pathlib import Path
 
 from local.clouds import http_answers
 from local.settings import load
+from testbed.droplet import call_webhook, make, on_droplet
 from testbed.postgres import free_port
-from tests.acceptance.conftest import make, on_droplet
-from tests.acceptance.test_n8n import seed
 
 PARAGRAPH = (
     "Documents of this size are usual for a help centre, and this sentence fills them. " * 40
@@ -71,7 +70,7 @@ def watched(what: str) -> None:
     thread.start()
     started = time.monotonic()
     try:
-        report = seed()
+        report = call_webhook("seed-etl")
     finally:
         end.set()
         thread.join()

@@ -12,11 +12,13 @@ from typing import Any
 import httpx
 import yaml
 
+from local.settings import ROOT
 from plugins.module_utils import n8n_files
 from testbed.n8n.outside import INGEST_KEY, Outside
 from testbed.n8n.server import N8n
-from tools.workflows.repository import HERE, WORKFLOWS
 
+HERE = ROOT / "services/n8n"
+WORKFLOWS = ROOT / "n8n_workflows"
 WEBHOOK_KEY = "key-of-our-webhooks-0123456789abcdef"
 
 

@@ -1,191 +1,14 @@
-"""The acceptance run: what hurts at 3 a.m., done to the local droplet on purpose.
-
-Everything goes through the verbs a person would type; traffic goes to the local droplet only.
-"""
+"""The acceptance run: what hurts at 3 a.m., done to the local droplet on purpose."""
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import json
-import os
-import pathlib
-import ssl
 import subprocess
-import threading
-import time
 from collections.abc import Iterator
 
-import httpx
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[2]
-LOCAL = ROOT / ".local"
-DOMAIN = "api.cimt.localhost"
-APP = {"projectName": "cimt", "serviceName": "api"}
-GENEROUS = (
-    900  # seconds; an emulated droplet on a busy machine is slow, and a wait ends on its condition
-)
-
-
-def make(*arguments: str, timeout: float = GENEROUS) -> subprocess.CompletedProcess[str]:
-    """Run ``make …`` and return it with its whole output in ``stdout``."""
-    print(f"\n$ make {' '.join(arguments)}")
-    done = subprocess.run(
-        ["make", "--no-print-directory", *arguments],
-        cwd=ROOT,
-        env=os.environ | {"ENV": "local", "ANSIBLE_NOCOLOR": "1"},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=timeout,
-    )
-    print(done.stdout)
-    return done
-
-
-def on_droplet(command: str, timeout: float = 120) -> str:
-    """Output of a shell command on the droplet, as root."""
-    done = subprocess.run(
-        [
-            "ssh",
-            "-F",
-            str(LOCAL / "ssh_config"),
-            "droplet",
-            "sudo",
-            "bash",
-            "-euo",
-            "pipefail",
-            "-s",
-        ],
-        cwd=ROOT,
-        input=command,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-    )
-    assert done.returncode == 0, f"{command}: {done.stderr}"
-    return done.stdout
-
-
-def reboot() -> None:
-    """Restart the droplet and wait until it takes commands again."""
-    boot = on_droplet("cat /proc/sys/kernel/random/boot_id")
-    on_droplet("systemctl reboot --no-block")
-    deadline = time.monotonic() + GENEROUS
-    while time.monotonic() < deadline:
-        with contextlib.suppress(AssertionError, subprocess.TimeoutExpired):
-            if on_droplet("cat /proc/sys/kernel/random/boot_id", timeout=60) != boot:
-                return
-        time.sleep(3)
-    raise AssertionError(f"the droplet did not come back within {GENEROUS} s")
-
-
-def panel(operation: str, body: dict[str, object] | None = None, query: str = "") -> object:
-    """Call the panel's API from the droplet itself, as somebody with its token would."""
-    data = f"-X POST --data {json.dumps(json.dumps(body))}" if body is not None else ""
-    text = on_droplet(
-        f"curl -sS --fail-with-body -H @<(echo Authorization: $(cat /etc/cimt/easypanel.token)) "
-        f"-H 'Content-Type: application/json' {data} 'http://127.0.0.1:3000/api/{operation}{query}'"
-    )
-    return json.loads(text) if text else None
-
-
-def running_image() -> str:
-    """Image of the api as Swarm runs it."""
-    return on_droplet(
-        "docker service inspect cimt_api --format '{{.Spec.TaskTemplate.ContainerSpec.Image}}'"
-    ).strip()
-
-
-def ledger() -> list[dict[str, object]]:
-    """The release ledger, oldest first."""
-    return [
-        json.loads(line) for line in on_droplet("cat /var/lib/cimt/releases.jsonl").splitlines()
-    ]
-
-
-class Client:
-    """A user's client: the public address through TLS, a new connection for every request."""
-
-    def __init__(self, domain: str = DOMAIN) -> None:
-        self.domain = domain
-        self.port = json.loads((LOCAL / "ports.json").read_text())["https"]
-        self.context = ssl.create_default_context(cafile=LOCAL / "ca.crt")
-
-    def request(
-        self, method: str, path: str, body: object = None, key: str = "", timeout: float = 60
-    ) -> httpx.Response:
-        """Ask for ``path``; the name resolves to loopback here, whatever the resolver thinks."""
-        bearer = {"Authorization": f"Bearer {key}"} if key else {}
-        with httpx.Client(verify=self.context, timeout=timeout) as client:
-            return client.request(
-                method,
-                f"https://127.0.0.1:{self.port}{path}",
-                headers={"Host": self.domain, **bearer},
-                json=body,
-                extensions={"sni_hostname": self.domain},
-            )
-
-    def revision(self) -> str:
-        """Revision that the product reports."""
-        response = self.request("GET", "/healthz")
-        response.raise_for_status()
-        return str(response.json()["revision"])
-
-    def wait_for(self, revision: str, timeout: float = GENEROUS) -> None:
-        """Wait until the product answers with ``revision``."""
-        deadline = time.monotonic() + timeout
-        seen: object = None
-        while time.monotonic() < deadline:
-            try:
-                seen = self.revision()
-            except (httpx.HTTPError, ValueError, KeyError) as error:
-                seen = error
-            if seen == revision:
-                return
-            time.sleep(2)
-        raise AssertionError(f"not back after {timeout} s; last seen: {seen}")
-
-
-class Traffic:
-    """Users who ask all the while: two requests a second, each on a new connection."""
-
-    def __init__(self, client: Client) -> None:
-        self.client = client
-        self.answered = 0
-        self.failures: list[str] = []
-        self._end = threading.Event()
-        self._thread = threading.Thread(target=self._ask)
-
-    def _ask(self) -> None:
-        deadline = time.monotonic() + 2 * GENEROUS
-        while not self._end.is_set() and time.monotonic() < deadline:
-            for method, path in (("GET", "/healthz"), ("POST", "/chat")):
-                started = time.strftime("%H:%M:%S")
-                try:
-                    response = self.client.request(method, path)
-                    if response.status_code == 200:
-                        self.answered += 1
-                    else:
-                        self.failures.append(f"{started} {method} {path}: {response.status_code}")
-                except httpx.HTTPError as error:
-                    self.failures.append(f"{started} {method} {path}: {error!r}")
-            self._end.wait(0.5)
-
-    def __enter__(self) -> Traffic:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._end.set()
-        self._thread.join()
-
-    def assert_no_gap(self) -> None:
-        """No request failed, and there were enough of them to say so."""
-        assert self.failures == []
-        assert self.answered >= 10
+from testbed.droplet import GENEROUS, LOCAL, Client, Image, Traffic
 
 
 @pytest.fixture
@@ -197,14 +20,6 @@ def client() -> Client:
 def traffic(client: Client) -> Iterator[Traffic]:
     with Traffic(client) as asking:
         yield asking
-
-
-@dataclasses.dataclass(frozen=True)
-class Image:
-    """A pushed image: its reference as the droplet pulls it, and the revision it should report."""
-
-    reference: str
-    revision: str
 
 
 FAULTS = {
@@ -251,8 +66,3 @@ def images(live_build: Image, tmp_path_factory: pytest.TempPathFactory) -> dict[
             )
         variants[name] = Image(f"10.0.2.2:{registry}/cimt/api@{digest_file.read_text()}", revision)
     return variants
-
-
-def release(image: Image) -> subprocess.CompletedProcess[str]:
-    """`make deploy` of one image."""
-    return make("deploy", f"IMAGE={image.reference}", f"REVISION={image.revision}")

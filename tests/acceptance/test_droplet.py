@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from .conftest import (
+from testbed.droplet import (
     APP,
     Client,
     Image,

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from .conftest import (
+from testbed.droplet import (
     GENEROUS,
     LOCAL,
     ROOT,
@@ -28,7 +28,7 @@ from .conftest import (
 )
 
 
-def container() -> list[str]:
+def containers() -> list[str]:
     """The api's containers that run, as Docker names them."""
     return on_droplet(
         "docker ps --quiet --no-trunc --filter label=com.docker.swarm.service.name=cimt_api"
@@ -39,7 +39,7 @@ def container() -> list[str]:
 def test_a_broken_release_fails_says_why_and_is_not_noticed_by_users(
     fault: str, client: Client, traffic: Traffic, images: dict[str, Image], live_build: Image
 ) -> None:
-    before = container()
+    before = containers()
     done = release(images[fault])
     assert done.returncode != 0, "a rollback is never green"
     reason = {
@@ -55,7 +55,8 @@ def test_a_broken_release_fails_says_why_and_is_not_noticed_by_users(
     if (
         fault != "wrong revision"
     ):  # that one serves, and has replaced the container before it is found out
-        assert container() == before, "what never stopped serving is left alone"
+        # The broken one may still be on its way out.
+        assert set(before) <= set(containers()), "what never stopped serving is left alone"
     traffic.assert_no_gap()
 
 

@@ -16,9 +16,8 @@ from uuid import uuid4
 import pytest
 
 from testbed import api as harness
+from testbed.droplet import GENEROUS, LOCAL
 from testbed.postgres import free_port
-
-from .conftest import GENEROUS, LOCAL
 
 LIMIT_MB = 200  # above the base
 QUESTION = "How long is the warranty?"

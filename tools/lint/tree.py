@@ -1,13 +1,15 @@
 """Checks of the tree that no linter of a language makes.
 
-usage: tree.py locks|marks|modes
+usage: tree.py locks|marks|modes|arrows
 
 locks  every pin of a *.in is in its *.txt with a hash, package.json agrees with package-lock.json,
        and no lock file says where a package comes from (so that any mirror serves)
 marks  no leftover merge marker, no trailing carriage return
+arrows imports go one way: see ARROWS
 modes  a file has the executable bit if and only if it starts with `#!`
 """
 
+import ast
 import json
 import os
 import re
@@ -17,6 +19,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+# What each room may import of the others. `local`, `plugins`, `roles` and `services` import no other.
+ARROWS = {
+    "testbed": {"local", "plugins"},
+    "tools": {"testbed", "local", "plugins"},
+    "tests": {"testbed", "tools", "local", "plugins", "roles", "services"},
+    "bench": {"testbed", "local", "services"},
+}
 PIN = re.compile(
     r"""^(?P<name>[A-Za-z0-9][\w.-]*)(?:\[[^]]*\])?\s*  # distribution[extra]
     (?:==\s*(?P<version>[^\s;\#]+))?\s*               # ==version
@@ -115,7 +124,26 @@ def modes() -> Iterator[str]:
             yield f"{path}: is executable but has no #! line. Next: chmod -x {path}"
 
 
-CHECKS = {"locks": locks, "marks": marks, "modes": modes}
+def arrows() -> Iterator[str]:
+    """Findings about imports between the rooms of the house."""
+    rooms = {path.parts[0] for path in files() if path.suffix == ".py"}
+    for path in files():
+        if path.suffix != ".py":
+            continue
+        room = path.parts[0]
+        for node in ast.walk(ast.parse((ROOT / path).read_text())):
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                names = [node.module or ""]
+            else:
+                continue
+            for other in {name.partition(".")[0] for name in names} & rooms - {room}:
+                if other not in ARROWS.get(room, ()):
+                    yield f"{path}:{node.lineno}: {room} may not import {other} (CONTRIBUTING.md says why)"
+
+
+CHECKS = {"arrows": arrows, "locks": locks, "marks": marks, "modes": modes}
 
 if __name__ == "__main__":
     if len(sys.argv) != 2 or sys.argv[1] not in CHECKS:
