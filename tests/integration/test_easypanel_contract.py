@@ -40,16 +40,8 @@ class Machine:
         self.deployed.append(app)
 
     def create_project(self, project: str) -> None: ...
-    def destroy_project(self, project: str) -> None: ...
-    def remove(self, service: str) -> None: ...
-    def exists(self, service: str) -> bool:
-        return any(app.service == service for app in self.deployed)
-
     def address(self) -> str:
         return "192.0.2.1"
-
-    def task_counts(self) -> dict[str, dict[str, int]]:
-        return {app.service: {"actual": 1, "desired": 1} for app in self.deployed}
 
 
 class Routes:
