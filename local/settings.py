@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from local.waiting import free_port
+
 ROOT = Path(__file__).resolve().parents[1]
 IMAGES = ("debian-13", "debian-12", "ubuntu-24.04", "ubuntu-22.04")
 # Host port of each door: (environment variable, default). All of them on 127.0.0.1.
@@ -153,7 +155,7 @@ def check_port(port: int, name: str, variable: str, command: str) -> None:
         except OSError:
             raise LocalError(
                 f"port {port} on 127.0.0.1 ({name}) is taken{_holder(port)}. "
-                f"Next: stop that program, or {variable}={_free_port()} {command}"
+                f"Next: stop that program, or {variable}={free_port()} {command}"
             ) from None
 
 
@@ -186,12 +188,6 @@ def _holder(port: int) -> str:
         except OSError:
             continue  # another user's process, or one that has just ended
     return ""
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _droplet_image(root: Path) -> str:

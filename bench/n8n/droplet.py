@@ -18,9 +18,9 @@ import threading
 import time
 from pathlib import Path
 
-from local.clouds import http_answers
+from local.clouds import CLOUDS
 from local.settings import load
-from testbed.postgres import free_port
+from local.waiting import eventually, free_port
 from tests.acceptance.conftest import make, on_droplet
 from tests.acceptance.test_n8n import seed
 
@@ -100,8 +100,7 @@ def main() -> int:
         command = [sys.executable, "-m", "local.github", "--port", str(port), "--folder", folder]
         with subprocess.Popen(command) as server:
             try:
-                while not http_answers(port, "/stand-in/health"):
-                    time.sleep(0.2)
+                eventually(lambda: CLOUDS["github"].answers(port), "the documents", process=server)
                 at = f"http://10.0.2.2:{port}"
                 source = {"name": "bench", "kind": "git", "repository": "example/bench"}
                 sources = [{**source, "api": f"{at}/api", "files": f"{at}/raw"}]

@@ -12,6 +12,7 @@ from uuid import uuid4
 import httpx
 import pytest
 
+from local.waiting import eventually
 from testbed.api import (
     Api,
     Clouds,
@@ -19,7 +20,6 @@ from testbed.api import (
     Streamed,
     api,
     events,
-    eventually,
     read,
 )
 

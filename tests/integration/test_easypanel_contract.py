@@ -7,7 +7,6 @@ import errno
 import os
 import pathlib
 import threading
-import time
 from typing import Any
 
 import httpx
@@ -18,6 +17,7 @@ from local.easypanel.panel import Panel
 from local.easypanel.proxy import configuration
 from local.easypanel.serve import application
 from local.easypanel.store import Store
+from local.waiting import eventually
 
 ADMIN = {"email": "admin@example.com", "password": "long enough"}
 APP = {"projectName": "cimt", "serviceName": "api"}
@@ -208,13 +208,12 @@ def test_a_plan_has_three_projects(panel: Client) -> None:
 
 
 def wait_for_action(panel: Client, status: str) -> dict[str, Any]:
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
+    def newest() -> Any:
         actions = panel.read("listActions", type="deployment", **APP)
-        if actions and actions[0]["status"] == status:
-            return panel.read("getAction", id=actions[0]["id"])
-        time.sleep(0.02)
-    raise AssertionError(f"no action became {status}: {actions}")
+        return actions and actions[0]["status"] == status and actions[0]
+
+    action = eventually(newest, f"an action becomes {status}")
+    return panel.read("getAction", id=action["id"])
 
 
 def test_the_hook_answers_at_once_and_the_action_tells_the_end(panel: Client) -> None:
