@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.easypanel import Panel, PanelError, write_file
+from ansible.module_utils.easypanel import PANEL_ARGUMENTS, Panel, PanelError, failures, write_file
 
 DOCUMENTATION = r"""
 module: easypanel_install
@@ -182,10 +182,9 @@ def main() -> None:
         argument_spec={
             "image": {"type": "str", "required": True},
             "version": {"type": "str", "required": True},
-            "url": {"type": "str", "required": True},
             "admin_email": {"type": "str", "required": True},
             "admin_password": {"type": "str", "required": True, "no_log": True},
-            "token_file": {"type": "path", "required": True, "no_log": False},
+            **PANEL_ARGUMENTS,
             "heartbeat": {"type": "int", "default": 60},
             "timeout": {"type": "int", "default": 600},
         },
@@ -210,7 +209,7 @@ def main() -> None:
             set_heartbeat(module, params["heartbeat"])
 
     panel = Panel(params["url"])
-    try:
+    with failures(module, "make provision again"):
         if not wait_for_panel(module, panel):
             steps.append(f"create the first admin {params['admin_email']}")
             if not module.check_mode:
@@ -226,8 +225,6 @@ def main() -> None:
             steps.append(f"keep an API token in {params['token_file']}")
             if not module.check_mode:
                 write_file(params["token_file"], new_token(module, panel) + "\n")
-    except PanelError as error:
-        module.fail_json(msg=str(error))
     module.exit_json(changed=bool(steps), steps=steps)
 
 
