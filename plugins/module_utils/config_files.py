@@ -45,20 +45,17 @@ class Entry:
 
     @classmethod
     def from_params(cls, params: dict[str, Any]) -> Entry:
-        """Build from one item of `files`. Raises ValueError when it does not say exactly one thing."""
+        """Build from one item of `files`. Raises ConfigError when it does not say exactly one thing."""
         path = Path(params["path"])
-        given = [
-            kind
-            for kind, said in (
-                ("file", params.get("content") is not None),
-                ("link", params.get("link") is not None),
-                ("directory", params.get("directory")),
-                ("absent", params.get("absent")),
-            )
-            if said
-        ]
+        said = {
+            "file": params.get("content") is not None,
+            "link": params.get("link") is not None,
+            "directory": params.get("directory"),
+            "absent": params.get("absent"),
+        }
+        given = [kind for kind in said if said[kind]]
         if len(given) != 1 or not path.is_absolute():
-            raise ValueError(
+            raise ConfigError(
                 f"{path}: give an absolute path and exactly one of content, link, directory, absent"
             )
         default_mode = {"file": "0644", "directory": "0755"}.get(given[0])
@@ -68,9 +65,9 @@ class Entry:
 
     @classmethod
     def from_secret(cls, path: str, content: str) -> Entry:
-        """A file for root only, or none. Raises ValueError for a path that is not absolute."""
+        """A file for root only, or none. Raises ConfigError for a path that is not absolute."""
         if not Path(path).is_absolute():
-            raise ValueError(f"{path}: give an absolute path")
+            raise ConfigError(f"{path}: give an absolute path")
         if not content:
             return cls(Path(path), "absent", secret=True)
         return cls(Path(path), "file", content, 0o600, secret=True)
@@ -158,13 +155,8 @@ class Change:
 
 def entries(files: list[dict[str, Any]], secret_files: dict[str, str]) -> list[Entry]:
     """The set from the module's parameters. Raises ConfigError when one does not say what it must be."""
-    try:
-        return [
-            *map(Entry.from_params, files),
-            *(Entry.from_secret(path, content) for path, content in secret_files.items()),
-        ]
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
+    secrets = [Entry.from_secret(path, content) for path, content in secret_files.items()]
+    return [*map(Entry.from_params, files), *secrets]
 
 
 def changes(wanted: list[Entry]) -> list[Change]:

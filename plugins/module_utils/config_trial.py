@@ -90,24 +90,21 @@ class Trial:
 
     def put_back(self, why: str) -> NoReturn:
         """Restore the previous files and raise ConfigError, saying why."""
-        status, out = self._restore()
-        then = (
-            "The previous configuration was put back."
-            if status == 0
-            else f"Putting the previous configuration back failed too: {out.strip()}"
-        )
+        if problem := self._restore():
+            then = f"Putting the previous configuration back failed too: {problem}"
+        else:
+            then = "The previous configuration was put back."
         raise ConfigError(f"{why} {then}")
 
     def begin_again(self) -> None:
         """After a run that died between install and confirmation: from where that began."""
         self.disarm()
-        status, out = self._restore()
-        if status:
-            raise ConfigError(f"undoing an interrupted change failed: {out.strip()}")
+        if problem := self._restore():
+            raise ConfigError(f"undoing an interrupted change failed: {problem}")
 
-    def _restore(self) -> tuple[int, str]:
-        result: tuple[int, str] = self.run(["sh", str(self.path / "restore")])
-        return result
+    def _restore(self) -> str:
+        status, out = self.run(["sh", str(self.path / "restore")])
+        return out.strip() or f"exit code {status}" if status else ""
 
     def confirm(self) -> None:
         """End it: what is installed stays. Raises ConfigError when the clock was quicker."""

@@ -194,38 +194,31 @@ class ConfigSet:
 def main() -> None:
     """Entry point."""
     os.umask(0o022)  # directories on the way to a file are readable, whatever the admin's umask
+    texts = {"type": "list", "elements": "str", "default": []}
+    file = {
+        "path": {"type": "path", "required": True},
+        "content": {"type": "str"},
+        "link": {"type": "str"},
+        "directory": {"type": "bool", "default": False},
+        "absent": {"type": "bool", "default": False},
+        "mode": {"type": "str"},
+    }
+    validator = {
+        "argv": {"type": "list", "elements": "str", "required": True},
+        "prints": texts,
+        "message": {"type": "str", "default": ""},
+    }
     module = AnsibleModule(
         argument_spec={
             "name": {"type": "str", "required": True},
             "state": {"type": "str", "choices": ["present", "confirmed"], "default": "present"},
-            "files": {
-                "type": "list",
-                "elements": "dict",
-                "default": [],
-                "options": {
-                    "path": {"type": "path", "required": True},
-                    "content": {"type": "str"},
-                    "link": {"type": "str"},
-                    "directory": {"type": "bool", "default": False},
-                    "absent": {"type": "bool", "default": False},
-                    "mode": {"type": "str"},
-                },
-            },
+            "files": {**texts, "elements": "dict", "options": file},
             "secret_files": {"type": "dict", "default": {}, "no_log": True},
-            "validate": {
-                "type": "list",
-                "elements": "dict",
-                "default": [],
-                "options": {
-                    "argv": {"type": "list", "elements": "str", "required": True},
-                    "prints": {"type": "list", "elements": "str", "default": []},
-                    "message": {"type": "str", "default": ""},
-                },
-            },
-            "activate": {"type": "list", "elements": "list", "default": []},
-            "revert": {"type": "list", "elements": "list", "default": []},
-            "units": {"type": "list", "elements": "str", "default": []},
-            "observe": {"type": "list", "elements": "str", "default": []},
+            "validate": {**texts, "elements": "dict", "options": validator},
+            "activate": {**texts, "elements": "list"},
+            "revert": {**texts, "elements": "list"},
+            "units": texts,
+            "observe": texts,
             "trial_seconds": {"type": "int", "default": 0},
         },
         supports_check_mode=True,
