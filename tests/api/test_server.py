@@ -14,9 +14,11 @@ from pathlib import Path
 import httpx
 import jwt
 import pytest
+from prometheus_client import CollectorRegistry
 from psycopg.conninfo import conninfo_to_dict
 
 from local.waiting import eventually
+from services.api.cimt_api.metrics import Metrics
 from services.api.cimt_api.settings import SettingsError, load
 from testbed.api import INGEST_KEY, REVISION, SERVICE, Api, api
 
@@ -148,6 +150,12 @@ def test_metrics_are_counted_by_route_and_not_public(server: Api) -> None:
     assert 'http_request_duration_seconds_bucket{le="0.005",method="POST",route="/chat"}' in text
     assert f'cimt_api_build_info{{revision="{REVISION}",version="0.1.0"}} 1.0' in text
     assert "scanner" not in text
+
+
+def test_every_metric_of_the_chat_is_counted_somewhere() -> None:
+    code = "".join(path.read_text() for path in (SERVICE / "cimt_api").glob("*.py"))
+    declared = set(vars(Metrics(CollectorRegistry()))) - {"registry"}
+    assert [name for name in declared if f"_metrics.{name}." not in code] == []
 
 
 def test_the_log_is_json_without_what_people_wrote(server: Api) -> None:

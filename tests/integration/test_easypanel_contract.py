@@ -327,3 +327,11 @@ def test_another_domain_does_not_break_off_requests_under_way() -> None:
     assert "flush_interval" not in handler  # Caddy ends such requests at every reload
     assert handler["transport"]["keep_alive"] == {"enabled": False}
     assert server["routes"][-1]["handle"][0]["status_code"] == 404
+
+
+def test_every_operation_is_asked_for_by_somebody(panel: Client) -> None:
+    """What nobody calls is not stood in for."""
+    root = pathlib.Path(__file__).parents[2]
+    sources = [path for at in ("roles", "plugins", "tests") for path in (root / at).rglob("*.py")]
+    text = "".join(path.read_text() for path in sources)
+    assert [name for name in panel.panel.operations() if f'"{name}"' not in text] == []
