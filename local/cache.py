@@ -4,11 +4,72 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
+import json
+import os
 import shutil
+import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+
+from local.settings import LocalError
+
+
+def say(what: str, text: str) -> None:
+    """A line about what is being made, on stderr: the caller's stdout may be an answer, such as an image's name."""
+    print(f"{what}: {text}", file=sys.stderr, flush=True)
+
+
+def run(
+    what: str,
+    command: Sequence[str],
+    cwd: Path | None = None,
+    env: Mapping[str, str] = os.environ,
+    *,
+    within: Sequence[str] = (),
+    then: str = "",
+) -> None:
+    """Run a step of making it, its output on stderr, as an argument of the command `within`.
+
+    Raises LocalError, which ends with `then`.
+    """
+    path = f"{env.get('PATH', '')}:/usr/sbin:/sbin"
+    first, *rest = [*within, *command]
+    done = subprocess.run(
+        [shutil.which(first, path=path) or first, *rest],
+        cwd=cwd,
+        env={**env, "PATH": path},
+        stdin=subprocess.DEVNULL,
+        stdout=2,
+    )
+    if done.returncode:
+        raise LocalError(
+            f"{what}: {command[0]} failed with exit code {done.returncode} (its output is above). {then}".strip()
+        )
+
+
+def key(inputs: Mapping[str, object]) -> str:
+    """The name of what is made from these: 16 hexadecimal digits."""
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def made(
+    what: str, target: Path, inputs: Mapping[str, object], make: Callable[[Path], None]
+) -> Path:
+    """The directory `target`, made from `inputs` now when the cache does not have it; says what it does."""
+    if target.is_dir():
+        return target
+    with building(target) as part:
+        if part is not None:
+            started = time.monotonic()
+            say(what, "making it, once …")
+            make(part)
+            (part / "inputs.json").write_text(json.dumps(inputs, indent=1) + "\n")
+            say(what, f"made in {time.monotonic() - started:.0f} s ({target})")
+    return target
 
 
 @contextlib.contextmanager
@@ -22,9 +83,7 @@ def building(target: Path) -> Iterator[Path | None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            # On stderr: the caller's stdout may be an answer, such as the name of an image.
-            waiting = f"image: another run is making {target.name}; waiting for it"
-            print(waiting, file=sys.stderr, flush=True)
+            say(target.name, "another run is making it; waiting for it")
             fcntl.flock(lock, fcntl.LOCK_EX)
         if target.is_dir():
             yield None

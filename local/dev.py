@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,7 +18,9 @@ import psycopg
 
 from local import clouds
 from local.droplet.machine import alone
+from local.postgres import server as postgres
 from local.settings import LocalError, Settings, check_port, write_atomic
+from local.waiting import eventually
 
 # Other ports than those of `make up`: both can run.
 PORTS = {
@@ -28,7 +30,6 @@ PORTS = {
     "openai": ("DEV_OPENAI_PORT", 8011),
 }
 APPLICATION = "cimt_api.app:application"
-DOCUMENTS = Path(__file__).parent / "documents"
 START_SECONDS = 60
 STOP_SECONDS = 10
 ASK = """\
@@ -81,16 +82,26 @@ class Dev:
                 start_new_session=True,  # Ctrl-C reaches us alone, and we end each as it wants to be ended
             )
 
-    def wait(self, name: str, answers: Callable[[], bool]) -> None:
+    def start_cloud(self, name: str, *options: str) -> None:
+        """Start a part that `make up` has too."""
+        self.start(name, [*clouds.CLOUDS[name].command(self.ports, self.folder), *options])
+
+    def wait(self, name: str) -> None:
         """Until a part answers. Raises LocalError."""
-        deadline = time.monotonic() + START_SECONDS
-        while not answers():
-            if self.processes[name].poll() is not None or time.monotonic() > deadline:
-                log = self.folder / f"{name}.log"
-                told = log.read_text(errors="replace").strip().splitlines()[-1:]
-                look = "look above" if name == "api" else f"cat {os.path.relpath(log)}"
-                raise LocalError(f"dev: {name} does not start. {' '.join(told)} Next: {look}")
-            time.sleep(0.1)
+        port = self.ports[name]
+
+        def answers() -> bool:
+            if name == "api":
+                return clouds.http_answers(port, "/readyz")
+            return clouds.CLOUDS[name].answers(port)
+
+        try:
+            eventually(answers, name, START_SECONDS, self.processes[name])
+        except TimeoutError:
+            log = self.folder / f"{name}.log"
+            told = log.read_text(errors="replace").strip().splitlines()[-1:]
+            look = "look above" if name == "api" else f"cat {os.path.relpath(log)}"
+            raise LocalError(f"dev: {name} does not start. {' '.join(told)} Next: {look}") from None
 
     def stop(self) -> None:
         """End every part, the last started first."""
@@ -117,7 +128,7 @@ def supabase_port(settings: Settings) -> int:
         port = int((folder(settings) / "supabase-port").read_text())
     except (OSError, ValueError):
         return 0
-    return port if clouds.supabase_answers(port) else 0
+    return port if clouds.CLOUDS["supabase"].answers(port) else 0
 
 
 def read_ports(env: Mapping[str, str]) -> dict[str, int]:
@@ -133,8 +144,8 @@ def read_ports(env: Mapping[str, str]) -> dict[str, int]:
 
 def migrate(dev: Dev) -> None:
     """Apply what is pending, by the runner that production uses; nothing is asked of it when nothing is."""
-    url = clouds.database_url(dev.ports["postgres"])
-    clouds.prepare_supabase(url)
+    url = postgres.url(dev.ports["postgres"])
+    postgres.prepare(url)
     files = {path.name[:14] for path in (dev.settings.root / "migrations").glob("*.sql")}
     with psycopg.connect(url) as connection:
         there = connection.execute(
@@ -178,10 +189,10 @@ def seed(dev: Dev) -> int:
     """Put the documents in, as an ETL would; the number of passages. What is there already is left alone."""
     passages = 0
     with httpx.Client(base_url=dev.url("api"), timeout=60) as client:
-        for path in sorted(DOCUMENTS.glob("*/*.md")):
+        for path in sorted(clouds.DOCUMENTS.glob("*/*.md")):
             text = path.read_text()
             answer = client.put(
-                f"/documents/{path.relative_to(DOCUMENTS)}",
+                f"/documents/{path.relative_to(clouds.DOCUMENTS)}",
                 headers={"Authorization": f"Bearer {dev.ingest_key}"},
                 json={
                     "content": text,
@@ -206,24 +217,17 @@ def running(settings: Settings, ports: dict[str, int]) -> Iterator[Dev]:
     dev.folder.mkdir(parents=True, exist_ok=True)
     try:
         print("dev: starting Postgres, sign-in, model and API", flush=True)
-        data = dev.folder / "postgres"
-        (data / "postmaster.pid").unlink(missing_ok=True)  # nobody else runs it: we hold the lock
-        dev.start("openai", clouds.openai_command(ports["openai"]))
-        dev.start(
-            "postgres", clouds.postgres_command(clouds.postgres_programs(), data, ports["postgres"])
-        )
-        dev.wait("postgres", lambda: clouds.postgres_answers(ports["postgres"]))
-        database = clouds.database_url(ports["postgres"])
-        clouds.prepare_supabase(database)
-        supabase = clouds.supabase_command(ports["supabase"], database, dev.folder / "supabase")
-        dev.start("supabase", [*supabase, "--otp-seconds", "1"])
+        dev.start_cloud("openai")
+        dev.start_cloud("postgres")
+        dev.wait("postgres")
+        postgres.prepare(postgres.url(ports["postgres"]))
+        dev.start_cloud("supabase", "--otp-seconds", "1")
         migrate(dev)
         uvicorn = [sys.executable, "-m", "uvicorn", APPLICATION, "--factory", "--reload"]
         code = ["--app-dir", "services/api", "--reload-dir", "services/api/cimt_api"]
         dev.start("api", [*uvicorn, *code, "--port", str(ports["api"])], api_environment(dev))
-        dev.wait("supabase", lambda: clouds.supabase_answers(ports["supabase"]))
-        dev.wait("openai", lambda: clouds.openai_answers(ports["openai"]))
-        dev.wait("api", lambda: clouds.http_answers(ports["api"], "/readyz"))
+        for name in ("supabase", "openai", "api"):
+            dev.wait(name)
         yield dev
     finally:
         dev.stop()
@@ -249,7 +253,7 @@ def main(settings: Settings, env: Mapping[str, str] = os.environ) -> int:
             print(f"  API       {dev.url('api')} (reloads when a file is saved)")
             print(f"  mail      {dev.url('supabase')}/inbox")
             print(f"  model     {dev.url('openai')} (switches: python -m local.openai --help)")
-            print(f"  database  {clouds.database_url(ports['postgres'])}")
+            print(f"  database  {postgres.url(ports['postgres'])}")
             print(f"  logs      {os.path.relpath(dev.folder)}/*.log")
             python = os.path.relpath(sys.executable)
             print(f"\nAsk something:\n{ASK.format(api=dev.url('api'), python=python)}\n")

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import yaml
 
+from local.waiting import free_port
+
 ROOT = Path(__file__).resolve().parents[1]
 IMAGES = ("debian-13", "debian-12", "ubuntu-24.04", "ubuntu-22.04")
 # Host port of each door: (environment variable, default). All of them on 127.0.0.1.
@@ -156,7 +158,7 @@ def check_port(port: int, name: str, variable: str, command: str) -> None:
         except OSError:
             raise LocalError(
                 f"port {port} on 127.0.0.1 ({name}) is taken{_holder(port)}. "
-                f"Next: stop that program, or {variable}={_free_port()} {command}"
+                f"Next: stop that program, or {variable}={free_port()} {command}"
             ) from None
 
 
@@ -189,12 +191,6 @@ def _holder(port: int) -> str:
         except OSError:
             continue  # another user's process, or one that has just ended
     return ""
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _switched_on(root: Path, env: Mapping[str, str]) -> tuple[str, ...]:

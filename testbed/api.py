@@ -9,36 +9,23 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import httpx
 import psycopg
 from httpx_sse import ServerSentEvent, connect_sse
 
-from local.clouds import postgres_command, postgres_programs
-from testbed.postgres import Server, apply, free_port, server
+from local.postgres import server as wheel
+from local.waiting import WAIT_SECONDS, eventually, free_port
+from testbed.postgres import Server, apply, server
 
 ROOT = Path(__file__).parents[1]
 SERVICE = ROOT / "services/api"
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 INGEST_KEY = "an-ingest-key-for-tests-of-at-least-32-characters"
-T = TypeVar("T")
-WAIT_SECONDS = 60.0  # a bound for slow machines, no expectation
-
-
-def eventually(condition: Callable[[], T], what: str, seconds: float = WAIT_SECONDS) -> T:
-    """The first true value of the condition."""
-    deadline = time.monotonic() + seconds
-    while True:
-        value = condition()
-        if value:
-            return value
-        assert time.monotonic() < deadline, f"{what}: not within {seconds:g} s"
-        time.sleep(0.05)
 
 
 @contextlib.contextmanager
@@ -61,13 +48,15 @@ def answers(url: str, started: subprocess.Popen[bytes], log: Path, below: int = 
     """Wait until somebody serves there, with a status below this."""
 
     def served() -> bool:
-        assert started.poll() is None, log.read_text()
         try:
             return httpx.get(url, timeout=5).status_code < below
         except httpx.TransportError:
             return False
 
-    eventually(served, url)
+    try:
+        eventually(served, url, process=started)
+    except TimeoutError as error:
+        raise AssertionError(log.read_text()) from error
 
 
 class Postgres:
@@ -97,20 +86,12 @@ class Postgres:
 
     def start(self) -> None:
         """Again on the same port, with the same data."""
-        command = postgres_command(
-            postgres_programs(), self.cluster.folder / "data", self.cluster.port
-        )
+        data = self.cluster.folder / "data"
+        command = wheel.command(wheel.programs(), data, self.cluster.port)
         with (self.cluster.folder / "log").open("ab") as log:
             self.started.append(subprocess.Popen(command, cwd="/", stdout=log, stderr=log))
 
-        def connects() -> bool:
-            try:
-                psycopg.connect(self.url, connect_timeout=5).close()
-            except psycopg.OperationalError:
-                return False
-            return True
-
-        eventually(connects, "Postgres starts")
+        eventually(lambda: wheel.answers(self.cluster.port), "Postgres starts")
 
 
 @contextlib.contextmanager

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import functools
-import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +13,9 @@ from ansible.parsing.dataloader import DataLoader
 from ansible.plugins.loader import init_plugin_loader
 from ansible.template import Templar, trust_as_template
 
+from testbed import modules
+
 ROLES = Path(__file__).parents[1] / "roles"
-LIBRARY = ROLES.parent / "plugins/modules"
 ENVIRONMENT = {**os.environ, "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin"}
 FIREWALL_VARIANTS: list[dict[str, Any]] = [
     {"firewall_log_drops": True},
@@ -24,21 +23,6 @@ FIREWALL_VARIANTS: list[dict[str, Any]] = [
     {"firewall_public_tcp_ports": []},
     {"firewall_web_sources": ["2001:db8::/32"], "firewall_public_tcp_ports": [443, 8443]},
 ]
-RUN_CONFIG_SET = """
-import importlib.util, json, sys
-from pathlib import Path
-from ansible.module_utils.testing import patch_module_args
-library, home, owner, arguments = sys.argv[1:]
-spec = importlib.util.spec_from_file_location("config_set", library + "/config_set.py")
-config_set = importlib.util.module_from_spec(spec)
-sys.modules["config_set"] = config_set
-spec.loader.exec_module(config_set)
-config_set.STATE_ROOT = Path(home, "state")
-config_set.RESTORE_UNIT = Path(home, "cimt-restore@.service")
-config_set.OWNER = tuple(json.loads(owner))
-with patch_module_args(json.loads(arguments)):
-    config_set.main()
-"""
 
 
 class Machine:
@@ -58,17 +42,16 @@ class Machine:
 
     def config_set(self, check: bool = False, **params: Any) -> dict[str, Any]:
         """What the module answers. Its files belong to `owner`, on a droplet root: here whoever runs the test."""
-        owner = json.dumps(self.owner)
-        arguments = json.dumps({"name": "sample", "_ansible_check_mode": check, **params})
-        done = subprocess.run(
-            [sys.executable, "-c", RUN_CONFIG_SET, str(LIBRARY), str(self.home), owner, arguments],
-            env={**os.environ, "PATH": self.path},
-            capture_output=True,
-            text=True,
+        return modules.run(
+            "plugins.modules.config_set",
+            {"name": "sample", "_ansible_check_mode": check, **params},
+            {**os.environ, "PATH": self.path},
+            **{
+                "config_files.OWNER": self.owner,
+                "config_trial.STATE_ROOT": str(self.state),
+                "config_trial.RESTORE_UNIT": str(self.home / "cimt-restore@.service"),
+            },
         )
-        assert done.stdout, done.stderr
-        answer: dict[str, Any] = json.loads(done.stdout)
-        return answer
 
     def restore(self, *arguments: str) -> int:
         """Run the restore script as the machine's timer would (or its boot, with that argument)."""

@@ -11,22 +11,20 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import socket
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
 
-from local.clouds import postgres_command, postgres_programs, prepare_supabase
 from local.postgres import container as postgres17
+from local.postgres import server as postgres
 from local.settings import load
+from local.waiting import eventually, free_port
 
 ROOT = Path(__file__).parents[1]
 MIGRATIONS = sorted((ROOT / "migrations").glob("*.sql"))
-START_SECONDS = 60
 # What tests run on: Supabase's own version stands between the two of every run.
 CHOSEN = os.environ.get("POSTGRES", "")
 MAJORS = [int(CHOSEN)] if CHOSEN else [16, 18]
@@ -65,13 +63,6 @@ alter default privileges for role postgres in schema public
 """
 
 
-def free_port() -> int:
-    """A TCP port of loopback that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 class Server:
     """A running cluster; `databases` are copies of the one that was prepared."""
 
@@ -95,8 +86,8 @@ class Server:
         """`Postgres 17.x, pgvector 0.8.x`."""
         sql = "select current_setting('server_version'), extversion from pg_extension where extname = 'vector'"
         with psycopg.connect(self.url()) as connection:
-            postgres, vector = connection.execute(sql).fetchone() or ("?", "?")
-        return f"Postgres {postgres}, pgvector {vector}"
+            version, vector = connection.execute(sql).fetchone() or ("?", "?")
+        return f"Postgres {version}, pgvector {vector}"
 
     def lock_up(self, password: str) -> None:
         """From now on `postgres` and the API need a password; the superuser does not."""
@@ -136,29 +127,22 @@ def _running(major: int, folder: Path) -> Iterator[Server]:
     data, port = folder / "data", free_port()
     if major == 17:
         container = postgres17.container(postgres17.ensure(load()), data)
-        command = postgres_command(postgres17.PROGRAMS, data, port, container)
+        command = postgres.command(postgres17.PROGRAMS, data, port, container)
     else:
-        command = postgres_command(postgres_programs(major), data, port)
+        command = postgres.command(postgres.programs(major), data, port)
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(command, cwd="/", stdout=log, stderr=log)
     try:
-        deadline = time.monotonic() + START_SECONDS
-        while True:
-            try:
-                psycopg.connect(
-                    f"postgresql://postgres@127.0.0.1:{port}/postgres", connect_timeout=5
-                ).close()
-                break
-            except psycopg.OperationalError:
-                if process.poll() is not None or time.monotonic() > deadline:
-                    raise RuntimeError((folder / "log").read_text()) from None
-                time.sleep(0.1)
+        try:
+            eventually(lambda: postgres.answers(port), "Postgres", process=process)
+        except TimeoutError as error:
+            raise RuntimeError((folder / "log").read_text()) from error
         made = Server(port, folder)
         with psycopg.connect(made.url("postgres"), autocommit=True) as connection:
             connection.execute("create role supabase_admin superuser login")
         made.admin(ROLES)
         made.admin("create database supabase owner postgres")
-        prepare_supabase(made.url("supabase", "supabase_admin"))
+        postgres.prepare(made.url("supabase", "supabase_admin"))
         made.admin(HOSTED, "supabase")
         yield made
     finally:
@@ -168,15 +152,12 @@ def _running(major: int, folder: Path) -> Iterator[Server]:
 
 def _remove(folder: Path) -> None:
     """A container's processes are killed with it, but may write for a moment more."""
-    deadline = time.monotonic() + START_SECONDS
-    while True:
-        try:
-            shutil.rmtree(folder)
-            return
-        except OSError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.1)
+
+    def removed() -> bool:
+        shutil.rmtree(folder, ignore_errors=True)
+        return not folder.exists()
+
+    eventually(removed, f"{folder} is removed")
 
 
 def apply(url: str, files: list[Path] | None = None) -> None:

@@ -24,9 +24,9 @@ import httpx
 import uvloop
 
 from bench.api.load import Target, first_token, memory, resident, throughput
+from local.waiting import free_port
 from services.api.cimt_api.settings import Settings
 from testbed import api as harness
-from testbed.postgres import free_port
 
 LITELLM = "1.106.2"  # from 1.109 on its proxy extra needs a package that not every mirror has
 EVENTS = 100

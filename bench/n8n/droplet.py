@@ -18,10 +18,10 @@ import threading
 import time
 from pathlib import Path
 
-from local.clouds import http_answers
+from local.clouds import CLOUDS
 from local.settings import load
+from local.waiting import eventually, free_port
 from testbed.droplet import call_webhook, make, on_droplet
-from testbed.postgres import free_port
 
 PARAGRAPH = (
     "Documents of this size are usual for a help centre, and this sentence fills them. " * 40
@@ -99,8 +99,7 @@ def main() -> int:
         command = [sys.executable, "-m", "local.github", "--port", str(port), "--folder", folder]
         with subprocess.Popen(command) as server:
             try:
-                while not http_answers(port, "/stand-in/health"):
-                    time.sleep(0.2)
+                eventually(lambda: CLOUDS["github"].answers(port), "the documents", process=server)
                 at = f"http://10.0.2.2:{port}"
                 source = {"name": "bench", "kind": "git", "repository": "example/bench"}
                 sources = [{**source, "api": f"{at}/api", "files": f"{at}/raw"}]

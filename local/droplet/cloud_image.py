@@ -12,7 +12,7 @@ import urllib.request
 from pathlib import Path
 
 from local.cache import building
-from local.droplet.image import Image
+from local.droplet.disk import Image
 from local.settings import LocalError, Settings
 
 SERVER = "https://cloud-images.ubuntu.com/releases"

@@ -6,18 +6,15 @@ by one rename, so a half-built one is never seen.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import shlex
-import subprocess
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from local.cache import building
-from local.settings import LocalError, Settings, check_tools
+from local.cache import key, made, run
+from local.debian import mmdebstrap
+from local.droplet.cloud_image import ensure_ubuntu
+from local.droplet.disk import Image
+from local.settings import Settings, check_tools
 
 DISK = "25G"
 SETUP = Path(__file__).with_name("image_setup.sh")
@@ -32,22 +29,9 @@ tzdata unattended-upgrades
 DOCKER = {"debian-13": "docker.io docker-cli iptables", "debian-12": "docker.io iptables"}
 
 
-@dataclass(frozen=True)
-class Image:
-    """A disk to start a droplet from. `kernel` and `initrd` are None for a disk with a boot loader."""
-
-    name: str
-    disk: Path
-    format: str
-    kernel: Path | None = None
-    initrd: Path | None = None
-
-
 def ensure(settings: Settings) -> Image:
     """The image the settings ask for, from the cache or made now. Prints what it does."""
     if settings.image.startswith("ubuntu"):
-        from local.droplet.cloud_image import ensure_ubuntu
-
         return ensure_ubuntu(settings)
     return _ensure_debian(settings)
 
@@ -62,47 +46,25 @@ def _ensure_debian(settings: Settings) -> Image:
         "disk": DISK,
         "extra_ca": settings.extra_ca.read_text() if settings.extra_ca else "",
     }
-    key = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
-    target = settings.cache / "images" / f"{settings.image}-{key}"
-    image = Image(
-        settings.image, target / "disk.raw", "raw", target / "vmlinuz", target / "initrd.img"
-    )
-    if target.is_dir():
-        print(f"image: {settings.image} from the cache ({target})")
-        return image
-    check_tools("mmdebstrap", "mkfs.ext4")
-    with building(target) as part:
-        if part is None:
-            print(f"image: {settings.image} was built meanwhile by another run")
-            return image
-        started = time.monotonic()
-        print(
-            f"image: building {settings.image} from {len(packages)} packages and what they need",
-            flush=True,
-        )
+
+    def make(part: Path) -> None:
+        check_tools("mmdebstrap", "mkfs.ext4")
         _build(suite, packages, settings.extra_ca, part)
-        (part / "inputs.json").write_text(json.dumps(inputs, indent=1) + "\n")
-    print(f"image: {settings.image} built in {time.monotonic() - started:.0f} s ({target})")
-    return image
+
+    target = settings.cache / "images" / f"{settings.image}-{key(inputs)}"
+    image = made(f"image {settings.image}", target, inputs, make)
+    return Image(settings.image, image / "disk.raw", "raw", image / "vmlinuz", image / "initrd.img")
 
 
 def _build(suite: str, packages: list[str], extra_ca: Path | None, part: Path) -> None:
     """Root file system by mmdebstrap, then an ext4 disk of it, without mounting anything."""
-    root = part / "root"
-    # No mirror is named: mmdebstrap then takes the suite's security and update archives too.
-    command = [
-        "mmdebstrap",
-        "--variant=minbase",
-        "--components=main",
-        f"--include={','.join(packages)}",
-    ]
-    command += ['--aptopt=Acquire::Retries "3"', "--dpkgopt=path-exclude=/usr/share/man/*"]
+    root, env = part / "root", {**os.environ, "TMPDIR": str(part)}
+    hooks = [str(SETUP)]
     if extra_ca:
-        command += [
-            f"--customize-hook=upload {shlex.quote(str(extra_ca))} /usr/local/share/ca-certificates/extra.crt"
-        ]
-        command += ['--customize-hook=chroot "$1" update-ca-certificates']
-    command += [f"--customize-hook={SETUP}"]
+        certificate = "/usr/local/share/ca-certificates/extra.crt"
+        upload = f"upload {shlex.quote(str(extra_ca))} {certificate}"
+        hooks = [upload, 'chroot "$1" update-ca-certificates', *hooks]
+    command = mmdebstrap(packages, ["/usr/share/man/*"], keep=(), hooks=hooks)
     disk = [
         f"truncate -s {DISK} disk.raw",
         "mkfs.ext4 -q -F -L cloudimg-rootfs -d root disk.raw",
@@ -114,11 +76,12 @@ def _build(suite: str, packages: list[str], extra_ca: Path | None, part: Path) -
         # What it mounts (/proc, /sys, /dev/shm) ends with it, also when it is killed: else the next build, which
         # deletes what this one left, would delete in them.
         alone = ("unshare", "--mount", "--propagation", "private")
-        _run([*command, "--mode=root", "--format=directory", suite, str(root)], part, alone)
-        _run(["sh", "-euc", "\n".join(disk)], part)
+        bootstrap = [*command, "--mode=root", "--format=directory", suite, str(root)]
+        run("image", bootstrap, part, env, within=alone)
+        run("image", ["sh", "-euc", "\n".join(disk)], part, env)
     else:
         # Without root: a tar made in a user namespace, unpacked and turned into a disk in another one.
-        _run([*command, "--mode=unshare", suite, str(part / "root.tar")], part)
+        run("image", [*command, "--mode=unshare", suite, str(part / "root.tar")], part, env)
         part.chmod(0o777)  # the namespace's root is not us
         unpack = [
             "umask 022",
@@ -127,16 +90,6 @@ def _build(suite: str, packages: list[str], extra_ca: Path | None, part: Path) -
             *disk,
         ]
         unpack += ["chmod 0666 disk.raw vmlinuz initrd.img"]
-        _run(["mmdebstrap", "--unshare-helper", "sh", "-euc", "\n".join(unpack)], part)
+        run("image", ["mmdebstrap", "--unshare-helper", "sh", "-euc", "\n".join(unpack)], part, env)
         (part / "root.tar").unlink()
         part.chmod(0o755)
-
-
-def _run(command: list[str], cwd: Path, within: Sequence[str] = ()) -> None:
-    path = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
-    env = {**os.environ, "PATH": path, "TMPDIR": str(cwd)}
-    result = subprocess.run([*within, *command], cwd=cwd, env=env)
-    if result.returncode:
-        raise LocalError(
-            f"image: {command[0]} failed with exit code {result.returncode} (its output is above)."
-        )

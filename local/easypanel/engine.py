@@ -11,7 +11,7 @@ Log = Callable[[str], None]
 
 
 class DeployFailed(Exception):
-    """A deploy, start, stop or restart that did not come up; the text gives the reason."""
+    """A deploy that did not come up; the text gives the reason."""
 
 
 @dataclass
@@ -51,32 +51,8 @@ class Engine(Protocol):
     def create_project(self, project: str) -> None:
         """Make the project's network; no error when it exists."""
 
-    def destroy_project(self, project: str) -> None:
-        """Remove the project's network; no error when it does not exist."""
-
     def deploy(self, app: App, log: Log) -> None:
         """Pull the image and bring the service to ``app``; returns when Swarm has converged."""
-
-    def scale(self, app: App, replicas: int, log: Log) -> None:
-        """Start (``replicas`` > 0) or stop (0) a deployed service."""
-
-    def restart(self, app: App, log: Log) -> None:
-        """Replace the tasks of a deployed service without another image."""
-
-    def remove(self, service: str) -> None:
-        """Remove a service and wait until its tasks are gone; no error when it does not exist."""
-
-    def exists(self, service: str) -> bool:
-        """Whether the service was ever deployed."""
-
-    def task_counts(self) -> dict[str, dict[str, int]]:
-        """``actual`` and ``desired`` tasks by service name."""
-
-    def nodes(self) -> list[dict[str, Any]]:
-        """The Swarm's nodes, as Docker describes them."""
-
-    def containers(self, service: str) -> list[dict[str, Any]]:
-        """The service's containers on this node, as Docker describes them."""
 
     def address(self) -> str:
         """IP address of this node."""

@@ -111,12 +111,6 @@ class ProjectName(Body):
     name: Name
 
 
-class Project(Body):
-    """A project."""
-
-    projectName: Name
-
-
 class Service(Body):
     """A service of a project."""
 
@@ -129,12 +123,6 @@ class ServiceFilter(Body):
 
     projectName: Name = Field(default=None)
     serviceName: Name = Field(default=None)
-
-
-class ContainerFilter(Body):
-    """Containers of one Swarm service."""
-
-    service: str
 
 
 class ImageSource(Body):
@@ -254,7 +242,7 @@ class CreateMount(Service):
 
 
 class Indexed(Service):
-    """The mount or port at a position, counted from 0."""
+    """The mount at a position, counted from 0."""
 
     index: Number
 
@@ -263,18 +251,6 @@ class UpdateMount(Indexed):
     """The new mount at a position."""
 
     values: Mount
-
-
-class CreatePort(Service):
-    """A port to add at the end."""
-
-    values: Port
-
-
-class UpdatePort(Indexed):
-    """The new port at a position."""
-
-    values: Port
 
 
 # -- domains ---------------------------------------------------------------------------------
@@ -365,12 +341,7 @@ def parse(model: type[Model], data: Any) -> Model:
         fields: dict[str, str] = {}
         for error in failure.errors():
             where = error["loc"]
-            if (
-                where
-                and where[0] in _UNIONS
-                and model is not CreatePort
-                and model is not UpdatePort
-            ):
+            if where and where[0] in _UNIONS:
                 # zod does not say which member of a union was meant, unless nothing was given.
                 message = (
                     "Required"

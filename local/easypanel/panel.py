@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from . import models
-from .engine import App, DeployFailed, Engine, Log
+from .engine import App, DeployFailed, Engine
 from .errors import BadRequest, Internal, NotFound, Unauthorized, invariant
 from .models import Body
 from .proxy import Proxy, ProxyRefused
@@ -63,11 +63,8 @@ class Panel:
             "listProjectsAndServices": Operation(read, m.Empty, self.projects_and_services),
             "canCreateProject": Operation(read, m.Empty, lambda _: self.may_create_project()),
             "createProject": Operation(write, m.ProjectName, self.create_project),
-            "inspectProject": Operation(read, m.Project, self.inspect_project),
-            "destroyProject": Operation(write, m.ProjectName, self.destroy_project),
             "createAppService": Operation(write, m.CreateApp, self.create_app),
             "inspectAppService": Operation(read, m.Service, lambda b: self.shown(self.app(b))),
-            "destroyAppService": Operation(write, m.Service, self.destroy_app),
             "updateAppSourceImage": Operation(write, m.UpdateSourceImage, self.update_source),
             "updateAppEnv": Operation(write, m.UpdateEnv, lambda b: self.update(b, env=b.env)),
             "updateAppDeploy": Operation(
@@ -77,32 +74,19 @@ class Panel:
                 write, m.UpdateResources, lambda b: self.update(b, resources=dumped(b.resources))
             ),
             "deployAppService": Operation(write, m.DeployService, self.deploy_app),
-            "startAppService": Operation(write, m.Service, lambda b: self.scale(b, "start")),
-            "stopAppService": Operation(write, m.Service, lambda b: self.scale(b, "stop")),
-            "restartAppService": Operation(write, m.Service, self.restart),
             "refreshAppDeployToken": Operation(
                 write, m.Service, lambda b: self.update(b, token=secrets.token_hex(24))
             ),
             "listMounts": Operation(read, m.Service, lambda b: self.app(b)["mounts"]),
-            "createMount": Operation(write, m.CreateMount, lambda b: self.add(b, "mounts")),
-            "updateMount": Operation(write, m.UpdateMount, lambda b: self.replace(b, "mounts")),
-            "deleteMount": Operation(write, m.Indexed, lambda b: self.drop(b, "mounts")),
-            "listPorts": Operation(read, m.Service, lambda b: self.app(b)["ports"]),
-            "createPort": Operation(write, m.CreatePort, lambda b: self.add(b, "ports")),
-            "updatePort": Operation(write, m.UpdatePort, lambda b: self.replace(b, "ports")),
-            "deletePort": Operation(write, m.Indexed, lambda b: self.drop(b, "ports")),
+            "createMount": Operation(write, m.CreateMount, self.add_mount),
+            "updateMount": Operation(write, m.UpdateMount, self.replace_mount),
+            "deleteMount": Operation(write, m.Indexed, self.drop_mount),
             "listDomains": Operation(read, m.ServiceFilter, self.domains),
             "createDomain": Operation(write, m.Domain, self.create_domain),
             "updateDomain": Operation(write, m.Domain, self.update_domain),
             "deleteDomain": Operation(write, m.Id, self.delete_domain),
-            "setPrimaryDomain": Operation(write, m.Id, self.set_primary_domain),
             "listActions": Operation(read, m.ListActions, self.actions),
             "getAction": Operation(read, m.Id, self.action),
-            "getDockerTaskStats": Operation(read, m.Empty, lambda _: self.engine.task_counts()),
-            "listNodes": Operation(read, m.Empty, lambda _: self.engine.nodes()),
-            "getDockerContainers": Operation(
-                read, m.ContainerFilter, lambda b: self.engine.containers(b.service)
-            ),
         }
 
     # -- set-up, users -------------------------------------------------------------------------
@@ -192,21 +176,6 @@ class Panel:
             self.engine.create_project(body.name)
         return project
 
-    def inspect_project(self, body: models.Project) -> dict[str, Any]:
-        state = self.store.read()
-        project = next((p for p in state["projects"] if p["name"] == body.projectName), None)
-        invariant(project)
-        apps = [a for a in state["apps"] if a["projectName"] == body.projectName]
-        return {"project": project, "services": [self.shown(app) for app in apps]}
-
-    def destroy_project(self, body: models.ProjectName) -> None:
-        invariant(any(p["name"] == body.name for p in self.store.read()["projects"]))
-        for app in [a for a in self.store.read()["apps"] if a["projectName"] == body.name]:
-            self.destroy_app(models.Service(projectName=body.name, serviceName=app["name"]))
-        self.engine.destroy_project(body.name)
-        with self.store.change() as state:
-            state["projects"] = [p for p in state["projects"] if p["name"] != body.name]
-
     # -- apps ----------------------------------------------------------------------------------
 
     def app(self, key: models.Service, state: State | None = None) -> dict[str, Any]:
@@ -256,19 +225,6 @@ class Panel:
             )
         return self.shown(app)
 
-    def destroy_app(self, body: models.Service) -> None:
-        self.app(body)
-        with self._lock(body):
-            self.engine.remove(f"{body.projectName}_{body.serviceName}")
-            with self.store.change() as state:
-                state["apps"] = [
-                    a
-                    for a in state["apps"]
-                    if (a["projectName"], a["name"]) != (body.projectName, body.serviceName)
-                ]
-                state["domains"] = [d for d in state["domains"] if not points_to(d, body)]
-        self._apply_domains()
-
     def update(self, body: models.Service, **fields: Any) -> None:
         with self.store.change() as state:
             self.app(body, state).update(fields)
@@ -280,33 +236,34 @@ class Panel:
                 source[name] = getattr(body, name)
         self.update(body, source=source)
 
-    def add(self, body: Any, kind: str) -> None:
+    def add_mount(self, body: models.CreateMount) -> None:
         with self.store.change() as state:
-            self.app(body, state)[kind].append(dumped(body.values))
+            self.app(body, state)["mounts"].append(dumped(body.values))
 
-    def replace(self, body: Any, kind: str) -> None:
+    def replace_mount(self, body: models.UpdateMount) -> None:
         with self.store.change() as state:
-            items = self.app(body, state)[kind]
-            invariant(0 <= body.index < len(items))
-            items[int(body.index)] = dumped(body.values)
+            self._at(body, state)[int(body.index)] = dumped(body.values)
 
-    def drop(self, body: models.Indexed, kind: str) -> None:
+    def drop_mount(self, body: models.Indexed) -> None:
         with self.store.change() as state:
-            items = self.app(body, state)[kind]
-            invariant(0 <= body.index < len(items))
-            del items[int(body.index)]
+            del self._at(body, state)[int(body.index)]
+
+    def _at(self, body: models.Indexed, state: State) -> list[Any]:
+        mounts: list[Any] = self.app(body, state)["mounts"]
+        invariant(0 <= body.index < len(mounts))
+        return mounts
 
     # -- deploys -------------------------------------------------------------------------------
 
     def deploy_app(self, body: models.DeployService) -> None:
-        self._finish(body, "deployment", self._begin(body, "deployment"), self._deploy)
+        self._finish(body, self._begin(body))
 
     def hook(self, token: str) -> None:
         """Deploy the app that this hook token belongs to, in the background."""
         for app in self.store.read()["apps"]:
             if hmac.compare_digest(app["token"], token):
                 key = models.Service(projectName=app["projectName"], serviceName=app["name"])
-                action = self._begin(key, "deployment")
+                action = self._begin(key)
                 threading.Thread(
                     target=self._deploy_quietly, args=(key, action), daemon=True
                 ).start()
@@ -316,39 +273,23 @@ class Panel:
     def _deploy_quietly(self, key: models.Service, action: str) -> None:
         """A deploy that nobody waits for: its action says how it ended."""
         try:
-            self._finish(key, "deployment", action, self._deploy)
+            self._finish(key, action)
         except Internal as error:
             print(f"panel: {error.message}", flush=True)
-
-    def scale(self, body: models.Service, kind: str) -> None:
-        def run(app: App, log: Log) -> None:
-            if kind == "start" and not self.engine.exists(app.service):
-                self.engine.deploy(app, log)
-            else:
-                self.engine.scale(app, app.replicas if kind == "start" else 0, log)
-
-        self.update(body, enabled=kind == "start")
-        self._finish(body, kind, self._begin(body, kind), run)
-
-    def restart(self, body: models.Service) -> None:
-        self._finish(body, "start", self._begin(body, "start"), self.engine.restart)
-
-    def _deploy(self, app: App, log: Log) -> None:
-        self.engine.deploy(app, log)
 
     def _lock(self, key: models.Service) -> threading.Lock:
         with self._guard:
             return self._busy.setdefault(f"{key.projectName}_{key.serviceName}", threading.Lock())
 
-    def _begin(self, key: models.Service, kind: str) -> str:
+    def _begin(self, key: models.Service) -> str:
         invariant(self.app(key)["source"])
         action = {
             "id": new_id(),
-            "type": kind,
+            "type": "deployment",
             "status": "pending",
             "projectName": key.projectName,
             "serviceName": key.serviceName,
-            "description": f"{kind} of {key.serviceName}",
+            "description": f"deployment of {key.serviceName}",
             "meta": {},
             "noKill": True,
             "noLogs": False,
@@ -363,10 +304,8 @@ class Panel:
         self._live[str(action["id"])] = action
         return str(action["id"])
 
-    def _finish(
-        self, key: models.Service, kind: str, action_id: str, run: Callable[[App, Log], None]
-    ) -> None:
-        """Run a pending action; raises Internal with its reason when it fails."""
+    def _finish(self, key: models.Service, action_id: str) -> None:
+        """Run a pending deploy; raises Internal with its reason when it fails."""
         action = self._live[action_id]
 
         def log(line: str) -> None:
@@ -377,7 +316,7 @@ class Panel:
             action["status"] = "running"
             problem = ""
             try:
-                run(self._runnable(key), log)
+                self.engine.deploy(self._runnable(key), log)
                 log("### Success")
             except DeployFailed as error:
                 problem = str(error)
@@ -395,24 +334,17 @@ class Panel:
             except Internal as error:  # a full disk: the action lives on in memory
                 log(f"### {error.message}")
         if problem:
-            raise Internal(f"{kind} failed: {problem}")
+            raise Internal(f"deployment failed: {problem}")
 
     def _runnable(self, key: models.Service) -> App:
         """The app as the engine takes it."""
         record = self.app(key)
         deploy, resources = record["deploy"], record["resources"] or {}
-        primary = next(
-            (
-                d["host"]
-                for d in self.store.read()["domains"]
-                if d["id"] == record["primaryDomainId"]
-            ),
-            next((d["host"] for d in self.store.read()["domains"] if points_to(d, key)), ""),
-        )
+        domains = (d["host"] for d in self.store.read()["domains"] if points_to(d, key))
         magic = {
             "$(PROJECT_NAME)": key.projectName,
             "$(SERVICE_NAME)": key.serviceName,
-            "$(PRIMARY_DOMAIN)": primary,
+            "$(PRIMARY_DOMAIN)": next(domains, ""),
         }
         env = record["env"]
         for name, value in magic.items():
@@ -499,13 +431,6 @@ class Panel:
             invariant(any(d["id"] == body.id for d in state["domains"]))
             state["domains"] = [d for d in state["domains"] if d["id"] != body.id]
         self._apply_domains()
-
-    def set_primary_domain(self, body: models.Id) -> None:
-        domain = next((d for d in self.store.read()["domains"] if d["id"] == body.id), None)
-        invariant(domain and domain["destinationType"] == "service")
-        target = domain["serviceDestination"]  # type: ignore[index]
-        key = models.Service(projectName=target["projectName"], serviceName=target["serviceName"])
-        self.update(key, primaryDomainId=body.id)
 
     def _checked(self, body: models.Domain) -> dict[str, Any]:
         field = f"{body.destinationType}Destination"

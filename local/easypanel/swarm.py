@@ -60,20 +60,6 @@ class Swarm:
     def create_project(self, project: str) -> None:
         ensure_network(self._api, network_of(project))
 
-    def destroy_project(self, project: str) -> None:
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                self._api.call("DELETE", f"/networks/{network_of(project)}")
-                return
-            except EngineError as error:
-                if error.status == 404:
-                    return
-                # The network is in use until the last task of a removed service is gone.
-                if time.monotonic() > deadline:
-                    raise
-            time.sleep(1)
-
     # -- apps ------------------------------------------------------------------------------
 
     def deploy(self, app: App, log: Log) -> None:
@@ -92,59 +78,6 @@ class Swarm:
         except EngineError as error:
             raise DeployFailed(f"Swarm refused the service: {error}") from error
         self._converge(app.service, force, app.replicas, log)
-
-    def scale(self, app: App, replicas: int, log: Log) -> None:
-        current = self._inspect(app.service)
-        if current is None:
-            raise DeployFailed(f"{app.service} was never deployed")
-        spec = current["Spec"]
-        spec["Mode"] = {"Replicated": {"Replicas": replicas}}
-        log(f"### Scaling service {app.service} to {replicas}")
-        self._update(current, spec, {})
-        self._converge(app.service, spec["TaskTemplate"].get("ForceUpdate", 0), replicas, log)
-
-    def restart(self, app: App, log: Log) -> None:
-        current = self._inspect(app.service)
-        if current is None:
-            raise DeployFailed(f"{app.service} was never deployed")
-        spec = current["Spec"]
-        force = spec["TaskTemplate"].get("ForceUpdate", 0) + 1
-        spec["TaskTemplate"]["ForceUpdate"] = force
-        log(f"### Restarting service {app.service}")
-        self._update(current, spec, {})
-        self._converge(app.service, force, spec["Mode"]["Replicated"]["Replicas"], log)
-
-    def remove(self, service: str) -> None:
-        try:
-            self._api.call("DELETE", f"/services/{service}")
-        except EngineError as error:
-            if error.status != 404:
-                raise
-        deadline = time.monotonic() + STOP_GRACE + 30
-        while self.containers(service) and time.monotonic() < deadline:
-            time.sleep(0.5)
-
-    def exists(self, service: str) -> bool:
-        return self._inspect(service) is not None
-
-    # -- what runs -------------------------------------------------------------------------
-
-    def task_counts(self) -> dict[str, dict[str, int]]:
-        services = self._api.call("GET", "/services", {"status": True}) or []
-        return {
-            service["Spec"]["Name"]: {
-                "actual": service["ServiceStatus"]["RunningTasks"],
-                "desired": service["ServiceStatus"]["DesiredTasks"],
-            }
-            for service in services
-        }
-
-    def nodes(self) -> list[dict[str, Any]]:
-        return self._api.call("GET", "/nodes") or []
-
-    def containers(self, service: str) -> list[dict[str, Any]]:
-        filters = {"label": [f"com.docker.swarm.service.name={service}"]}
-        return self._api.call("GET", "/containers/json", {"filters": filters}) or []
 
     def address(self) -> str:
         if not self._address:  # a costly question, asked for every app that is shown
@@ -290,7 +223,7 @@ class Swarm:
         """Wait until Swarm has settled on the spec with this ForceUpdate number.
 
         A spec change clears the service's UpdateStatus, so a status that is seen here speaks of
-        this update. A first deploy and a change of replicas have none: then the tasks decide.
+        this update. A first deploy has none: then the tasks decide.
         """
         deadline = time.monotonic() + CONVERGE_TIMEOUT
         steady_since: float | None = None

@@ -6,17 +6,17 @@ branch is the same folder. No login, no limits, no history.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import sys
 from pathlib import Path
 
-import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
+
+from local.serving import arguments, serve
 
 
 def application(folder: Path) -> Starlette:
@@ -46,12 +46,10 @@ def application(folder: Path) -> Starlette:
 
 def main() -> int:
     """Command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m local.github", description=__doc__)
-    parser.add_argument("--port", type=int, required=True, help="port on 127.0.0.1")
+    parser = arguments("github", "GitHub")
     parser.add_argument("--folder", type=Path, required=True, help="what is in the repository")
     given = parser.parse_args()
-    uvicorn.run(application(given.folder), host="127.0.0.1", port=given.port, log_level="warning")
-    return 0
+    return serve(application(given.folder), given)
 
 
 if __name__ == "__main__":

@@ -10,15 +10,13 @@ import argparse
 import hashlib
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from local.cache import building
+from local.cache import made, run, say
 from local.images import base as base_image
 from local.settings import ROOT, LocalError, Settings, check_tools, load
 
@@ -79,15 +77,9 @@ def ensure(settings: Settings, wanted: str = "") -> Path:
     if target.is_dir():
         return target
     check_tools("npm", "make", "g++")
-    with building(target) as part:
-        if part is not None:
-            started = time.monotonic()
-            _say(f"installing n8n {wanted} from npm, once: about six minutes …")
-            _install(part, wanted)
-            saved = prune(part / "node_modules")
-            _say(f"{saved / 1e6:.0f} MB of source maps, types and manuals removed")
-            _say(f"n8n {wanted} is installed after {time.monotonic() - started:.0f} s: {target}")
-    return target
+    say("n8n", f"installing {wanted} from npm takes about six minutes")
+    inputs = {"version": wanted, "node": NODE}
+    return made("n8n", target, inputs, lambda part: _install(part, wanted))
 
 
 def image(settings: Settings) -> str:
@@ -101,15 +93,13 @@ def image(settings: Settings) -> str:
     if base_image.exists(name):
         return name
     installed = ensure(settings)
-    started = time.monotonic()
-    _say(f"making the image {name} (1.7 GB): minutes, many where the machine is busy …")
+    say("n8n", f"making the image {name} (1.7 GB): minutes, many where the machine is busy …")
     with tempfile.TemporaryDirectory() as work:
         file = Path(work, "Containerfile")
         file.write_text(CONTAINERFILE)
-        options = ["--quiet", "--format", "docker", "--isolation", "chroot", "--layers=false"]
-        options += ["--build-arg", f"BASE={base}", "--tag", name, "--file", str(file)]
-        _run(["buildah", "build", *options, str(installed)], installed, os.environ)
-    _say(f"image {name} made in {time.monotonic() - started:.0f} s")
+        options = ["--isolation", "chroot", "--layers=false"]
+        options += ["--build-arg", f"BASE={base}", "--file", str(file)]
+        base_image.build("n8n", name, installed, *options)
     return name
 
 
@@ -119,16 +109,21 @@ def _install(part: Path, wanted: str) -> None:
         (part / name / "package.json").write_text('{"private": true}\n')
     npm = ["npm", "install", "--no-save", "--no-package-lock", "--no-audit", "--no-fund"]
     npm += ["--no-progress", "--loglevel=error"]
-    _run([*npm, f"node@{NODE}"], part / "runtime", os.environ)
+    run("n8n", [*npm, f"node@{NODE}"], part / "runtime", then=NEXT)
     if not (part / RUNTIME / "bin/node").exists():
         raise LocalError(f"n8n: npm brought no Node {NODE} for this kind of machine (x86-64 Linux)")
     env = environment(part)
     # Without scripts: one of them downloads from a host that is no registry. Only SQLite needs its own.
-    _run([*npm, "--ignore-scripts", f"n8n@{wanted}"], part, env)
-    _run(["npm", "rebuild", "--loglevel=error", "sqlite3"], part, env)
-    found = _run(["n8n", "--version"], part, env).strip()
-    if found != wanted:
-        raise LocalError(f"n8n: installed {wanted}, but it says that it is {found!r}")
+    run("n8n", [*npm, "--ignore-scripts", f"n8n@{wanted}"], part, env, then=NEXT)
+    run("n8n", ["npm", "rebuild", "--loglevel=error", "sqlite3"], part, env, then=NEXT)
+    n8n = part / "node_modules/.bin/n8n"
+    asked = subprocess.run([n8n, "--version"], env=env, capture_output=True, text=True)
+    if (found := asked.stdout.strip()) != wanted:
+        raise LocalError(
+            f"n8n: installed {wanted}, but it says that it is {found!r} {asked.stderr}"
+        )
+    saved = prune(part / "node_modules")
+    say("n8n", f"{saved / 1e6:.0f} MB of source maps, types and manuals removed")
 
 
 def prune(tree: Path) -> int:
@@ -141,27 +136,6 @@ def prune(tree: Path) -> int:
                 saved += path.stat().st_size
                 path.unlink()
     return saved
-
-
-def _run(command: list[str], directory: Path, env: Mapping[str, str]) -> str:
-    """Run in a directory; its stdout. Raises LocalError with the end of what it said."""
-    program = shutil.which(command[0], path=env.get("PATH")) or command[0]
-    done = subprocess.run(
-        [program, *command[1:]],
-        cwd=directory,
-        env=dict(env),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode:
-        tail = "\n".join((done.stderr or done.stdout).strip().splitlines()[-15:])
-        raise LocalError(f"{tail}\nn8n: {' '.join(command[:2])} failed (see above). {NEXT}")
-    return done.stdout
-
-
-def _say(text: str) -> None:
-    print(f"n8n: {text}", file=sys.stderr, flush=True)
 
 
 def main() -> int:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 
-import uvicorn
+from local.serving import arguments, serve
 
 from .app import StandIn
 from .behaviour import Behaviour
@@ -24,33 +23,15 @@ counters: GET or DELETE /stand-in/calls; the last requests: GET /stand-in/reques
 
 def main() -> int:
     """Command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m local.openai",
-        description="Stand-in for OpenAI's API, for development and tests only.",
-        epilog=SWITCHES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--port", type=int, required=True, help="port on 127.0.0.1")
+    parser = arguments("openai", "OpenAI's API", SWITCHES)
     parser.add_argument(
         "--chunks", type=int, default=0, help="tokens of every answer; 0: its own length"
     )
     parser.add_argument("--first", type=float, default=0.0, help="seconds before the first token")
     parser.add_argument("--delay", type=float, default=0.0, help="seconds between tokens")
-    parser.add_argument(
-        "--log-level", default="warning", choices=["info", "warning", "error", "critical"]
-    )
     given = parser.parse_args()
     stand_in = StandIn(Behaviour(chunks=given.chunks, first=given.first, delay=given.delay))
-    uvicorn.run(
-        stand_in,
-        host="127.0.0.1",
-        port=given.port,
-        log_level=given.log_level,
-        access_log=given.log_level == "info",
-        timeout_graceful_shutdown=1,  # a stream that never ends must not keep this alive
-        backlog=4096,
-    )
-    return 0
+    return serve(stand_in, given)
 
 
 if __name__ == "__main__":

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
 import psycopg
-import uvicorn
+
+from local.serving import arguments, serve
 
 from .app import Auth, Options
 
@@ -23,13 +23,7 @@ counters: GET or DELETE /stand-in/calls
 
 def main() -> int:
     """Command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m local.supabase",
-        description="Stand-in for Supabase Auth, for development and tests only.",
-        epilog=SWITCHES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--port", type=int, required=True, help="port on 127.0.0.1")
+    parser = arguments("supabase", "Supabase Auth", SWITCHES)
     parser.add_argument(
         "--database", required=True, metavar="URL", help="Postgres with a schema `auth`"
     )
@@ -59,9 +53,6 @@ def main() -> int:
     parser.add_argument(
         "--token-seconds", type=int, default=Options.token_seconds, help="life of an access token"
     )
-    parser.add_argument(
-        "--log-level", default="warning", choices=["info", "warning", "error", "critical"]
-    )
     given = parser.parse_args()
     here = f"http://127.0.0.1:{given.port}"
     options = Options(
@@ -90,15 +81,7 @@ def main() -> int:
             file=sys.stderr,
         )
         return 1
-    uvicorn.run(
-        Auth(options).application(),
-        host="127.0.0.1",
-        port=given.port,
-        log_level=given.log_level,
-        access_log=given.log_level == "info",
-        timeout_graceful_shutdown=1,
-    )
-    return 0
+    return serve(Auth(options).application(), given)
 
 
 if __name__ == "__main__":

@@ -122,18 +122,29 @@ def write_file(path: str, text: str, mode: int = 0o600) -> None:
         raise
 
 
+# Of every module that uses the panel, and of every one that takes the lock.
+PANEL_ARGUMENTS: dict[str, dict[str, Any]] = {
+    "url": {"type": "str", "required": True},
+    "token_file": {"type": "path", "required": True, "no_log": False},
+}
+LOCK_ARGUMENTS: dict[str, dict[str, Any]] = {
+    "state_directory": {"type": "path", "required": True},
+    "who": {"type": "str", "required": True},
+}
+
+
 class Locked(Exception):
     """Somebody else changes the apps of this host; the text names who, since when and why."""
 
 
 @contextlib.contextmanager
-def host_lock(path: str, who: str, what: str, wait: float) -> Iterator[None]:
+def host_lock(state_directory: str, who: str, what: str, wait: float) -> Iterator[None]:
     """Hold the one lock under which apps are changed on this host.
 
     The kernel drops an flock with its process, so a killed run leaves no stale lock behind.
     Waits up to ``wait`` seconds, then raises Locked with the holder's own words.
     """
-    lock = pathlib.Path(path)
+    lock = pathlib.Path(state_directory, "release.lock")
     lock.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     deadline = time.monotonic() + wait
     with open(lock, "a+") as stream:
@@ -153,3 +164,21 @@ def host_lock(path: str, who: str, what: str, wait: float) -> Iterator[None]:
         stream.flush()
         yield
         stream.truncate(0)
+
+
+@contextlib.contextmanager
+def failures(module: Any, when_locked: str, *others: type[Exception]) -> Iterator[None]:
+    """End ``module`` with one line for what can go wrong on a host, and for errors that are ``others``.
+
+    ``when_locked`` is what to type next while somebody else holds the lock.
+    """
+    known: tuple[type[Exception], ...] = (PanelError, *others)
+    try:
+        yield
+    except Locked as error:
+        module.fail_json(msg=f"{error}. Next: {when_locked}")
+    except known as error:
+        module.fail_json(msg=str(error))
+    except OSError as error:
+        usual = "a full disk is the usual reason"
+        module.fail_json(msg=f"{error}. Next, on the droplet: df -h; {usual}")

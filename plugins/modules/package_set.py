@@ -131,13 +131,8 @@ def fingerprints(armored: str) -> list[str]:
             raise ValueError("it holds an OpenPGP packet of unknown length")
         if tag == 6:
             packet = data[start : start + length]
-            found.append(
-                hashlib.sha1(
-                    b"\x99" + len(packet).to_bytes(2, "big") + packet, usedforsecurity=False
-                )
-                .hexdigest()
-                .upper()
-            )
+            whole = b"\x99" + len(packet).to_bytes(2, "big") + packet
+            found.append(hashlib.sha1(whole, usedforsecurity=False).hexdigest().upper())
         at = start + length
     return found
 
@@ -158,15 +153,8 @@ class PackageSet:
 
     def installed(self) -> dict[str, tuple[str, str]]:
         """All packages dpkg knows."""
-        return parse_dpkg(
-            self.run(
-                [
-                    "dpkg-query",
-                    "--show",
-                    "--showformat=${Package}\\t${db:Status-Abbrev}\\t${Version}\\n",
-                ]
-            )
-        )
+        shown = "--showformat=${Package}\\t${db:Status-Abbrev}\\t${Version}\\n"
+        return parse_dpkg(self.run(["dpkg-query", "--show", shown]))
 
     def wait_for_dpkg(self) -> None:
         """Return when no other program holds dpkg's lock: what is half-way may be under way."""

@@ -6,9 +6,7 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ import yaml
 
 from local.images import n8n as installation
 from local.settings import ROOT, load
+from local.waiting import eventually, free_port
 from plugins.filter import settings
 from plugins.filter.compose import panel_apps
 from plugins.filter.n8n import n8n_password_hash
@@ -46,13 +45,6 @@ def compose_environment(key: str = KEY) -> dict[str, str]:
     declared = panel_apps(yaml.safe_dump(alone), plain, secrets)
     environment: dict[str, str] = declared["apps"][0]["env"] | declared["secret_env"]["n8n"]
     return environment
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class N8n:
@@ -104,15 +96,17 @@ class N8n:
 
     def wait_ready(self) -> None:
         """Until /healthz/readiness says 200; fails with the log when it does not come."""
-        deadline = time.monotonic() + START_SECONDS
-        while time.monotonic() < deadline:
-            assert self.process is not None
-            assert self.process.poll() is None, f"n8n ended by itself:\n{self.tail()}"
+
+        def ready() -> bool:
             with contextlib.suppress(httpx.HTTPError):
-                if httpx.get(f"{self.url}/healthz/readiness", timeout=10).status_code == 200:
-                    return
-            time.sleep(0.2)
-        raise AssertionError(f"n8n was not ready after {START_SECONDS} s:\n{self.tail()}")
+                answer = httpx.get(f"{self.url}/healthz/readiness", timeout=10)
+                return answer.status_code == 200
+            return False
+
+        try:
+            eventually(ready, "n8n is ready", START_SECONDS, self.process)
+        except TimeoutError as error:
+            raise AssertionError(f"{error}:\n{self.tail()}") from None
 
     def stop(self) -> int:
         """Ask it to end, as Swarm does; its exit code."""

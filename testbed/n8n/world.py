@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import httpx
 import yaml
 
 from local.settings import ROOT
+from local.waiting import eventually
 from plugins.module_utils import n8n_files
 from testbed.n8n.outside import INGEST_KEY, Outside
 from testbed.n8n.server import N8n
@@ -20,15 +20,6 @@ from testbed.n8n.server import N8n
 HERE = ROOT / "services/n8n"
 WORKFLOWS = ROOT / "n8n_workflows"
 WEBHOOK_KEY = "key-of-our-webhooks-0123456789abcdef"
-
-
-def until(what: Callable[[], Any], seconds: float = 120) -> Any:
-    """The first true answer."""
-    deadline = time.monotonic() + seconds
-    while not (answer := what()):
-        assert time.monotonic() < deadline, f"still not after {seconds} s"
-        time.sleep(0.2)
-    return answer
 
 
 class World:
@@ -70,14 +61,14 @@ class World:
         body = next(one for one in self.workflows() if one["id"] == workflow)
         keep = ("name", "nodes", "connections", "settings")
         self.n8n.api("POST", f"/workflows/{workflow}/deactivate")
-        until(lambda: self.n8n.webhook(workflow).status_code == 404)
+        eventually(lambda: self.n8n.webhook(workflow).status_code == 404, f"{workflow} is off")
         self.n8n.api("PUT", f"/workflows/{workflow}", {key: body[key] for key in keep})
         self.n8n.api("POST", f"/workflows/{workflow}/activate")
         self.wait_for_webhook(workflow)
 
     def wait_for_webhook(self, path: str) -> None:
         """Until it is there: without its key it then answers 403, before that 404."""
-        until(lambda: self.n8n.webhook(path).status_code == 403)
+        eventually(lambda: self.n8n.webhook(path).status_code == 403, f"webhook {path}")
 
     def call(self, path: str, body: Any = None) -> Any:
         key = {"Authorization": f"Bearer {WEBHOOK_KEY}"}

@@ -15,9 +15,9 @@ from uuid import uuid4
 
 import pytest
 
+from local.waiting import eventually, free_port
 from testbed import api as harness
 from testbed.droplet import GENEROUS, LOCAL
-from testbed.postgres import free_port
 
 LIMIT_MB = 200  # above the base
 QUESTION = "How long is the warranty?"
@@ -118,12 +118,10 @@ def test_it_serves_through_an_outage_and_ends_when_its_streams_have(
 
         # Swarm would kill it for an outage of the database if the health check told of one.
         clouds.postgres.stop()
-        harness.eventually(
-            lambda: api.client().get("/readyz").status_code == 503, "it notices the outage"
-        )
+        eventually(lambda: api.client().get("/readyz").status_code == 503, "it notices the outage")
         assert image.health(PORT=str(port)) == 0
         clouds.postgres.start()
-        harness.eventually(lambda: api.client().get("/readyz").is_success, "it is ready again")
+        eventually(lambda: api.client().get("/readyz").is_success, "it is ready again")
 
         token = clouds.sign_in.token("ann@example.com")
         got = [harness.Streamed() for _ in range(50)]
@@ -138,7 +136,7 @@ def test_it_serves_through_an_outage_and_ends_when_its_streams_have(
         users = [threading.Thread(target=ask, args=(each,)) for each in got]
         for user in users:
             user.start()
-        harness.eventually(lambda: all(each.text for each in got), "all streams have begun")
+        eventually(lambda: all(each.text for each in got), "all streams have begun")
         os.kill(int(inside), signal.SIGTERM)  # what `docker stop` sends to process 1
         for user in users:
             user.join()
@@ -146,4 +144,4 @@ def test_it_serves_through_an_outage_and_ends_when_its_streams_have(
     assert [each for each in got if not each.done or each.error] == []
     assert container.returncode == 0, log.read_text()[-2000:]
     count = "select count(*) from public.chat_logs where status = 'complete'"
-    harness.eventually(lambda: clouds.postgres.rows(count) == [(50,)], "every answer is stored")
+    eventually(lambda: clouds.postgres.rows(count) == [(50,)], "every answer is stored")

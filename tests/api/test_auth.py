@@ -25,6 +25,7 @@ from fastapi.routing import iter_route_contexts
 from jwt.algorithms import ECAlgorithm
 from prometheus_client import CollectorRegistry
 
+from local.waiting import eventually
 from services.api.cimt_api.app import create_app
 from services.api.cimt_api.metrics import Metrics
 from services.api.cimt_api.settings import load
@@ -36,7 +37,6 @@ from testbed.api import (
     Clouds,
     SignIn,
     api,
-    eventually,
 )
 
 PROTECTED = [

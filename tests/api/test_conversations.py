@@ -8,7 +8,8 @@ from typing import Any
 import httpx
 import pytest
 
-from testbed.api import Api, Clouds, eventually
+from local.waiting import eventually
+from testbed.api import Api, Clouds
 
 
 @pytest.fixture

@@ -10,7 +10,8 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from testbed.api import Api, Clouds, Model, Streamed, api, events, eventually, read
+from local.waiting import eventually
+from testbed.api import Api, Clouds, Model, Streamed, api, events, read
 
 QUESTION = "How long is the warranty?"
 CHAT = ["/v1/chat/completions"]

@@ -9,7 +9,8 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from testbed.api import INGEST_KEY, Api, Clouds, eventually
+from local.waiting import eventually
+from testbed.api import INGEST_KEY, Api, Clouds
 
 SECRET = "the-vault-code-is-plum"
 QUESTION = f"Remember that {SECRET}"

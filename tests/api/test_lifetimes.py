@@ -9,8 +9,9 @@ import httpx
 import pytest
 
 from local.openai import embeddings, models
+from local.waiting import eventually
 from services.api.cimt_api.settings import EFFORTS, Settings
-from testbed.api import Api, Clouds, Model, api, eventually, read
+from testbed.api import Api, Clouds, Model, api, read
 
 ROOT = Path(__file__).parents[3]
 MODELS = "/v1/models"

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from testbed.api import Clouds, api, eventually, read
+from local.waiting import eventually
+from testbed.api import Clouds, api, read
 
 QUESTION = "How long is the warranty of the secret lamp?"
 

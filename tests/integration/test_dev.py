@@ -8,17 +8,17 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
 
 from local import dev
+from local.clouds import CLOUDS
 from local.settings import LocalError, Settings
 from local.sign_in import sign_in
-from testbed.postgres import free_port
+from local.waiting import eventually, free_port
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 60
@@ -88,29 +88,22 @@ def test_a_part_that_does_not_start_is_named(settings: Settings) -> None:
     one.folder.mkdir(parents=True)
     one.start("openai", [sys.executable, "-c", "raise SystemExit('no memory')"])
     with pytest.raises(LocalError, match=r"openai does not start\. no memory Next: cat "):
-        one.wait("openai", lambda: False)
+        one.wait("openai")
 
 
 def test_parts_end_even_when_make_dev_is_killed(settings: Settings) -> None:
-    port = free_port()
+    port, openai = free_port(), CLOUDS["openai"]
     script = (
-        "import sys, time; from pathlib import Path; from local import clouds, dev; "
+        "import sys, time; from pathlib import Path; from local import dev; "
         "from local.settings import Settings; "
-        f"one = dev.Dev(Settings(root=Path({str(settings.root)!r}), cache=Path(), ports={{}}), {{}}); "
+        f"one = dev.Dev(Settings(root=Path({str(settings.root)!r}), cache=Path(), ports={{}}), {{'openai': {port}}}); "
         "one.folder.mkdir(parents=True); "
-        f"one.start('openai', clouds.openai_command({port})); time.sleep(600)"
+        f"one.start_cloud('openai'); time.sleep(600)"
     )
     killed = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT)
     try:
-        wait_until(lambda: dev.clouds.openai_answers(port))
+        eventually(lambda: openai.answers(port), "the stand-in answers")
     finally:
         killed.send_signal(signal.SIGKILL)
         killed.wait()
-    wait_until(lambda: not dev.clouds.openai_answers(port))
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    eventually(lambda: not openai.answers(port), "the stand-in has ended")

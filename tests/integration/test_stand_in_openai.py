@@ -7,8 +7,7 @@ import datetime
 import operator
 import signal
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -16,8 +15,8 @@ import httpx2
 import openai
 import pytest
 
-from local.clouds import openai_answers, openai_command
-from testbed.postgres import free_port
+from local.clouds import CLOUDS
+from local.waiting import eventually, free_port
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 60
@@ -32,19 +31,13 @@ PROMPT = [
 ANSWER = "According to [1]: The warranty lasts two years."
 
 
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, "it never came true"
-        time.sleep(0.02)
-
-
 @contextlib.contextmanager
 def stand_in() -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     port = free_port()
-    process = subprocess.Popen(openai_command(port), cwd=ROOT)
+    cloud = CLOUDS["openai"]
+    process = subprocess.Popen(cloud.command({"openai": port}, ROOT), cwd=ROOT)
     try:
-        until(lambda: process.poll() is None and openai_answers(port))
+        eventually(lambda: cloud.answers(port), "the stand-in answers", process=process)
         yield f"http://127.0.0.1:{port}", process
     finally:
         process.kill()
@@ -285,7 +278,7 @@ def test_an_endless_stream_stops_when_its_client_has_left(url: str) -> None:
         for _, _chunk in zip(range(300), stream, strict=False):  # far longer than the answer
             pass
         assert calls(url)["open_streams"] == 1
-    until(lambda: calls(url)["open_streams"] == 0)
+    eventually(lambda: calls(url)["open_streams"] == 0, "its streams end")
 
 
 def test_a_client_that_waits_for_the_first_token_may_leave_too(url: str) -> None:
@@ -294,7 +287,7 @@ def test_a_client_that_waits_for_the_first_token_may_leave_too(url: str) -> None
         client(url, max_retries=0).with_options(timeout=0.3).chat.completions.create(
             model="gpt-6-luna", messages=PROMPT, stream=True
         )
-    until(lambda: calls(url)["open_streams"] == 0)
+    eventually(lambda: calls(url)["open_streams"] == 0, "its streams end")
 
 
 def test_sigterm_ends_it_although_streams_are_open() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +16,9 @@ import pytest
 from supabase_auth import SyncGoTrueClient, SyncMemoryStorage
 from supabase_auth.errors import AuthApiError
 
-from local.clouds import PUBLISHABLE_KEY, supabase_answers, supabase_command
-from testbed.postgres import apply, free_port, server
+from local.clouds import CLOUDS, PUBLISHABLE_KEY
+from local.waiting import eventually, free_port
+from testbed.postgres import apply, server
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 60
@@ -83,12 +83,11 @@ def database() -> Iterator[str]:
 
 
 def start(port: int, database: str, state: Path, *options: str) -> subprocess.Popen[bytes]:
-    process = subprocess.Popen([*supabase_command(port, database, state), *options], cwd=ROOT)
-    deadline = time.monotonic() + PATIENCE
-    while not supabase_answers(port):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    cloud = CLOUDS["supabase"]
+    command = cloud.command({"supabase": port, "postgres": 0}, state)
+    here = ["--database", database, "--state", str(state)]
+    process = subprocess.Popen([*command, *here, *options], cwd=ROOT)
+    eventually(lambda: cloud.answers(port), "the stand-in answers", process=process)
     return process
 
 

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from local.settings import ROOT
+from testbed import modules
 from testbed.n8n.server import KEY, OWNER, PASSWORD, N8n
 
 FILES = sorted((ROOT / "n8n_workflows").glob("*.json"))
@@ -21,24 +22,6 @@ SECRETS = {
     "INGEST_KEY": "ingest-secret-0123456789abcdef0123456789",
     "N8N_WEBHOOK_KEY": "webhook-secret-0123456789abcdef0123456789",
 }
-
-
-# The module as Ansible would run it on the droplet, its module_utils where Ansible puts them.
-RUN = """
-import importlib.util, json, sys
-from pathlib import Path
-import ansible.module_utils
-from ansible.module_utils.testing import patch_module_args
-root, arguments = Path(sys.argv[1]), json.loads(sys.stdin.read())
-for folder in ("plugins", "roles/n8n_workflows"):
-    ansible.module_utils.__path__.append(str(root / folder / "module_utils"))
-path = root / "roles/n8n_workflows/library/n8n_workflows.py"
-spec = importlib.util.spec_from_file_location("n8n_workflows", path)
-module = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(module)
-with patch_module_args(arguments):
-    module.main()
-"""
 
 
 class Role:
@@ -63,16 +46,7 @@ class Role:
     def __call__(self, check: bool = False, **parameters: Any) -> dict[str, Any]:
         """What the role's module answers; `failed` and `msg` when it refused, `output` is all that it said."""
         arguments = {**self.parameters, "_ansible_check_mode": check, **parameters}
-        done = subprocess.run(
-            [sys.executable, "-c", RUN, str(ROOT)],
-            input=json.dumps(arguments),
-            capture_output=True,
-            text=True,
-            timeout=900,
-        )
-        assert done.stdout, done.stderr
-        answer: dict[str, Any] = json.loads(done.stdout)
-        return {**answer, "output": done.stdout + done.stderr}
+        return modules.run("roles.n8n_workflows.library.n8n_workflows", arguments)
 
     def play(self, *options: str, **variables: Any) -> dict[str, Any]:
         """The same by the whole role in a playbook, with ``variables`` of the role; `output` is all that was shown."""

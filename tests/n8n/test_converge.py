@@ -10,9 +10,10 @@ from typing import Any
 import httpx
 import pytest
 
+from local.waiting import free_port
 from plugins.module_utils import n8n_files
 from testbed.n8n.server import KEY as SERVER_KEY
-from testbed.n8n.server import PASSWORD, N8n, free_port
+from testbed.n8n.server import PASSWORD, N8n
 from tests.n8n.conftest import FILES as PATHS
 from tests.n8n.conftest import SECRETS, Role
 

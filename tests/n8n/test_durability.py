@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 
+from local.waiting import eventually
 from testbed.n8n.samples import CREDENTIAL, Slow, workflow
 from testbed.n8n.server import N8n
 
@@ -36,21 +35,11 @@ def n8n(tmp_path_factory: pytest.TempPathFactory, slow: Slow) -> Iterator[N8n]:
         server.kill()
 
 
-def until(what: Callable[[], Any], why: str) -> Any:
-    """The first true answer, within the bound."""
-    deadline = time.monotonic() + BOUND
-    while time.monotonic() < deadline:
-        if found := what():
-            return found
-        time.sleep(0.2)
-    raise AssertionError(f"not within {BOUND:.0f} s: {why}")
-
-
 def call(n8n: N8n, slow: Slow) -> None:
     """One execution from beginning to end, with the stored credential."""
     before = len(n8n.executions("sample", "success"))
-    assert until(lambda: n8n.webhook("sample").status_code == 200, "the webhook answers")
-    until(lambda: len(n8n.executions("sample", "success")) > before, "the execution succeeds")
+    assert eventually(lambda: n8n.webhook("sample").status_code == 200, "the webhook answers")
+    eventually(lambda: len(n8n.executions("sample", "success")) > before, "the execution succeeds")
     assert slow.keys[-1] == "Bearer kept-in-the-volume"
 
 
@@ -155,7 +144,7 @@ def test_a_code_node_cannot_read_the_environment(n8n: N8n) -> None:
     }
     n8n.cli_import(spy)
     n8n.api("POST", "/workflows/spy/publish", {})
-    answer = until(
+    answer = eventually(
         lambda: (found := n8n.webhook("spy")).status_code == 200 and found.json(), "it answers"
     )
     assert set(answer["seen"]) <= {"denied", "empty"}

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
+from local.waiting import eventually, free_port
 from services.api.cimt_api.settings import Settings
 from testbed import api as harness
 from testbed.n8n.outside import Outside
 from testbed.n8n.server import N8n
-from testbed.n8n.world import WEBHOOK_KEY, World, until
-from testbed.postgres import free_port
+from testbed.n8n.world import WEBHOOK_KEY, World
 from tests.n8n.conftest import Role
 from tests.n8n.test_workflows import PAGE, pdf
 
@@ -121,7 +121,7 @@ def product(n8n: N8n, role: Role, tmp_path_factory: pytest.TempPathFactory) -> I
         answer = role()
         assert not answer.get("failed"), answer["output"]
         for hook in ("seed-etl", "alerts"):
-            until(lambda hook=hook: n8n.webhook(hook).status_code == 403)
+            made.world.wait_for_webhook(hook)
         yield made
 
 
@@ -200,7 +200,7 @@ def test_the_end_of_the_model_reaches_who_is_on_call(product: Product) -> None:
     product.api.process.terminate()
     product.api.process.wait(harness.WAIT_SECONDS)
     product.start_api()
-    harness.eventually(lambda: "cimt_model_days_left{" in product.api.metrics(), "the look")
+    eventually(lambda: "cimt_model_days_left{" in product.api.metrics(), "the look")
     product.world.outside.forget()
     name = f"model {Settings.chat_model} (CHAT_MODEL) ends"
     for _ in range(4):

@@ -17,9 +17,10 @@ import httpx
 import pytest
 
 from local.settings import ROOT
+from local.waiting import eventually
 from plugins.module_utils import n8n_files
 from testbed.n8n.outside import Outside
-from testbed.n8n.world import WEBHOOK_KEY, World, running, until
+from testbed.n8n.world import WEBHOOK_KEY, World, running
 from tools.workflows.__main__ import main
 
 PAGE = "<html><head><title>{0}</title></head><body><nav>menu</nav><main><h1>{0}</h1><p>{1}</p></main></body></html>"
@@ -198,7 +199,7 @@ def test_etl_asks_a_busy_server_again(world: World, site: Outside) -> None:
     site.forget()
 
     def mend() -> None:
-        until(lambda: site.requests("GET", "/p1"))
+        eventually(lambda: site.requests("GET", "/p1"), "the page is asked for")
         site.broken.clear()
 
     thread = threading.Thread(target=mend)
@@ -219,11 +220,11 @@ def test_an_etl_that_was_killed_is_completed_by_the_next_run(world: World, site:
 
     run = threading.Thread(target=call)
     run.start()
-    until(lambda: site.requests("PUT"))
+    eventually(lambda: site.requests("PUT"), "a document is sent")
     world.n8n.kill()
     run.join()
     world.n8n.start()
-    until(lambda: world.n8n.webhook("seed-etl").status_code == 403)
+    world.wait_for_webhook("seed-etl")
     assert world.call("seed-etl")["failed"] == []
     paths = [path for path, _ in site.requests("PUT")]
     assert len(site.documents) == 6
@@ -256,7 +257,7 @@ def test_an_alarm_is_raised_once_and_recovers_once_across_a_restart(world: World
     # What it knows survives a restart and a converge.
     world.n8n.stop()
     world.n8n.start()
-    until(lambda: world.n8n.webhook("alerts").status_code == 403)
+    world.wait_for_webhook("alerts")
     world.configure("alerts", remind_hours=24)
     assert checks(world, 2)["failing"] == ["api"]
     assert len(outside.messages) == 1
@@ -381,7 +382,10 @@ def test_the_schedule_checks_by_itself_and_gives_a_sign_of_life(world: World) ->
     world.cron = "*/2 * * * * *"
     world.configure("alerts", heartbeat=f"{outside.url}/alive")
     outside.forget()
-    until(lambda: outside.requests("GET", "/readyz") and outside.requests("GET", "/alive"))
+    eventually(
+        lambda: outside.requests("GET", "/readyz") and outside.requests("GET", "/alive"),
+        "a scheduled check",
+    )
     world.cron = "0 0 1 1 *"
     world.configure("alerts", heartbeat="")
 
@@ -392,12 +396,12 @@ def test_an_alarm_that_nobody_heard_is_raised_again(world: World) -> None:
     outside.broken |= {"/notify": 500, "/readyz": 503}
     for _ in range(2):
         world.n8n.webhook("alerts", Authorization=f"Bearer {WEBHOOK_KEY}")
-    until(lambda: outside.requests("POST", "/notify"))
+    eventually(lambda: outside.requests("POST", "/notify"), "a message is tried")
     del outside.broken["/notify"]
-    until(lambda: world.call("alerts")["failing"] == ["api"])
+    eventually(lambda: world.call("alerts")["failing"] == ["api"], "the api counts as down")
     assert "DOWN api" in "".join(one["text"] for one in outside.messages)
     outside.broken.clear()
-    until(lambda: world.call("alerts")["failing"] == [])
+    eventually(lambda: world.call("alerts")["failing"] == [], "the api is up again")
 
 
 def test_a_failed_workflow_is_told_once(world: World) -> None:
@@ -407,7 +411,7 @@ def test_a_failed_workflow_is_told_once(world: World) -> None:
     for _ in range(2):
         answer = world.n8n.webhook("seed-etl", Authorization=f"Bearer {WEBHOOK_KEY}")
         assert answer.status_code == 500
-    until(lambda: outside.messages)
+    eventually(lambda: outside.messages, "a message")
     world.configure("seed-etl", api=outside.url)
     failures = [one for one in outside.messages if one["title"] == 'workflow "Seed ETL" failed']
     assert len(failures) == 1
@@ -424,7 +428,7 @@ def test_a_release_is_told(world: World) -> None:
         "reason": "unhealthy",
     }
     world.call("release-notice", release)
-    until(lambda: world.outside.messages)
+    eventually(lambda: world.outside.messages, "the notice")
     assert world.outside.messages == [
         {
             "product": "CIMT",
@@ -465,7 +469,7 @@ def test_a_message_reaches_every_channel_and_one_that_fails_keeps_none_from_it(
         telegram = {"accessToken": "telegram-token", "baseUrl": outside.url}
         world.n8n.api("PATCH", "/credentials/notify-telegram", {"data": telegram})
         world.call("release-notice", {"service": "api", "result": "released", "who": "<ann> & co"})
-        until(lambda: mailbox.mails)
+        eventually(lambda: mailbox.mails, "the mail")
     outside.broken.clear()
     slack, telegram = (
         outside.posts[path][0]

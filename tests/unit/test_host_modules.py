@@ -1,14 +1,13 @@
 """The modules of role baseline, which the other host roles use too: run for real, below a temporary directory."""
 
-import importlib.util
 import json
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
-from testbed.host import LIBRARY, Machine
+from plugins.modules import package_set
+from testbed.host import Machine
 
 # A key made for this test, and its fingerprint in GnuPG's words.
 KEY = """\
@@ -23,18 +22,6 @@ SIv+hBfGnq2PmokzRUmfp04i5g7hig4euAB4smktngw=
 -----END PGP PUBLIC KEY BLOCK-----
 """
 FINGERPRINT = "60CF6DEED3F57D7BE3F5B4C6D77C691AC97CA831"
-
-
-def load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, LIBRARY / f"{name}.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-package_set = load("package_set")
 
 
 @pytest.fixture

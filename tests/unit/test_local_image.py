@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from local.cache import building
 from local.droplet.cloud_image import download, ensure_ubuntu
-from local.droplet.image import SETUP, building
+from local.droplet.image import SETUP
 from local.droplet.image import _build as _build_debian
 from local.settings import LocalError, Settings, load
 

@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.easypanel import Panel, PanelError, write_file
+from ansible.module_utils.easypanel import PANEL_ARGUMENTS, Panel, PanelError, failures, write_file
 
 DOCUMENTATION = r"""
 module: easypanel_install
@@ -48,41 +48,31 @@ steps: {type: list, elements: str, returned: always, description: What was done 
 """
 
 
+def docker(module: AnsibleModule, *arguments: str) -> tuple[int, str, str]:
+    """Exit code, output and errors of Docker; 127 where there is none."""
+    program = module.get_bin_path("docker")
+    return module.run_command([program, *arguments]) if program else (127, "", "there is no docker")
+
+
 def installed_image(module: AnsibleModule) -> str | None:
     """Image (without its digest) of the Swarm service `easypanel`; None when there is none."""
-    docker = module.get_bin_path("docker")
-    if docker is None:
-        return None
-    code, out, _ = module.run_command(
-        [
-            docker,
-            "service",
-            "inspect",
-            "easypanel",
-            "--format",
-            "{{.Spec.TaskTemplate.ContainerSpec.Image}}",
-        ]
-    )
+    image = "{{.Spec.TaskTemplate.ContainerSpec.Image}}"
+    code, out, _ = docker(module, "service", "inspect", "easypanel", "--format", image)
     return out.strip().split("@")[0] if code == 0 else None
 
 
 def heartbeat(module: AnsibleModule) -> int | None:
     """Seconds between the heartbeats of this Swarm's nodes; None where there is no Swarm."""
-    docker = module.get_bin_path("docker")
-    if docker is None:
-        return None
-    code, out, _ = module.run_command([docker, "info", "--format", "{{json .Swarm.Cluster}}"])
+    code, out, _ = docker(module, "info", "--format", "{{json .Swarm.Cluster}}")
     cluster = json.loads(out or "null") if code == 0 else None
     return int(cluster["Spec"]["Dispatcher"]["HeartbeatPeriod"]) // 10**9 if cluster else None
 
 
-def set_heartbeat(module: AnsibleModule, seconds: int) -> None:
-    """Tell Swarm; it needs no restart."""
-    docker = module.get_bin_path("docker", required=True)
-    command = [docker, "swarm", "update", "--dispatcher-heartbeat", f"{seconds}s"]
-    code, out, err = module.run_command(command)
+def must(module: AnsibleModule, what: str, *arguments: str) -> None:
+    """Run Docker, or fail with the end of what it said."""
+    code, out, err = docker(module, *arguments)
     if code != 0:
-        module.fail_json(msg=f"cannot set Swarm's heartbeat: {(err or out).strip()[-500:]}")
+        module.fail_json(msg=f"cannot {what}: {(err or out).strip()[-1500:]}")
 
 
 def busy_ports() -> list[int]:
@@ -100,7 +90,6 @@ def busy_ports() -> list[int]:
 
 def run_setup(module: AnsibleModule) -> None:
     """Pull the image and run the panel's own set-up, as its installer does."""
-    docker = module.get_bin_path("docker", required=True)
     image, version = module.params["image"], module.params["version"]
     if installed_image(module) is None and (busy := busy_ports()):
         ports = ", ".join(map(str, busy))
@@ -108,21 +97,13 @@ def run_setup(module: AnsibleModule) -> None:
             msg=f"port {ports} is in use on the droplet, the panel's proxy needs it. "
             "Next: ss -ltnp, and stop what listens there"
         )
-    for what, command in (
-        (f"pull {image}", [docker, "pull", "--quiet", image]),
-        (
-            "run the panel's setup",
-            [
-                *(docker, "run", "--rm", "-i", "-e", f"RELEASE_TAG={version}"),
-                *("-v", "/etc/easypanel:/etc/easypanel"),
-                *("-v", "/var/run/docker.sock:/var/run/docker.sock:ro"),
-                *(image, "setup"),
-            ],
-        ),
-    ):
-        code, out, err = module.run_command(command)
-        if code != 0:
-            module.fail_json(msg=f"cannot {what}: {(err or out).strip()[-1500:]}")
+    must(module, f"pull {image}", "pull", "--quiet", image)
+    must(
+        *(module, "run the panel's setup", "run", "--rm", "-i", "-e", f"RELEASE_TAG={version}"),
+        *("-v", "/etc/easypanel:/etc/easypanel"),
+        *("-v", "/var/run/docker.sock:/var/run/docker.sock:ro"),
+        *(image, "setup"),
+    )
 
 
 def wait_for_panel(module: AnsibleModule, panel: Panel) -> bool:
@@ -182,10 +163,9 @@ def main() -> None:
         argument_spec={
             "image": {"type": "str", "required": True},
             "version": {"type": "str", "required": True},
-            "url": {"type": "str", "required": True},
             "admin_email": {"type": "str", "required": True},
             "admin_password": {"type": "str", "required": True, "no_log": True},
-            "token_file": {"type": "path", "required": True, "no_log": False},
+            **PANEL_ARGUMENTS,
             "heartbeat": {"type": "int", "default": 60},
             "timeout": {"type": "int", "default": 600},
         },
@@ -207,10 +187,19 @@ def main() -> None:
     if (now := heartbeat(module)) is not None and now != params["heartbeat"]:
         steps.append(f"Swarm's heartbeat: {now} s -> {params['heartbeat']} s")
         if not module.check_mode:
-            set_heartbeat(module, params["heartbeat"])
+            # It needs no restart.
+            seconds = f"{params['heartbeat']}s"
+            must(
+                module,
+                "set Swarm's heartbeat",
+                "swarm",
+                "update",
+                "--dispatcher-heartbeat",
+                seconds,
+            )
 
     panel = Panel(params["url"])
-    try:
+    with failures(module, "make provision again"):
         if not wait_for_panel(module, panel):
             steps.append(f"create the first admin {params['admin_email']}")
             if not module.check_mode:
@@ -226,8 +215,6 @@ def main() -> None:
             steps.append(f"keep an API token in {params['token_file']}")
             if not module.check_mode:
                 write_file(params["token_file"], new_token(module, panel) + "\n")
-    except PanelError as error:
-        module.fail_json(msg=str(error))
     module.exit_json(changed=bool(steps), steps=steps)
 
 

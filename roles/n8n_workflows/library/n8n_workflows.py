@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.easypanel import Locked, host_lock, write_file
+from ansible.module_utils.easypanel import failures, host_lock, write_file
 from ansible.module_utils.n8n_api import Api, N8nError, container_pid, volume_key
 from ansible.module_utils.n8n_files import (
     FilesError,
@@ -329,7 +329,7 @@ def main() -> None:
         supports_check_mode=True,
     )
     params = module.params
-    try:
+    with failures(module, "wait for it, then make n8n-workflows again", N8nError, FilesError):
         if params["state"] == "key":
             check_key(module)
         convergence = Convergence(module)
@@ -337,17 +337,8 @@ def main() -> None:
             convergence.run()
         else:
             # The same lock as releases: none of them shall restart n8n meanwhile.
-            lock = f"{params['state_directory']}/release.lock"
-            with host_lock(lock, params["who"], "n8n workflows", wait=60):
+            with host_lock(params["state_directory"], params["who"], "n8n workflows", wait=60):
                 convergence.run()
-    except Locked as error:
-        module.fail_json(msg=f"{error}. Next: wait for it, then make n8n-workflows again")
-    except (N8nError, FilesError) as error:
-        module.fail_json(msg=str(error))
-    except OSError as error:
-        module.fail_json(
-            msg=f"{error}. Next: df -h on the droplet; a full disk is the usual reason"
-        )
     module.exit_json(
         changed=bool(convergence.changes),
         changes=convergence.changes,

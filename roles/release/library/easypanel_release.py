@@ -17,9 +17,11 @@ from typing import Any, NoReturn
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.easypanel import (
-    Locked,
+    LOCK_ARGUMENTS,
+    PANEL_ARGUMENTS,
     Panel,
     PanelError,
+    failures,
     host_lock,
     open_panel,
     write_file,
@@ -263,7 +265,7 @@ class Release:
             )
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the controller may go away
         what = f"{params['action']} of {params['service']} {params['image']}".strip()
-        with host_lock(str(self.state / "release.lock"), params["who"], what, params["lock_wait"]):
+        with host_lock(params["state_directory"], params["who"], what, params["lock_wait"]):
             self._locked()
 
     def _check_image(self, image: str, revision: str) -> None:
@@ -409,10 +411,8 @@ def main() -> None:
             "ca_file": {"type": "str", "default": ""},
             "registry_username": {"type": "str", "default": ""},
             "registry_password": {"type": "str", "default": "", "no_log": True},
-            "url": {"type": "str", "required": True},
-            "token_file": {"type": "path", "required": True, "no_log": False},
-            "state_directory": {"type": "path", "required": True},
-            "who": {"type": "str", "required": True},
+            **PANEL_ARGUMENTS,
+            **LOCK_ARGUMENTS,
             "timeout": {"type": "int", "default": 600},
             "revision_timeout": {"type": "int", "default": 60},
             "lock_wait": {"type": "int", "default": 0},
@@ -421,18 +421,9 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    try:
+    when_locked = "wait until it is done, or give this one time to wait: -e release_lock_wait=900"
+    with failures(module, when_locked, EngineError):
         Release(module).run()
-    except Locked as error:
-        module.fail_json(
-            msg=f"{error}. Next: wait until it is done, or give this one time to wait: -e release_lock_wait=900"
-        )
-    except (PanelError, EngineError) as error:
-        module.fail_json(msg=str(error))
-    except OSError as error:
-        module.fail_json(
-            msg=f"{error}. Next, on the droplet: df -h; a full disk is the usual reason"
-        )
 
 
 if __name__ == "__main__":

@@ -7,9 +7,10 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.easypanel import (
-    Locked,
+    LOCK_ARGUMENTS,
+    PANEL_ARGUMENTS,
     Panel,
-    PanelError,
+    failures,
     host_lock,
     open_panel,
     write_file,
@@ -366,15 +367,13 @@ def main() -> None:
             "secret_env": {"type": "dict", "default": {}, "no_log": True},
             "registry_username": {"type": "str", "default": ""},
             "registry_password": {"type": "str", "default": "", "no_log": True},
-            "url": {"type": "str", "required": True},
-            "token_file": {"type": "path", "required": True, "no_log": False},
-            "state_directory": {"type": "path", "required": True},
-            "who": {"type": "str", "required": True},
+            **PANEL_ARGUMENTS,
+            **LOCK_ARGUMENTS,
         },
         supports_check_mode=True,
     )
     params = module.params
-    try:
+    with failures(module, "wait for it, then make provision again"):
         # Check mode runs to its end on a host that has no panel yet.
         absent = module.check_mode and not pathlib.Path(params["token_file"]).exists()
         panel = None if absent else open_panel(params["url"], params["token_file"])
@@ -382,17 +381,8 @@ def main() -> None:
         if module.check_mode:
             convergence.run()
         else:
-            lock = f"{params['state_directory']}/release.lock"
-            with host_lock(lock, params["who"], "provision", wait=60):
+            with host_lock(params["state_directory"], params["who"], "provision", wait=60):
                 convergence.run()
-    except Locked as error:
-        module.fail_json(msg=f"{error}. Next: wait for it, then make provision again")
-    except PanelError as error:
-        module.fail_json(msg=str(error))
-    except OSError as error:
-        module.fail_json(
-            msg=f"{error}. Next: df -h on the droplet; a full disk is the usual reason"
-        )
     module.exit_json(
         changed=bool(convergence.changes),
         changes=convergence.changes,

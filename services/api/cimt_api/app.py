@@ -23,7 +23,7 @@ from .edge import Edge
 from .generation import Answers
 from .lifetimes import Lifetimes
 from .limits import Limits
-from .metrics import Metrics
+from .metrics import Metrics, Watched
 from .retrieval import Retriever
 from .services import Services
 from .settings import Settings, load
@@ -99,12 +99,9 @@ def create_app(settings: Settings, metrics: Metrics, built_from: str) -> FastAPI
         upstream=upstream,
     )
     answers = Answers(settings, chats, retriever, upstream, metrics)
-    metrics.watch(
-        generating=answers.generating,
-        unsaved=answers.unsaved,
-        breaker=lambda: upstream.breaker.open,
-        pool=database.stats,
-    )
+    breaker = upstream.breaker
+    watched = Watched(answers.generating, answers.unsaved, lambda: breaker.open, database.stats)
+    metrics.registry.register(watched)
     lifetimes = Lifetimes(settings, upstream)
     metrics.registry.register(lifetimes)
 

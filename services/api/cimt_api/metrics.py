@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -48,34 +49,16 @@ class Metrics:
             "Attempts to store an answer that failed and are tried again.",
             registry=registry,
         )
-        self.streams = Gauge("cimt_streams_open", "Clients being streamed to.", registry=registry)
-
-    def watch(
-        self,
-        *,
-        generating: Callable[[], int],
-        unsaved: Callable[[], int],
-        breaker: Callable[[], bool],
-        pool: Callable[[], dict[str, int]],
-    ) -> None:
-        """Register what is asked for at each scrape instead of being counted."""
-        self.registry.register(_Watched(generating, unsaved, breaker, pool))
 
 
-class _Watched(Collector):
-    def __init__(
-        self,
-        generating: Callable[[], int],
-        unsaved: Callable[[], int],
-        breaker: Callable[[], bool],
-        pool: Callable[[], dict[str, int]],
-    ) -> None:
-        self.simple = (
-            ("cimt_answers_generating", "Answers being written.", generating),
-            ("cimt_save_queue", "Answers with text that is not stored yet.", unsaved),
-            ("cimt_upstream_breaker_open", "1 while the model is not asked.", breaker),
-        )
-        self.pool = pool
+@dataclass(eq=False)
+class Watched(Collector):
+    """What is asked for at each scrape instead of being counted."""
+
+    generating: Callable[[], int]
+    unsaved: Callable[[], int]
+    breaker: Callable[[], bool]
+    pool: Callable[[], dict[str, int]]
 
     def describe(self) -> Iterator[Metric]:
         """Nothing: registering must not ask."""
@@ -83,7 +66,11 @@ class _Watched(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """The figures of this moment."""
-        for name, text, value in self.simple:
+        for name, text, value in (
+            ("cimt_answers_generating", "Answers being written.", self.generating),
+            ("cimt_save_queue", "Answers with text that is not stored yet.", self.unsaved),
+            ("cimt_upstream_breaker_open", "1 while the model is not asked.", self.breaker),
+        ):
             yield GaugeMetricFamily(name, text, value=float(value()))
         stats = self.pool()
         family = GaugeMetricFamily(
