@@ -9,8 +9,8 @@ stop() { # PROBLEM NEXT
   echo "$goal: $1. Next: $2" >&2
   exit 2
 }
-given() { # NAME FORM NEXT: it is empty, or has this form
-  [[ -z ${!1:-} || ${!1} =~ ^($2)$ ]] || stop "$1=$(printf '%q' "${!1}") makes no sense" "$3"
+given() { # NAME FORM WHAT NEXT: it is empty, or has this form
+  [[ -z ${!1:-} || ${!1} =~ ^($2)$ ]] || stop "$1=$(printf '%q' "${!1}") is not $3" "$4"
 }
 local_only() { # NEXT
   [ "$ENV" = local ] || stop "it is about the local droplet, not about ENV=$ENV" "$1"
@@ -26,7 +26,7 @@ registry() {
   port=$(sed -n 's/.*"registry": *\([0-9]*\).*/\1/p' .local/ports.json 2>/dev/null) || stop "no local registry" "make up"
   { : >"/dev/tcp/127.0.0.1/$port"; } 2>/dev/null || stop "the local registry (port $port) does not answer" "make up"
 }
-service() { given SERVICE '[a-z0-9][a-z0-9_-]*' "make $goal SERVICE=api"; }
+service() { given SERVICE '[a-z0-9][a-z0-9_-]*' "the name of a service" "make $goal SERVICE=api"; }
 
 remote="ssh -p ${DROPLET_PORT:-22} ${DROPLET_USER:-cimt}@${DROPLET_HOST:-DROPLET_HOST}"
 for goal in ${GOALS:-}; do
@@ -38,7 +38,7 @@ for goal in ${GOALS:-}; do
     down) local_only "make down; a droplet in a cloud is removed there, by hand" ;;
     logs)
       local_only "$remote sudo docker service logs --tail 50 cimt_api"
-      given NAME '[A-Za-z0-9_-]+' "make logs (shows their names)"
+      given NAME '[A-Za-z0-9_-]+' "the name of a log" "make logs (shows their names)"
       ;;
     panel-image)
       local_only "make panel-image"
@@ -48,13 +48,14 @@ for goal in ${GOALS:-}; do
       service
       registry
       ;;
-    user-export | user-erase) given USER_ID '[^[:space:]"`]+' "make $goal USER_ID=… (the account's id)" ;;
+    user-export | user-erase) given USER_ID '[^[:space:]"`]+' "an account's id or address" "make $goal USER_ID=… (the account's id)" ;;
     provision | plan | services | n8n-workflows | n8n-pull | smoke | audit) droplet ;;
     deploy | rollback | history)
       service
-      given IMAGE '[A-Za-z0-9][A-Za-z0-9._:/-]*@sha256:[0-9a-f]{64}' "make $goal IMAGE=name@sha256:… (make build prints it)"
-      given REVISION '[0-9a-f]{40}(-dirty-[0-9a-f]{8})?' "make $goal REVISION=… (all of it: git rev-parse HEAD)"
-      given ACCEPT '[A-Za-z0-9_, -]+' "make $goal ACCEPT=name_of_a_migration,name_of_another"
+      given IMAGE '[A-Za-z0-9][A-Za-z0-9._:/-]*@sha256:[0-9a-f]{64}' "name@sha256:<64 hex>: a release names a digest" \
+        "make $goal IMAGE=name@sha256:… (make build prints it)"
+      given REVISION '[0-9a-f]{40}(-dirty-[0-9a-f]{8})?' "a full git revision" "make $goal REVISION=… (git rev-parse HEAD)"
+      given ACCEPT '[A-Za-z0-9_, -]+' "names of migrations" "make $goal ACCEPT=name_of_a_migration,name_of_another"
       droplet
       [[ $goal != deploy || (-n ${IMAGE:-} && -n ${REVISION:-}) || ($ENV = local && -e .local/build/$SERVICE.json) ]] ||
         stop "IMAGE and REVISION are not set" "make build ENV=$ENV SERVICE=$SERVICE (prints them)"
