@@ -35,22 +35,31 @@ WRONG = [
 NOWHERE = "http://127.0.0.1:9/"  # "discard": nobody listens
 
 
-@pytest.fixture
-def clone(tmp_path: Path) -> Path:
-    """This tree as somebody clones it: nothing installed, nothing started."""
-    folder = tmp_path / "a clone"
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """This tree as somebody clones it: nothing installed, nothing started, and nothing changed by a refusal."""
+    folder = tmp_path_factory.mktemp("newcomer") / "a clone"
     copy_tree(folder)
     return folder
 
 
-@pytest.fixture
-def droplet(clone: Path) -> Path:
+@pytest.fixture(scope="module")
+def droplet(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A clone whose droplet runs, as far as its files say."""
-    home = clone / ".local/droplet"
+    folder = tmp_path_factory.mktemp("droplet") / "a clone"
+    copy_tree(folder)
+    home = folder / ".local/droplet"
     home.mkdir(parents=True)
-    (clone / ".local/ssh_config").touch()
+    (folder / ".local/ssh_config").touch()
     (home / "qemu.pid").write_text(f"{os.getpid()}\n")
-    return clone
+    return folder
+
+
+@pytest.fixture
+def fresh(tmp_path: Path) -> Path:
+    """A clone that a test may change."""
+    copy_tree(tmp_path / "a clone")
+    return tmp_path / "a clone"
 
 
 def make(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -107,17 +116,20 @@ def test_every_verb_of_a_playbook_is_one_of_them() -> None:
 
 
 def test_with_a_droplet_that_is_off(droplet: Path) -> None:
-    (droplet / ".local/droplet/qemu.pid").unlink()  # as `python -m local stop` leaves it
-    assert refusal(droplet, "plan") == "plan: the local droplet is off. Next: make up"
+    pid = droplet / ".local/droplet/qemu.pid"
+    pid.rename(pid.with_name("kept"))  # as `python -m local stop` leaves it
+    told = refusal(droplet, "plan")
+    pid.with_name("kept").rename(pid)
+    assert told == "plan: the local droplet is off. Next: make up"
 
 
 @pytest.mark.parametrize("verb", ["build", "n8n-image", "panel-image"])
-def test_without_a_registry(clone: Path, verb: str) -> None:
-    assert refusal(clone, verb) == f"{verb}: no local registry. Next: make up"
-    (clone / ".local").mkdir()
+def test_without_a_registry(fresh: Path, verb: str) -> None:
+    assert refusal(fresh, verb) == f"{verb}: no local registry. Next: make up"
+    (fresh / ".local").mkdir()
     port = closed_port()
-    (clone / ".local/ports.json").write_text(f'{{"ssh": 2222, "registry": {port}, "openai": 1}}')
-    told = refusal(clone, verb)
+    (fresh / ".local/ports.json").write_text(f'{{"ssh": 2222, "registry": {port}, "openai": 1}}')
+    told = refusal(fresh, verb)
     assert told == f"{verb}: the local registry (port {port}) does not answer. Next: make up"
 
 
@@ -182,7 +194,7 @@ def test_ansible_takes_a_value_as_it_is(droplet: Path) -> None:
 
 @pytest.mark.parametrize(
     "value",
-    ["%", "", "l%", "*", "local production", " local", "../x", "../inventory/local", *WRONG[1:-1]],
+    ["%", "", "l%", "*", "local production", "../x", "../inventory/local", *WRONG[1:-1]],
 )
 def test_an_unknown_environment(clone: Path, value: str) -> None:
     for told in (refusal(clone, "plan", f"ENV={value}"), refusal(clone, "plan", ENV=value)):
@@ -234,7 +246,7 @@ def test_a_python_that_is_too_old(clone: Path) -> None:
 
 
 @pytest.fixture
-def offline(clone: Path) -> dict[str, str]:
+def offline(tmp_path: Path) -> dict[str, str]:
     """A machine whose package indexes do not answer, and whose caches are empty."""
     return {
         "PIP_CONFIG_FILE": os.devnull,
@@ -243,10 +255,10 @@ def offline(clone: Path) -> dict[str, str]:
         "UV_NO_CONFIG": "1",
         "UV_DEFAULT_INDEX": NOWHERE,
         "UV_HTTP_RETRIES": "0",
-        "UV_CACHE_DIR": str(clone.parent / "uv"),
+        "UV_CACHE_DIR": str(tmp_path / "uv"),
         "npm_config_registry": NOWHERE,
         "npm_config_fetch_retries": "0",
-        "npm_config_cache": str(clone.parent / "npm"),
+        "npm_config_cache": str(tmp_path / "npm"),
     }
 
 
@@ -257,20 +269,20 @@ def no_index(tool: str, setting: str) -> str:
     )
 
 
-def test_no_index_for_python(clone: Path, offline: dict[str, str]) -> None:
+def test_no_index_for_python(fresh: Path, offline: dict[str, str]) -> None:
     python = f"PYTHON={sys.executable}"
-    assert one_line(make(clone, "setup", python, **offline)) == no_index("pip", "PIP_INDEX_URL")
+    assert one_line(make(fresh, "setup", python, **offline)) == no_index("pip", "PIP_INDEX_URL")
     # With uv in place it is uv that finds nobody.
-    site = next((clone / ".venv/lib").glob("python*/site-packages"))
+    site = next((fresh / ".venv/lib").glob("python*/site-packages"))
     source = next((ROOT / ".venv/lib").glob("python*/site-packages"))
     for part in (source / "uv", *source.glob("uv-*")):
         shutil.copytree(part, site / part.name)
-    shutil.copy(ROOT / ".venv/bin/uv", clone / ".venv/bin/uv")
-    assert one_line(make(clone, "setup", python, **offline)) == no_index("uv", "UV_DEFAULT_INDEX")
+    shutil.copy(ROOT / ".venv/bin/uv", fresh / ".venv/bin/uv")
+    assert one_line(make(fresh, "setup", python, **offline)) == no_index("uv", "UV_DEFAULT_INDEX")
 
 
-def test_no_index_for_npm(clone: Path, offline: dict[str, str]) -> None:
-    (clone / ".venv").mkdir()
-    (clone / ".venv/.installed").touch()
-    told = one_line(make(clone, "setup", **offline))
+def test_no_index_for_npm(fresh: Path, offline: dict[str, str]) -> None:
+    (fresh / ".venv").mkdir()
+    (fresh / ".venv/.installed").touch()
+    told = one_line(make(fresh, "setup", **offline))
     assert told == no_index("npm", "npm_config_registry")
