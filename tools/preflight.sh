@@ -1,0 +1,64 @@
+#!/usr/bin/env bash
+# What can be known to be wrong before a verb begins: one line, and what to type next.
+# Usage: ENV=local GOALS='build deploy' tools/preflight.sh    (make calls it; what people give comes by the environment)
+set -euf -o pipefail
+cd "$(dirname "$0")/.."
+export LC_ALL=C
+
+stop() { # PROBLEM NEXT
+  echo "$goal: $1. Next: $2" >&2
+  exit 2
+}
+given() { # NAME FORM WHAT NEXT: it is empty, or has this form
+  [[ -z ${!1:-} || ${!1} =~ ^($2)$ ]] || stop "$1=$(printf '%q' "${!1}") is not $3" "$4"
+}
+local_only() { # NEXT
+  [ "$ENV" = local ] || stop "it is about the local droplet, not about ENV=$ENV" "$1"
+}
+droplet() {
+  [ "$ENV" = local ] || return 0
+  [ -e .local/ssh_config ] || stop "no local droplet" "make up"
+  [ -d "/proc/$(cat .local/droplet/qemu.pid 2>/dev/null || echo none)" ] || stop "the local droplet is off" "make up"
+}
+registry() {
+  [ "$ENV" = local ] || return 0
+  local port
+  port=$(sed -n 's/.*"registry": *\([0-9]*\).*/\1/p' .local/ports.json 2>/dev/null) || stop "no local registry" "make up"
+  { : >"/dev/tcp/127.0.0.1/$port"; } 2>/dev/null || stop "the local registry (port $port) does not answer" "make up"
+}
+service() { given SERVICE '[a-z0-9][a-z0-9_-]*' "the name of a service" "make $goal SERVICE=api"; }
+
+remote="ssh -p ${DROPLET_PORT:-22} ${DROPLET_USER:-cimt}@${DROPLET_HOST:-DROPLET_HOST}"
+for goal in ${GOALS:-}; do
+  case $goal in
+    up) local_only "make up, or for the droplet of $ENV: make provision ENV=$ENV" ;;
+    dev | test | faults) local_only "make $goal" ;;
+    status) local_only "make smoke ENV=$ENV (does it answer), make history ENV=$ENV (what runs)" ;;
+    ssh) local_only "$remote" ;;
+    down) local_only "make down; a droplet in a cloud is removed there, by hand" ;;
+    logs)
+      local_only "$remote sudo docker service logs --tail 50 cimt_api"
+      given NAME '[A-Za-z0-9_-]+' "the name of a log" "make logs (shows their names)"
+      ;;
+    panel-image)
+      local_only "make panel-image"
+      registry
+      ;;
+    build | n8n-image)
+      service
+      registry
+      ;;
+    user-export | user-erase) given USER_ID '[^[:space:]"`]+' "an account's id or address" "make $goal USER_ID=… (the account's id)" ;;
+    provision | plan | services | n8n-workflows | n8n-pull | smoke | audit) droplet ;;
+    deploy | rollback | history)
+      service
+      given IMAGE '[A-Za-z0-9][A-Za-z0-9._:/-]*@sha256:[0-9a-f]{64}' "name@sha256:<64 hex>: a release names a digest" \
+        "make $goal IMAGE=name@sha256:… (make build prints it)"
+      given REVISION '[0-9a-f]{40}(-dirty-[0-9a-f]{8})?' "a full git revision" "make $goal REVISION=… (git rev-parse HEAD)"
+      given ACCEPT '[A-Za-z0-9_, -]+' "names of migrations" "make $goal ACCEPT=name_of_a_migration,name_of_another"
+      droplet
+      [[ $goal != deploy || (-n ${IMAGE:-} && -n ${REVISION:-}) || ($ENV = local && -e .local/build/$SERVICE.json) ]] ||
+        stop "IMAGE and REVISION are not set" "make build ENV=$ENV SERVICE=$SERVICE (prints them)"
+      ;;
+  esac
+done
