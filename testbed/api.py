@@ -10,24 +10,34 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+from unittest.mock import patch
 
 import httpx
 import psycopg
 from httpx_sse import ServerSentEvent, connect_sse
 
 from local.clouds import postgres_command, postgres_programs
+from services.api.cimt_api.settings import Settings, load
 from testbed.postgres import Server, apply, free_port, server
 
 ROOT = Path(__file__).parents[1]
 SERVICE = ROOT / "services/api"
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 INGEST_KEY = "an-ingest-key-for-tests-of-at-least-32-characters"
+CHAT_MODEL: str = Settings.model_fields["chat_model"].default
+EMBEDDING_MODEL: str = Settings.model_fields["embedding_model"].default
 T = TypeVar("T")
 WAIT_SECONDS = 60.0  # a bound for slow machines, no expectation
+
+
+def settings_from(env: Mapping[str, str]) -> Settings:
+    """What the API reads from these variables and no others. Raises SettingsError."""
+    with patch.dict(os.environ, env, clear=True):
+        return load()
 
 
 def eventually(condition: Callable[[], T], what: str, seconds: float = WAIT_SECONDS) -> T:

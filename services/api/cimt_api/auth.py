@@ -75,9 +75,9 @@ class Authenticator:
     """Holds the keys; `user` neither blocks nor asks anybody once there are some."""
 
     def __init__(self, settings: Settings) -> None:
-        self._url = settings.supabase_jwks_url
         self._issuer = f"{settings.supabase_url}/auth/v1"
-        self._secret = settings.supabase_jwt_secret
+        self._url = settings.supabase_jwks_url or f"{self._issuer}/.well-known/jwks.json"
+        self._secret = settings.supabase_jwt_secret.get_secret_value()
         self._client: httpx2.AsyncClient | None = None
         self._keys: dict[str, jwt.PyJWK] = {}
         self._fetch: asyncio.Task[bool] | None = None  # the one under way

@@ -49,7 +49,7 @@ class Database:
     def __init__(self, settings: Settings) -> None:
         # Keep-alives and the user time-out end a connection whose other side is gone without a word.
         address = make_conninfo(
-            settings.database_url,
+            settings.database_url.get_secret_value(),
             connect_timeout=5,
             keepalives_idle=30,
             keepalives_interval=10,

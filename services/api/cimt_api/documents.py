@@ -30,7 +30,8 @@ async def ingest_only(request: Request) -> None:
     """Problem 401 unless the request brings the service credential."""
     found: Services = services(request)
     token = bearer(request.headers.get("authorization"))
-    if not hmac.compare_digest(token.encode(), found.settings.ingest_key.encode()):
+    key = found.settings.ingest_key.get_secret_value()
+    if not hmac.compare_digest(token.encode(), key.encode()):
         raise refusal("This needs the service credential (INGEST_KEY).")
 
 

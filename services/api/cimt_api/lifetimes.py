@@ -11,7 +11,6 @@ import logging
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import fields
 
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -31,9 +30,9 @@ class Lifetimes(Collector):
     def __init__(self, settings: Settings, upstream: Upstream) -> None:
         self._upstream = upstream
         self._configured = {
-            each.name.upper(): str(getattr(settings, each.name))
-            for each in fields(settings)
-            if each.name.endswith("_model")
+            name.upper(): str(getattr(settings, name))
+            for name in Settings.model_fields
+            if name.endswith("_model")
         }
         self._served: dict[str, datetime.date | None] | None = None  # None: not known yet
         self._known = time.monotonic()  # since then, or not since the start

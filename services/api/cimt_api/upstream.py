@@ -311,7 +311,7 @@ class Upstream:
             max_connections=most, max_keepalive_connections=most, keepalive_expiry=15
         )
         return AsyncOpenAI(
-            api_key=settings.openai_api_key,
+            api_key=settings.openai_api_key.get_secret_value(),
             base_url=settings.openai_base_url or None,
             max_retries=0,  # it would retry where we must not
             timeout=timeout,
