@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 class Lifetimes(Collector):
-    """Whatever a setting `…_MODEL` names; a failed look changes nothing but the age of what is known."""
+    """Figures of every model that a setting `…_MODEL` names; a failed look changes nothing but their age."""
 
     def __init__(self, settings: Settings, upstream: Upstream) -> None:
         self._upstream = upstream
@@ -35,7 +35,7 @@ class Lifetimes(Collector):
             if name.endswith("_model")
         }
         self._served: dict[str, datetime.date | None] | None = None  # None: not known yet
-        self._known = time.monotonic()  # since then, or not since the start
+        self._known = time.monotonic()  # when the list was read, or the start
 
     async def watch(self) -> None:
         """Look now, and then once a day, until cancelled."""
@@ -50,11 +50,11 @@ class Lifetimes(Collector):
             await asyncio.sleep(wait)
 
     def describe(self) -> Iterator[Metric]:
-        """Nothing: registering must not ask."""
+        """Describe nothing: registering must not ask."""
         return iter(())
 
     def collect(self) -> Iterator[Metric]:
-        """The figures of this moment; of the models only once their list was read."""
+        """Yield the figures of this moment; those of the models only once their list was read."""
         age = time.monotonic() - self._known
         yield GaugeMetricFamily(
             "cimt_model_list_age_seconds",

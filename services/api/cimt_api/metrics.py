@@ -58,7 +58,7 @@ class Metrics:
         breaker: Callable[[], bool],
         pool: Callable[[], dict[str, int]],
     ) -> None:
-        """Register what is asked for at each scrape instead of being counted."""
+        """Register figures that are asked for at each scrape instead of being counted."""
         self.registry.register(_Watched(generating, unsaved, breaker, pool))
 
 
@@ -78,11 +78,11 @@ class _Watched(Collector):
         self.pool = pool
 
     def describe(self) -> Iterator[Metric]:
-        """Nothing: registering must not ask."""
+        """Describe nothing: registering must not ask."""
         return iter(())
 
     def collect(self) -> Iterator[Metric]:
-        """The figures of this moment."""
+        """Yield the figures of this moment."""
         for name, text, value in self.simple:
             yield GaugeMetricFamily(name, text, value=float(value()))
         stats = self.pool()

@@ -26,7 +26,7 @@ class SettingsError(Exception):
 
 
 def _near(host: str) -> bool:
-    """Whether a host is this machine or on its private network, by the address alone."""
+    """Tell whether a host is this machine or on its private network, by the address alone."""
     if host in ("", "localhost") or host.startswith("/"):
         return True
     try:
@@ -36,7 +36,7 @@ def _near(host: str) -> bool:
 
 
 def _encrypted(url: str) -> str:
-    """The database's address, with TLS unless it is near. ValueError says why not, and quotes nothing: a password."""
+    """Return the database's address, with TLS unless it is near. The ValueError quotes nothing: it holds a password."""
     try:
         parts = conninfo_to_dict(url)
     except (ProgrammingError, UnicodeError):
@@ -63,7 +63,7 @@ def _encrypted(url: str) -> str:
 
 
 def _address(url: str) -> str:
-    """An address without slashes at its end; ValueError where keys must not be fetched from there."""
+    """Return an address without slashes at its end. Raises ValueError where keys must not be fetched from there."""
     split = urlsplit(url)
     if split.scheme not in ("http", "https") or not split.hostname:
         raise ValueError(f"is not an address: {url!r}")
@@ -173,7 +173,7 @@ def load() -> Settings:
 
 
 def _line(wrong: Any) -> str:
-    """What is wrong with a variable, and what it may be; quotes no secret."""
+    """Say in one line what is wrong with a variable and what it may be, without the value of a secret."""
     name = wrong["loc"][0].upper()
     if wrong["type"] == "missing":
         return f"{name} is not set"
