@@ -9,10 +9,11 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import httpx
 import psycopg
@@ -20,19 +21,28 @@ from httpx_sse import ServerSentEvent, connect_sse
 
 from local.postgres import server as wheel
 from local.waiting import WAIT_SECONDS, eventually, free_port
+from services.api.cimt_api.settings import Settings, load
 from testbed.postgres import Server, apply, server
 
 ROOT = Path(__file__).parents[1]
 SERVICE = ROOT / "services/api"
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 INGEST_KEY = "an-ingest-key-for-tests-of-at-least-32-characters"
+CHAT_MODEL: str = Settings.model_fields["chat_model"].default
+EMBEDDING_MODEL: str = Settings.model_fields["embedding_model"].default
+
+
+def settings_from(env: Mapping[str, str]) -> Settings:
+    """Return what the API reads from these variables and no others. Raises SettingsError."""
+    with patch.dict(os.environ, env, clear=True):
+        return load()
 
 
 @contextlib.contextmanager
 def process(
     command: list[str], log: Path, *, cwd: Path = ROOT, env: dict[str, str] | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that is gone afterwards, whatever happens."""
+    """Run a process that is gone after the block, whatever happens."""
     with log.open("ab") as stream:
         started = subprocess.Popen(
             command, cwd=cwd, env=os.environ | (env or {}), stdout=stream, stderr=stream
@@ -45,7 +55,7 @@ def process(
 
 
 def answers(url: str, started: subprocess.Popen[bytes], log: Path, below: int = 500) -> None:
-    """Wait until somebody serves there, with a status below this."""
+    """Wait until the address is served with a status below `below`; fails with the log when the process ends."""
 
     def served() -> bool:
         try:
@@ -60,7 +70,7 @@ def answers(url: str, started: subprocess.Popen[bytes], log: Path, below: int = 
 
 
 class Postgres:
-    """A cluster with our migrations applied; can go away and come back."""
+    """A cluster with our migrations applied, which can go away and come back."""
 
     def __init__(self, cluster: Server) -> None:
         self.cluster = cluster
@@ -68,24 +78,24 @@ class Postgres:
 
     @property
     def url(self) -> str:
-        """As the API connects."""
+        """Return the address by which the API connects."""
         return self.cluster.url(user="cimt_api")
 
     def rows(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
-        """What is really there, as a superuser."""
+        """Run SQL as a superuser and return its rows: what is really there."""
         url = self.cluster.url(user="supabase_admin")
         with psycopg.connect(url, autocommit=True) as connection:
             cursor = connection.execute(sql.encode(), values)
             return cursor.fetchall() if cursor.description else []
 
     def stop(self) -> None:
-        """Fast shutdown: every connection is cut."""
+        """Shut it down fast: every connection is cut."""
         pid_file = self.cluster.folder / "data/postmaster.pid"
         os.kill(int(pid_file.read_text().split()[0]), signal.SIGINT)
         eventually(lambda: not pid_file.exists(), "Postgres stops")
 
     def start(self) -> None:
-        """Again on the same port, with the same data."""
+        """Start it again on the same port, with the same data."""
         data = self.cluster.folder / "data"
         command = wheel.command(wheel.programs(), data, self.cluster.port)
         with (self.cluster.folder / "log").open("ab") as log:
@@ -96,7 +106,7 @@ class Postgres:
 
 @contextlib.contextmanager
 def postgres() -> Iterator[Postgres]:
-    """A new cluster of its own."""
+    """Run a new cluster of its own."""
     with server() as cluster:
         apply(cluster.url())
         made = Postgres(cluster)
@@ -114,32 +124,32 @@ class Model:
     def __init__(self, url: str) -> None:
         self.url = url
 
-    def behave(self, kind: str, **how: Any) -> None:
-        """From now on; see `python -m local.openai --help`."""
-        answer = httpx.put(f"{self.url}/stand-in/behaviour", json={"kind": kind, **how})
+    def behave(self, kind: str, **options: Any) -> None:
+        """Change how it answers from now on; see `python -m local.openai --help`."""
+        answer = httpx.put(f"{self.url}/stand-in/behaviour", json={"kind": kind, **options})
         assert answer.status_code == 200, answer.text
 
     def reset(self) -> None:
-        """Well-behaved again, counters at zero."""
+        """Let it behave well again, with its counters at zero."""
         httpx.delete(f"{self.url}/stand-in/behaviour")
         httpx.delete(f"{self.url}/stand-in/calls")
         self.shut_down({})
 
     def shut_down(self, dates: dict[str, str]) -> None:
-        """The models that end, each with its date; all others have none announced."""
+        """Announce the last day of each of these models, and of no others."""
         httpx.put(f"{self.url}/stand-in/shutdowns", json=dates).raise_for_status()
 
     def calls(self, path: str = "/v1/chat/completions") -> int:
-        """Requests so far."""
+        """Return how many requests of this path it had so far."""
         return int(self.state()["paths"].get(path, 0))
 
     def state(self) -> dict[str, Any]:
-        """Counters."""
+        """Return all its counters."""
         state: dict[str, Any] = httpx.get(f"{self.url}/stand-in/calls").json()
         return state
 
     def prompts(self) -> list[dict[str, Any]]:
-        """The last bodies sent to it."""
+        """Return the last requests that it got, with their bodies."""
         requests: list[dict[str, Any]] = httpx.get(f"{self.url}/stand-in/requests").json()
         return requests
 
@@ -151,7 +161,7 @@ class SignIn:
         self.url = url
 
     def token(self, email: str, **claims: Any) -> str:
-        """An access token of this person, whose account is made when it is new."""
+        """Return an access token of this person, whose account is made when it is new."""
         answer = httpx.post(
             f"{self.url}/stand-in/token", json={"email": email, "claims": claims}, timeout=30
         )
@@ -159,7 +169,7 @@ class SignIn:
         return str(answer.json()["access_token"])
 
     def behave(self, jwks: str) -> None:
-        """ok, failing, hanging or empty."""
+        """Change how the key set is served: ok, failing, hanging or empty."""
         assert httpx.put(f"{self.url}/stand-in/behaviour", json={"jwks": jwks}).is_success
 
 
@@ -172,7 +182,7 @@ class Clouds:
     sign_in: SignIn
 
     def environment(self) -> dict[str, str]:
-        """What the API must be told."""
+        """Return the variables that the API needs."""
         return {
             "DATABASE_URL": self.postgres.url,
             "SUPABASE_URL": self.sign_in.url,
@@ -184,7 +194,7 @@ class Clouds:
 
 @contextlib.contextmanager
 def stand_in(folder: Path, name: str, *options: str) -> Iterator[str]:
-    """The address of a process of `local`, there when it answers."""
+    """Run a stand-in of `local` and give its address once it answers."""
     port, log = free_port(), folder / f"{name}.log"
     command = [sys.executable, "-m", f"local.{name}", "--port", str(port), *options]
     with process(command, log) as started:
@@ -195,7 +205,7 @@ def stand_in(folder: Path, name: str, *options: str) -> Iterator[str]:
 
 @contextlib.contextmanager
 def sign_in(folder: Path, database: Postgres) -> Iterator[SignIn]:
-    """Supabase Auth, with keys of its own."""
+    """Run the stand-in for Supabase Auth, with keys of its own."""
     admin = database.cluster.url(user="supabase_admin")
     options = ("--database", admin, "--state", str(folder / "supabase"))
     with stand_in(folder, "supabase", *options) as url:
@@ -204,7 +214,7 @@ def sign_in(folder: Path, database: Postgres) -> Iterator[SignIn]:
 
 @contextlib.contextmanager
 def clouds(folder: Path) -> Iterator[Clouds]:
-    """Postgres and both stand-ins."""
+    """Run Postgres and both stand-ins."""
     with (
         postgres() as database,
         stand_in(folder, "openai") as model,
@@ -223,20 +233,20 @@ class Api:
     log: Path
 
     def client(self, token: str = "", seconds: float = WAIT_SECONDS) -> httpx.Client:
-        """An HTTP client, signed in where there is a token."""
+        """Make an HTTP client, signed in where there is a token."""
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         return httpx.Client(base_url=self.url, headers=headers, timeout=seconds)
 
     def lines(self) -> list[dict[str, Any]]:
-        """The log, as the objects that its lines are."""
+        """Return the log as the JSON objects of its lines."""
         return [json.loads(line) for line in self.log.read_text().splitlines()]
 
     def metrics(self) -> str:
-        """As a scraper reads them."""
+        """Return the metrics as a scraper reads them."""
         return httpx.get(f"{self.metrics_url}/metrics").text
 
     def metric(self, line: str) -> float:
-        """The value of one sample; 0 where there is none."""
+        """Return the value of one sample, 0 where there is none."""
         for found in self.metrics().splitlines():
             if found.startswith(f"{line} "):
                 return float(found.rsplit(" ", 1)[1])
@@ -252,10 +262,10 @@ def api(
     until: str = "/healthz",
     ports: tuple[int, int] | None = None,
 ) -> Iterator[Api]:
-    """The API from a copy of the package, as the image holds it; `revision` None is outside an image.
+    """Run the API from a copy of the package, as the image holds it; `revision` None is outside an image.
 
-    It is there when `until` answers 200; /readyz is for tests that want no answer late. `ports`, the public one and
-    that of the metrics, are for an API that comes back where it was.
+    The block begins when the path `until` answers 200; /readyz is for tests that want no answer late. `ports`, the
+    public one and that of the metrics, are for an API that comes back where it was.
     """
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copytree(
@@ -282,7 +292,7 @@ def api(
 def events(
     client: httpx.Client, method: str, path: str, **request: Any
 ) -> Iterator[ServerSentEvent]:
-    """The events of a stream, by a standard reader. The request fails unless it is answered by a stream."""
+    """Yield the events of a stream, by a standard reader. Fails unless the request is answered by a stream."""
     headers = {"Accept": "text/event-stream", **request.pop("headers", {})}
     with connect_sse(client, method, path, headers=headers, **request) as source:
         if source.response.status_code != 200:
@@ -304,7 +314,7 @@ class Streamed:
     cimt: dict[str, Any] | None = None
 
     def take(self, event: ServerSentEvent) -> None:
-        """One more event."""
+        """Take one more event."""
         if event.data == "[DONE]":
             self.done = True
             return
@@ -325,10 +335,10 @@ class Streamed:
 def read(
     client: httpx.Client, method: str, path: str, *, until: int | None = None, **request: Any
 ) -> Streamed:
-    """A whole stream, or as much as brings `until` characters, after which the client leaves."""
-    got = Streamed()
+    """Read a whole stream, or as much as brings `until` characters, after which the client leaves."""
+    streamed = Streamed()
     for event in events(client, method, path, **request):
-        got.take(event)
-        if until is not None and len(got.text) >= until:
+        streamed.take(event)
+        if until is not None and len(streamed.text) >= until:
             break
-    return got
+    return streamed

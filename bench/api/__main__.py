@@ -25,7 +25,6 @@ import uvloop
 
 from bench.api.load import Target, first_token, memory, resident, throughput
 from local.waiting import free_port
-from services.api.cimt_api.settings import Settings
 from testbed import api as harness
 
 LITELLM = "1.106.2"  # from 1.109 on its proxy extra needs a package that not every mirror has
@@ -41,7 +40,7 @@ general_settings: {{master_key: sk-bench-0123456789abcdef}}
 litellm_settings: {{telemetry: false, num_retries: 0}}
 """
 COMPLETION: dict[str, object] = {
-    "model": Settings.chat_model,
+    "model": harness.CHAT_MODEL,
     "messages": [{"role": "user", "content": "$QUESTION"}],
     "stream": True,
 }
@@ -105,7 +104,7 @@ def targets(stack: contextlib.ExitStack, folder: Path, without: list[str]) -> li
     made.append(Target("plain FastAPI + SDK", f"{at}/chat", ASK, {}, (pid,)))
     if "litellm" not in without:
         config = folder / "litellm.yaml"
-        config.write_text(LITELLM_CONFIG.format(url=url, model=Settings.chat_model))
+        config.write_text(LITELLM_CONFIG.format(url=url, model=harness.CHAT_MODEL))
         command = [str(litellm()), "--config", str(config), "--num_workers", "1", "--port"]
         quiet = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR"}
         at, pid = start(stack, folder, "litellm", command, quiet)

@@ -24,7 +24,7 @@ async def chat(body: dict[str, Any]) -> StreamingResponse:
 
     async def lines() -> AsyncIterator[str]:
         chunks = await client.chat.completions.create(
-            model=Settings.chat_model,
+            model=Settings.model_fields["chat_model"].default,
             messages=[{"role": "user", "content": body["message"]}],
             stream=True,
             stream_options={"include_usage": True},

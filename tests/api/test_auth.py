@@ -28,7 +28,6 @@ from prometheus_client import CollectorRegistry
 from local.waiting import eventually
 from services.api.cimt_api.app import create_app
 from services.api.cimt_api.metrics import Metrics
-from services.api.cimt_api.settings import load
 from testbed import api as harness
 from testbed.api import (
     INGEST_KEY,
@@ -93,7 +92,7 @@ def answered(api: Api, method: str, path: str, *headers: str, body: bytes = b"")
 
 def routes(clouds: Clouds) -> Iterator[tuple[str, str]]:
     """Method and path of all there are, those that the OpenAPI document leaves out included."""
-    app = create_app(load(clouds.environment()), Metrics(CollectorRegistry()), "")
+    app = create_app(harness.settings_from(clouds.environment()), Metrics(CollectorRegistry()), "")
     for route in iter_route_contexts(app.routes):
         assert route.path, route
         assert route.methods, route

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import datetime
 from pathlib import Path
+from typing import get_args
 
 import httpx
 import pytest
 
 from local.openai import embeddings, models
 from local.waiting import eventually
-from services.api.cimt_api.settings import EFFORTS, Settings
-from testbed.api import Api, Clouds, Model, api, read
+from services.api.cimt_api.settings import Effort, Settings
+from testbed.api import CHAT_MODEL, EMBEDDING_MODEL, Api, Clouds, Model, api, read
 
 ROOT = Path(__file__).parents[3]
 MODELS = "/v1/models"
-CHAT = f'model="{Settings.chat_model}",setting="CHAT_MODEL"'
-EMBEDDING = f'model="{Settings.embedding_model}",setting="EMBEDDING_MODEL"'
+CHAT = f'model="{CHAT_MODEL}",setting="CHAT_MODEL"'
+EMBEDDING = f'model="{EMBEDDING_MODEL}",setting="EMBEDDING_MODEL"'
 
 
 def in_days(days: int) -> str:
@@ -38,7 +39,7 @@ def test_the_days_of_every_configured_model_are_told(
     clouds: Clouds, model: Model, folder: Path
 ) -> None:
     chat, embedding = in_days(59), in_days(61)
-    model.shut_down({Settings.chat_model: chat, Settings.embedding_model: embedding})
+    model.shut_down({CHAT_MODEL: chat, EMBEDDING_MODEL: embedding})
     with api(folder, clouds.environment(), until="/readyz") as own:
         told = figures(own)
         assert model.calls(MODELS) == 1, "not at every scrape"
@@ -54,7 +55,7 @@ def test_the_days_of_every_configured_model_are_told(
 def test_a_model_without_a_date_and_one_that_is_gone(
     clouds: Clouds, model: Model, folder: Path
 ) -> None:
-    model.shut_down({Settings.chat_model: in_days(0)})
+    model.shut_down({CHAT_MODEL: in_days(0)})
     with api(folder, clouds.environment(), until="/readyz") as own:
         told = figures(own)
         assert httpx.get(f"{own.url}/healthz").status_code == 200
@@ -92,9 +93,9 @@ def test_every_effort_that_may_be_set_is_taken_by_the_models_and_off_is_not_sent
     clouds: Clouds, model: Model, folder: Path
 ) -> None:
     """The models of the stand-in refuse what the real ones refuse."""
-    assert set(EFFORTS) == {"off", *models.CHAT[Settings.chat_model]}
-    assert Settings.chat_model in models.CHAT
-    assert Settings.embedding_model in embeddings.NATIVE
+    assert set(get_args(Effort)) == {"off", *models.CHAT[CHAT_MODEL]}
+    assert CHAT_MODEL in models.CHAT
+    assert EMBEDDING_MODEL in embeddings.NATIVE
     sent = []
     for effort in ("", "off", "max"):
         environment = clouds.environment() | {"REASONING_EFFORT": effort, "RETRIEVAL_COUNT": "0"}
@@ -104,4 +105,4 @@ def test_every_effort_that_may_be_set_is_taken_by_the_models_and_off_is_not_sent
         ):
             assert read(client, "POST", "/chat", json={"message": "How long?"}).finish == "stop"
         sent.append(model.prompts()[-1]["body"].get("reasoning_effort"))
-    assert sent == [Settings.reasoning_effort, None, "max"]
+    assert sent == [Settings.model_fields["reasoning_effort"].default, None, "max"]

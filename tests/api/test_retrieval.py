@@ -18,9 +18,7 @@ from testbed.api import INGEST_KEY, Api, Clouds, Model
 
 ANN = "11111111-1111-4111-8111-111111111111"
 BOB = "22222222-2222-4222-8222-222222222222"
-SETTINGS = Settings(
-    database_url="", supabase_url="", openai_api_key="", ingest_key="", memory_tokens=100
-)
+SETTINGS = Settings.model_construct(memory_tokens=100)
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,8 +20,8 @@ from psycopg.conninfo import conninfo_to_dict
 
 from local.waiting import eventually
 from services.api.cimt_api.metrics import Metrics
-from services.api.cimt_api.settings import SettingsError, load
-from testbed.api import INGEST_KEY, REVISION, SERVICE, Api, api
+from services.api.cimt_api.settings import SettingsError
+from testbed.api import INGEST_KEY, REVISION, SERVICE, Api, api, settings_from
 
 BODY_LIMIT = 4096  # bytes
 DRAIN = 3.0  # seconds
@@ -225,7 +226,7 @@ def test_a_second_sigterm_does_not_wait_for_the_drain(folder: Path) -> None:
 )
 def test_a_wrong_database_address_is_refused_without_its_password(rest: str) -> None:
     with pytest.raises(SettingsError) as refused:
-        load(ALONE | {"DATABASE_URL": f"postgresql://cimt_api:{rest}"})
+        settings_from(ALONE | {"DATABASE_URL": f"postgresql://cimt_api:{rest}"})
     text = str(refused.value)
     assert text.startswith("DATABASE_URL ")
     assert len(text.splitlines()) == 1
@@ -248,14 +249,73 @@ def test_a_wrong_database_address_is_refused_without_its_password(rest: str) -> 
     ],
 )
 def test_the_database_is_asked_for_tls_unless_it_is_near(address: str, mode: str | None) -> None:
-    parts = conninfo_to_dict(load(ALONE | {"DATABASE_URL": address}).database_url)
+    parts = conninfo_to_dict(
+        settings_from(ALONE | {"DATABASE_URL": address}).database_url.get_secret_value()
+    )
     assert (parts.get("sslmode"), parts["password"]) == (mode, "silver/fish")
+
+
+def test_what_is_empty_counts_as_not_set_and_names_are_in_capitals() -> None:
+    plain = settings_from(ALONE)
+    empty = dict.fromkeys((name.upper() for name in type(plain).model_fields), "")
+    assert settings_from(empty | ALONE | {"port": "1"}) == plain
+    with pytest.raises(SettingsError) as refused:
+        settings_from(empty)
+    required = ("DATABASE_URL", "SUPABASE_URL", "OPENAI_API_KEY", "INGEST_KEY")
+    assert str(refused.value).splitlines() == [f"{name} is not set" for name in required]
+
+
+def test_switches_are_on_or_off_and_lists_have_commas_or_spaces() -> None:
+    origins = ("https://a.example", "http://b.example:3000", "https://c.example")
+    text = "{}, {} {}".format(*origins)
+    read = settings_from(ALONE | {"CHAT_LOG": "Off", "LOG_CONTENT": "on", "CORS_ORIGINS": text})
+    assert (read.chat_log, read.log_content, read.cors_origins) == (False, True, origins)
+
+
+@pytest.mark.parametrize(
+    ("variable", "allowed", "refused"),
+    [
+        ("PORT", "65535", "65536"),
+        ("RETRIEVAL_COUNT", "0", "-1"),
+        ("ANSWER_TOKENS", "128000", "0"),
+        ("OPENAI_CONNECT_SECONDS", "0.1", "0.05"),
+        ("RESUME_SECONDS", "3600", "inf"),
+        ("INGEST_KEY", "k" * 32, "k" * 31),
+        ("SUPABASE_URL", "http://192.168.0.1:54321", "http://example.com"),
+        ("SUPABASE_JWKS_URL", "https://example.com/keys", "ftp://example.com/keys"),
+        ("CORS_ORIGINS", "https://example.com", "https://example.com/"),
+        ("CHAT_LOG", "ON", "true"),
+        ("PING_SECONDS", "600", "\udcff"),
+        ("MAX_BODY_BYTES", "0", "\udcff"),
+    ],
+)
+def test_a_variable_has_bounds_and_says_which(variable: str, allowed: str, refused: str) -> None:
+    settings_from(ALONE | {variable: allowed})
+    with pytest.raises(SettingsError, match=f"^{variable}[ =].+$"):
+        settings_from(ALONE | {variable: refused})
+
+
+@pytest.mark.parametrize(("variable", "port"), [("PORT", "9090"), ("METRICS_PORT", "8000")])
+def test_metrics_do_not_share_the_public_port(variable: str, port: str) -> None:
+    with pytest.raises(SettingsError, match=f"^METRICS_PORT is PORT too, {port}.*\nLOG_LEVEL="):
+        settings_from(ALONE | {variable: port, "LOG_LEVEL": "loud"})
+
+
+def test_settings_show_no_secret() -> None:
+    secrets = {"OPENAI_API_KEY": "sk-silverfish", "INGEST_KEY": "silverfish" * 4}
+    secrets |= {"DATABASE_URL": "postgresql://a:silverfish@db.invalid/postgres"}
+    secrets |= {"SUPABASE_JWT_SECRET": "silverfish" * 4}
+    settings = settings_from(ALONE | secrets)
+    assert "silverfish" not in f"{settings!r} {settings} {settings.model_dump_json()}"
 
 
 def test_every_wrong_or_missing_variable_is_named_at_once() -> None:
     wrong = {
         "DATABASE_URL": "postgresql://cimt_api:silverfish%woodlouse@db.invalid/postgres",
-        "PORT": "http",
+        "METRICS_PORT": "8000",  # what PORT is by default
+        "STREAMS_TOTAL": "8.5",
+        "DATABASE_POOL": "ten",
+        "PING_SECONDS": "nan",
         "LOG_LEVEL": "loud",
         "DRAIN_SECONDS": "-1",
         "INGEST_KEY": "short-and-secret",
@@ -265,7 +325,7 @@ def test_every_wrong_or_missing_variable_is_named_at_once() -> None:
         "REASONING_EFFORT": "minimal",
     }
     missing = ("OPENAI_API_KEY",)
-    clean = {name: value for name, value in os.environ.items() if name not in missing}
+    clean = {name: value for name, value in os.environ.items() if name not in (*missing, "PORT")}
     result = subprocess.run(
         [sys.executable, "-m", "cimt_api"],
         cwd=SERVICE,
@@ -275,7 +335,8 @@ def test_every_wrong_or_missing_variable_is_named_at_once() -> None:
         timeout=60,
     )
     assert result.returncode == 2
-    assert all(name in result.stderr for name in (*wrong, *missing))
+    named = [re.split("[ =]", line)[0] for line in result.stderr.splitlines()]
+    assert sorted(named) == sorted((*wrong, *missing)), result.stderr
     assert "short-and-secret" not in result.stderr
     assert "silverfish" not in result.stderr
     assert "woodlouse" not in result.stderr

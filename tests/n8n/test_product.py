@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from local.waiting import eventually, free_port
-from services.api.cimt_api.settings import Settings
 from testbed import api as harness
 from testbed.n8n.outside import Outside
 from testbed.n8n.server import N8n
@@ -196,13 +195,13 @@ def test_a_stopped_api_is_told_once_and_its_return_once(product: Product) -> Non
 
 def test_the_end_of_the_model_reaches_who_is_on_call(product: Product) -> None:
     day = datetime.datetime.now(datetime.UTC).date() + datetime.timedelta(days=59)
-    product.clouds.model.shut_down({Settings.chat_model: f"{day}"})
+    product.clouds.model.shut_down({harness.CHAT_MODEL: f"{day}"})
     product.api.process.terminate()
     product.api.process.wait(harness.WAIT_SECONDS)
     product.start_api()
     eventually(lambda: "cimt_model_days_left{" in product.api.metrics(), "the look")
     product.world.outside.forget()
-    name = f"model {Settings.chat_model} (CHAT_MODEL) ends"
+    name = f"model {harness.CHAT_MODEL} (CHAT_MODEL) ends"
     for _ in range(4):
         answer = product.world.call("alerts")
     assert answer["failing"] == [name]

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from pydantic import SecretStr
 
 from plugins.filter import compose, settings
 from services.api.cimt_api.settings import Settings
@@ -57,13 +58,16 @@ def test_compose_names_the_settings_of_each_app_and_no_others() -> None:
 
 def test_the_api_knows_what_it_is_given_and_has_the_same_defaults() -> None:
     given = yaml.safe_load(COMPOSE)["services"]["api"]["environment"]
-    for variable, text in given.items():
-        if variable.startswith("OTEL_"):  # read by OpenTelemetry itself
-            continue
-        assert hasattr(Settings, variable.lower()) or variable.lower() in Settings.__annotations__
-        default = SETTINGS.get(str(text).strip("${}"), {}).get("default")
-        if default is not None:
-            assert str(getattr(Settings, variable.lower())) == default
+    fields = {name.upper(): field for name, field in Settings.model_fields.items()}
+    own = {name: text for name, text in given.items() if not name.startswith("OTEL_")}
+    assert set(own) <= set(fields), "OTEL_… alone are read by OpenTelemetry itself"
+    for variable, text in own.items():
+        setting, field = SETTINGS[text.strip("${}")], fields[variable]
+        assert field.is_required() == ("needed_by" in setting), variable
+        hidden = setting.get("secret") or variable == "DATABASE_URL"  # which gets the password
+        assert (field.annotation is SecretStr) == bool(hidden), variable
+        if not field.is_required():
+            assert str(field.default or "") == setting.get("default", ""), variable
 
 
 def test_an_audit_shows_nothing_of_what_is_secret() -> None:

@@ -22,7 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 # What each room may import of the others. `local`, `plugins`, `roles` and `services` import no other.
 ARROWS = {
-    "testbed": {"local", "plugins"},
+    "testbed": {"local", "plugins", "services"},
     "tools": {"testbed", "local", "plugins"},
     "tests": {"testbed", "tools", "local", "plugins", "roles", "services"},
     "bench": {"testbed", "local", "services"},

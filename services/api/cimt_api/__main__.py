@@ -22,7 +22,7 @@ log = logging.getLogger("cimt_api")
 
 
 class DrainingServer(uvicorn.Server):
-    """Goes on accepting for a while after SIGTERM: until then the load balancer may still send."""
+    """A server that goes on accepting for a while after SIGTERM: until then the load balancer may still send."""
 
     def __init__(self, config: uvicorn.Config, edge: Edge, settings: Settings) -> None:
         super().__init__(config)
@@ -31,20 +31,20 @@ class DrainingServer(uvicorn.Server):
         self.loop: asyncio.AbstractEventLoop | None = None
 
     async def startup(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
-        """As ever, and remember the loop that signals are handed to."""
+        """Start as uvicorn does, and remember the loop that signals are handed to."""
         self.loop = asyncio.get_running_loop()
         await super().startup(sockets)  # type: ignore[arg-type]
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """First SIGTERM: drain, then stop. A second one, or SIGINT (Ctrl-C), stops at once."""
+        """Drain and then stop at the first SIGTERM; a second one, or SIGINT (Ctrl-C), stops at once."""
         if sig != signal.SIGTERM or self.edge.draining or self.loop is None:
             super().handle_exit(sig, frame)
             return
         self.edge.draining = True
-        drain, then = self.settings.drain_seconds, self.settings.shutdown_seconds
-        log.info("SIGTERM: accepting for %g s more, then %d s for what is running", drain, then)
+        drain, shutdown = self.settings.drain_seconds, self.settings.shutdown_seconds
+        log.info("SIGTERM: accepting for %g s more, then %d s for what is running", drain, shutdown)
         # A signal may interrupt anything: what follows is left to the loop.
-        self.loop.call_soon_threadsafe(self.edge.stop_in, drain + then)
+        self.loop.call_soon_threadsafe(self.edge.stop_in, drain + shutdown)
         self.loop.call_soon_threadsafe(self.loop.call_later, drain, super().handle_exit, sig, frame)
 
 
@@ -72,7 +72,7 @@ def serve(settings: Settings) -> None:
 
 
 def main() -> int:
-    """Exit code 2 and one line per wrong variable when the environment makes no sense."""
+    """Serve as the environment says. Returns 2, after one line for each, when variables are wrong or missing."""
     try:
         settings = load()
     except SettingsError as error:

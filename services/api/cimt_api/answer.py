@@ -1,4 +1,4 @@
-"""One answer on its way: it belongs to the process, not to the request that asked, and any number may follow it."""
+"""An answer while it is written: it belongs to the process, not to the request that asked, and many may follow it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ENDS = {
 
 
 def problem_of(kind: str) -> Problem:
-    """The problem of an answer that failed without a word, by the kind that is stored with it."""
+    """Return the problem of an answer that failed before any text came, by the kind that is stored with it."""
     if kind in KINDS:
         return UpstreamError(kind).problem()
     status, title = ENDS.get(kind, ENDS["internal"])
@@ -29,7 +29,7 @@ def problem_of(kind: str) -> Problem:
 
 
 class Answer:
-    """One answer: as much of it as there is, and who waits for more."""
+    """An answer: its text so far, how it stands, and the requests that wait for more."""
 
     def __init__(self, answer_id: UUID, conversation_id: UUID, user: User, model: str) -> None:
         self.id = answer_id
@@ -47,50 +47,50 @@ class Answer:
         self.local = True  # this process writes it
         self.first_token_ms: int | None = None
         self.started = time.monotonic()
-        self.grown = self.started  # when text came last, or the model was asked
+        self.grown = self.started  # when text came last, or the model was asked (monotonic)
         self.asked = False  # the model was
         self.stored = False  # there is a row that we keep up to date
         self.saved = 0  # characters stored
-        self.touched = self.started  # when the row was
+        self.touched = self.started  # when the row was last written (monotonic)
         self.saving: asyncio.Task[None] | None = None
         self.followers = 0
-        self.alone: asyncio.TimerHandle | None = None
+        self.alone: asyncio.TimerHandle | None = None  # cancels the answer, unless somebody listens
         self.task: asyncio.Task[None] | None = None
         self._waiting: list[asyncio.Future[None]] = []
 
     @property
     def done(self) -> bool:
-        """Whether nothing more will come."""
+        """Tell whether nothing more will come."""
         return self.status != "streaming"
 
     def grow(self, text: str) -> None:
-        """More text."""
+        """Append text, and wake those who wait for it."""
         self.text += text
         self.grown = time.monotonic()
         self.wake()
 
     def end(self, status: str, error: str | None = None) -> None:
-        """Nothing more will come; the first end counts."""
+        """Set the final status and the kind of failure, if any; only the first call counts."""
         if not self.done:
             self.status = status
             self.error = error
             self.wake()
 
     def wake(self) -> None:
-        """Whoever waits looks again."""
+        """Let everyone who waits for a change look again."""
         waiting, self._waiting = self._waiting, []
         for future in waiting:
             if not future.done():
                 future.set_result(None)
 
     def change(self) -> asyncio.Future[None]:
-        """Is done at the next change. A follower may set it itself, to look up for another reason."""
+        """Return a future that is done at the next change; a follower may set it itself, to look up for a ping."""
         future = asyncio.get_running_loop().create_future()
         self._waiting.append(future)
         return future
 
     def stop(self, status: str, error: str) -> None:
-        """End it from outside: what has come is kept, the model is told to stop."""
+        """End the answer from outside: its text so far is kept, and the model is told to stop."""
         if not self.done:
             self.end(status, error)
             if self.task is not None:

@@ -38,7 +38,7 @@ log = logging.getLogger("cimt_api")
 
 
 def revision(path: Path = REVISION_FILE) -> str:
-    """The git revision that this image was built from, or `unknown` outside an image."""
+    """Return the git revision that this image was built from, or `unknown` outside an image."""
     try:
         return path.read_text(encoding="ascii").strip() or "unknown"
     except FileNotFoundError:
@@ -46,7 +46,7 @@ def revision(path: Path = REVISION_FILE) -> str:
 
 
 def application(settings: Settings | None = None) -> Edge:
-    """The whole ASGI application. Starts with every dependency down; raises SettingsError."""
+    """Build the whole ASGI application, which starts with every dependency down. Raises SettingsError."""
     settings = settings or load()
     registry = CollectorRegistry()
     built_from = revision()
@@ -84,12 +84,12 @@ def application(settings: Settings | None = None) -> Edge:
 
 
 def create_app(settings: Settings, metrics: Metrics, built_from: str) -> FastAPI:
-    """The routes and what they work with, without the outer layers."""
+    """Build the routes and the services that they use, without the outer layers."""
     database = Database(settings)
     upstream = Upstream(settings, metrics)
     chats = Chats(database)
     retriever = Retriever(database, settings)
-    held = Services(
+    services = Services(
         settings=settings,
         database=database,
         authenticator=Authenticator(settings),
@@ -109,17 +109,17 @@ def create_app(settings: Settings, metrics: Metrics, built_from: str) -> FastAPI
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         # None of these waits for anybody: the port opens at once, whatever is down.
         await database.open()
-        await held.authenticator.start()
-        await upstream.start(after=lambda: held.authenticator.ready)
+        await services.authenticator.start()
+        await upstream.start(after=lambda: services.authenticator.ready)
         await answers.start()
-        retention = asyncio.create_task(_retention(chats, settings.chat_retention_days))
-        looking = asyncio.create_task(lifetimes.watch())
+        expiry = asyncio.create_task(_retention(chats, settings.chat_retention_days))
+        lifetime_watch = asyncio.create_task(lifetimes.watch())
         yield
-        looking.cancel()
-        retention.cancel()
+        lifetime_watch.cancel()
+        expiry.cancel()
         await answers.close()
         await upstream.close()
-        await held.authenticator.close()
+        await services.authenticator.close()
         await database.close()
 
     # No interactive pages: they load scripts from elsewhere. /openapi.json stays, for generating clients.
@@ -139,7 +139,7 @@ def create_app(settings: Settings, metrics: Metrics, built_from: str) -> FastAPI
             "exclude": lambda scope: scope["path"] in ("/healthz", "/readyz"),
         },
     )
-    app.state.services = held
+    app.state.services = services
     app.state.answers = answers
     app.state.metrics = metrics
     problems.install(app)
@@ -157,11 +157,11 @@ def create_app(settings: Settings, metrics: Metrics, built_from: str) -> FastAPI
 
 def _complete_document(app: FastAPI) -> None:
     """Give the OpenAPI document the schemas that the routes name without FastAPI seeing it."""
-    made = app.openapi
+    generate = app.openapi
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
-            document = made()
+            document = generate()
             _, extra = models_json_schema(
                 [(chat.Question, "validation"), (problems.ProblemDocument, "validation")],
                 ref_template="#/components/schemas/{model}",
@@ -178,7 +178,7 @@ def _complete_document(app: FastAPI) -> None:
 
 
 async def _retention(chats: Chats, days: int) -> None:
-    """Once a day, delete what is older than it may be."""
+    """Delete the answers that are older than this many days, once a day; 0 days keeps them all."""
     if not days:
         return
     await asyncio.sleep(RETENTION_FIRST_SECONDS)

@@ -52,7 +52,7 @@ class User:
 
 
 def refusal(detail: str) -> Problem:
-    """401: the token is missing or does not count. RFC 6750 says how to tell."""
+    """Make the Problem 401 of a token that is missing or does not count, with the header of RFC 6750."""
     return Problem(
         401,
         "Sign in first",
@@ -63,7 +63,7 @@ def refusal(detail: str) -> Problem:
 
 
 def bearer(authorization: str | None) -> str:
-    """The token of the header `Authorization`; Problem 401 without one."""
+    """Return the token of the header `Authorization`. Raises Problem 401 without one."""
     scheme, _, token = (authorization or "").partition(" ")
     token = token.strip()
     if scheme.lower() != "bearer" or not token or len(token) > TOKEN_LENGTH:
@@ -72,12 +72,12 @@ def bearer(authorization: str | None) -> str:
 
 
 class Authenticator:
-    """Holds the keys; `user` neither blocks nor asks anybody once there are some."""
+    """Verifies tokens by keys that it fetches in the background; once there are some, `user` waits for nobody."""
 
     def __init__(self, settings: Settings) -> None:
-        self._url = settings.supabase_jwks_url
         self._issuer = f"{settings.supabase_url}/auth/v1"
-        self._secret = settings.supabase_jwt_secret
+        self._url = settings.supabase_jwks_url or f"{self._issuer}/.well-known/jwks.json"
+        self._secret = settings.supabase_jwt_secret.get_secret_value()
         self._client: httpx2.AsyncClient | None = None
         self._keys: dict[str, jwt.PyJWK] = {}
         self._fetch: asyncio.Task[bool] | None = None  # the one under way
@@ -86,7 +86,7 @@ class Authenticator:
         self._seen: dict[bytes, tuple[float, User]] = {}  # by hash: until when (Unix time), who
 
     async def start(self) -> None:
-        """Begin to fetch keys; does not wait for them."""
+        """Begin to fetch keys, without waiting for them."""
         self._loop = asyncio.create_task(self._keep_fresh())
 
     async def close(self) -> None:
@@ -100,11 +100,11 @@ class Authenticator:
 
     @property
     def ready(self) -> bool:
-        """Whether a token can be verified."""
+        """Tell whether a token can be verified."""
         return bool(self._keys or self._secret)
 
     async def user(self, authorization: str | None) -> User:
-        """Who the header `Authorization` names; Problem 401, or 503 when no key was ever had."""
+        """Return the user of the header `Authorization`. Raises Problem 401, or 503 while no key was ever had."""
         token = bearer(authorization)
         digest = hashlib.sha256(token.encode(errors="replace")).digest()
         now = time.time()
@@ -177,7 +177,7 @@ class Authenticator:
                 retry = min(retry * 2, longest)
 
     async def _refresh(self) -> bool:
-        """Fetch the keys; who comes meanwhile waits for the same fetch. False when it failed."""
+        """Fetch the keys; callers that come meanwhile wait for the same fetch. Returns False when it failed."""
         if self._fetch is None or self._fetch.done():
             self._fetch = asyncio.create_task(self._fetch_keys())
         return await asyncio.shield(self._fetch)
@@ -207,7 +207,7 @@ class Authenticator:
         return True
 
     async def _download(self) -> bytes:
-        """The key set's document; OSError or ValueError when it cannot be had."""
+        """Return the bytes of the key set. Raises OSError or ValueError when it cannot be had."""
         # Loaded beside the running server, for the sake of its start.
         httpx2 = await asyncio.to_thread(importlib.import_module, "httpx2")
         if self._client is None:
@@ -227,7 +227,7 @@ class Authenticator:
 
 
 def _keys(body: bytes) -> dict[str, jwt.PyJWK]:
-    """The signing keys of a key set that we can use; ValueError when it is no key set."""
+    """Return the signing keys that can be used here, by their ids. Raises ValueError when it is no key set."""
     document = json.loads(body)
     entries = document.get("keys") if isinstance(document, dict) else None
     if not isinstance(entries, list):
@@ -250,7 +250,7 @@ def _keys(body: bytes) -> dict[str, jwt.PyJWK]:
 
 
 def _user(claims: dict[str, Any]) -> User:
-    """The person of verified claims; Problem 401 when they are not a person's."""
+    """Return the person of verified claims. Raises Problem 401 when they are not a person's."""
     if claims.get("role") != "authenticated":
         raise refusal("The token is not a user's.")
     if claims.get("is_anonymous"):

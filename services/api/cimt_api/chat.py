@@ -15,11 +15,11 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from .answer import Answer, problem_of
 from .generation import Answers
 from .problems import Problem, documented, invalid_request
-from .services import CurrentUser, services
+from .services import CurrentUser, services_of
 from .stream import AnswerStream, OpenAIEvents, UIEvents, completion
 
 GREETING = "Hello, CIMT!"  # what the smoke test expects of an empty POST /chat
-LONGEST = 32_000  # characters of a question
+QUESTION_LENGTH = 32_000  # characters, at most
 
 log = logging.getLogger(__name__)
 router = APIRouter(tags=["chat"])
@@ -33,7 +33,7 @@ class Question(BaseModel):
 
     message: str = Field(
         min_length=1,
-        max_length=LONGEST,
+        max_length=QUESTION_LENGTH,
         pattern=r"^[^\x00]*\S[^\x00]*$",
         description="The question.",
         examples=["How long is the warranty?"],
@@ -126,16 +126,16 @@ async def chat(request: Request) -> Response:
     # it is empty.
     stream = request.stream()
     declared = int(request.headers.get("content-length", "0")) > 0
-    begun = b"" if declared else await anext(stream)
-    if not declared and not begun:
+    first_piece = b"" if declared else await anext(stream)
+    if not declared and not first_piece:
         return _json({"message": GREETING}, {})
-    held = services(request)
-    user = await held.authenticator.user(request.headers.get("authorization"))
+    services = services_of(request)
+    user = await services.authenticator.user(request.headers.get("authorization"))
     answers: Answers = request.app.state.answers
     with contextlib.ExitStack() as admission:
-        admission.enter_context(held.limits.hold(user.id))
-        limits = await held.limits.count(user.id)
-        body = begun + b"".join([piece async for piece in stream])
+        admission.enter_context(services.limits.hold(user.id))
+        limits = await services.limits.count(user.id)
+        body = first_piece + b"".join([piece async for piece in stream])
         try:
             question = Question.model_validate_json(body)
         except ValidationError as error:
@@ -145,8 +145,8 @@ async def chat(request: Request) -> Response:
         # From here to `ask` nothing waits: two requests with one id are one question.
         answer = answers.find_here(user, question.id) if question.id else None
         if answer is None:
-            held.upstream.check()
-            if held.settings.log_content:
+            services.upstream.check()
+            if services.settings.log_content:
                 log.info("question", extra={"fields": {"question": question.message}})
             answer = answers.ask(
                 user,
@@ -155,7 +155,7 @@ async def chat(request: Request) -> Response:
                 conversation_id=question.conversation_id or uuid4(),
                 sources=question.sources,
                 metadata=question.filter,
-                ended=admission.pop_all().close,  # counts for as long as the model writes
+                on_end=admission.pop_all().close,  # counts for as long as the model writes
             )
         streamed = question.stream
         if streamed is None:
@@ -180,32 +180,32 @@ async def resume(
     user: CurrentUser,
     format: Format = "openai",  # noqa: A002 - the parameter's public name
 ) -> Response:
-    """With `Accept: text/event-stream` (and Last-Event-ID) the events from there on; else JSON at once."""
-    held = services(request)
+    """Send the events after Last-Event-ID where Accept names text/event-stream; else the answer so far, as JSON."""
+    services = services_of(request)
     sent = _last_event_id(request)
     answers: Answers = request.app.state.answers
     with contextlib.ExitStack() as admission:
-        admission.enter_context(held.limits.hold(user.id))
-        limits = await held.limits.count(user.id)
+        admission.enter_context(services.limits.hold(user.id))
+        limits = await services.limits.count(user.id)
         answer = await answers.find(user, answer_id)
         streamed = format == "ui" or "text/event-stream" in request.headers.get("accept", "")
         if not streamed:
-            return _json(completion(answer), {**limits, **_names(answer)})
+            return _json(completion(answer), {**limits, **_id_headers(answer)})
         headers = {**limits, **await _first_sign(answers, answer)}
         return _stream(request, answers, answer, _wire(request), sent, headers, admission.pop_all())
 
 
 async def _first_sign(answers: Answers, answer: Answer, *, whole: bool = False) -> dict[str, str]:
-    """Wait until the status of the response is known: for the first text, or for the end.
+    """Wait for the first text, or for the end if `whole`; then return the headers that name the answer.
 
-    Raises the Problem of an answer that failed before anything of it was said.
+    Raises the Problem of an answer that failed before any text came.
     """
     with answers.following(answer):
         while not answer.done and (whole or not answer.text):
             await answer.change()
     if answer.problem is not None and not answer.text:
         raise _problem(answer, {})
-    return _names(answer)
+    return _id_headers(answer)
 
 
 def _stream(
@@ -223,30 +223,31 @@ def _stream(
         wire(answer),
         sent=sent,
         headers=headers,
-        ping_seconds=services(request).settings.ping_seconds,
-        ended=admission.close,
+        ping_seconds=services_of(request).settings.ping_seconds,
+        on_end=admission.close,
     )
 
 
-def _names(answer: Answer) -> dict[str, str]:
+def _id_headers(answer: Answer) -> dict[str, str]:
     return {"X-Answer-Id": str(answer.id), "X-Conversation-Id": str(answer.conversation_id)}
 
 
 def _problem(answer: Answer, headers: Mapping[str, str]) -> Problem:
-    """The answer's problem, with its id: under it is kept what has come."""
+    """Return the answer's problem with its id, under which its text so far is kept."""
     problem = answer.problem or problem_of(answer.error or "internal")
     return Problem(
         problem.status,
         problem.title,
         problem.detail,
         kind=problem.kind,
-        headers={**headers, **problem.headers, **_names(answer)},
+        headers={**headers, **problem.headers, **_id_headers(answer)},
         answer_id=str(answer.id),
         **problem.extra,
     )
 
 
 def _last_event_id(request: Request) -> int:
+    """Return how many characters the client has received: 0 without the header. Raises Problem 422."""
     text = request.headers.get("last-event-id", "").strip()
     if not text:
         return 0
@@ -261,6 +262,7 @@ def _last_event_id(request: Request) -> int:
 
 
 def _wire(request: Request) -> type[OpenAIEvents] | type[UIEvents]:
+    """Return the format of the events that the request asks for. Raises Problem 422 for one that is unknown."""
     wanted = request.query_params.get("format", "")
     if wanted not in ("", "openai", "ui"):
         raise Problem(422, "format is openai or ui", kind="invalid-request")

@@ -78,9 +78,9 @@ class Chats:
         model: str,
         embedding_model: str | None,
     ) -> Begun:
-        """Keep the question; makes the conversation when it is new. One round trip.
+        """Store the question, and its conversation when that is new, in one round trip.
 
-        Problem 404 when the conversation is another user's, 409 when the id is, or when it was used for
+        Raises Problem 404 when the conversation is another user's, 409 when the id is, or when it was used for
         another question; 401 when the account is gone.
         """
         try:
@@ -149,10 +149,10 @@ class Chats:
         first_token_ms: int | None = None,
         duration_ms: int | None = None,
     ) -> bool:
-        """Let the stored answer grow to `answer` (the whole of it so far), and touch the row.
+        """Let the stored answer grow to `answer` (all of its text so far), and touch the row.
 
-        A figure that is None stays as it is. An answer that has ended does not change any more. False when
-        nothing was kept: it had ended, was deleted, or is longer in the database than here.
+        A figure that is None stays as it is. An answer that has ended does not change any more. Returns False
+        when nothing was stored: it had ended, was deleted, or is longer in the database than here.
         """
         async with self._database.as_user(user) as connection:
             updated = await connection.execute(
@@ -180,14 +180,14 @@ class Chats:
         return updated.rowcount == 1
 
     async def load(self, user: User, answer_id: UUID) -> Stored | None:
-        """The user's answer, or None where there is none of that id."""
+        """Return the user's answer, or None where there is none of that id."""
         async with self._database.as_user(user) as connection:
             cursor = connection.cursor(row_factory=class_row(Stored))
             await cursor.execute(STORED, (answer_id,))
         return await cursor.fetchone()
 
     async def expire(self, days: int) -> int:
-        """Delete what was asked more than `days` days ago; how many answers. 0 when another process is at it."""
+        """Delete what was asked more than `days` days ago. Returns their number, 0 if another process does it."""
         async with self._database.as_service(EXPIRE_SECONDS) as connection:
             deleted = await connection.execute(
                 "select case when pg_try_advisory_xact_lock(%s) then private.delete_expired_chats(%s) else 0 end",
@@ -197,7 +197,7 @@ class Chats:
         return int(row[0]) if row else 0
 
     async def _drop_if_empty(self, user: User, conversation_id: UUID) -> None:
-        """Take back a conversation that was made for a question which was not kept."""
+        """Delete a conversation that was made for a question which was not stored."""
         async with self._database.as_user(user) as connection:
             await connection.execute(
                 "delete from public.conversations c where id = %s and not exists "
@@ -207,7 +207,7 @@ class Chats:
 
 
 def _title(question: str) -> str:
-    """The first words of a question, in one line."""
+    """Return the first words of a question in one line."""
     words = " ".join(question[: TITLE_LENGTH * 4].split())
     if len(words) <= TITLE_LENGTH:
         return words

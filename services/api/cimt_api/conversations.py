@@ -40,7 +40,7 @@ class Conversations(BaseModel):
     """A page, the newest first."""
 
     items: list[Conversation]
-    next: str | None = Field(description="`cursor` of the next page; null: this is the last.")
+    next: str | None = Field(description="`cursor` of the next page; null on the last one.")
 
 
 class Answer(BaseModel):
@@ -60,9 +60,7 @@ class ConversationPage(Conversation):
     """A conversation and a page of its answers, the newest first."""
 
     items: list[Answer]
-    next: str | None = Field(
-        description="`cursor` of the next, older page; null: this is the last."
-    )
+    next: str | None = Field(description="`cursor` of the next, older page; null on the last one.")
 
 
 class Me(BaseModel):
@@ -100,7 +98,7 @@ class Deleted(BaseModel):
 async def list_conversations(
     user: CurrentUser, services: ServicesOf, limit: Limit = PAGE, cursor: Cursor = None
 ) -> dict[str, Any]:
-    """The newest first; pages by `cursor`."""
+    """List them in pages, the newest first."""
     async with services.database.as_user(user) as connection:
         rows = connection.cursor(row_factory=dict_row)
         await rows.execute(
@@ -119,7 +117,7 @@ async def list_conversations(
     openapi_extra=WITH_TOKEN,
 )
 async def delete_conversations(user: CurrentUser, services: ServicesOf) -> dict[str, int]:
-    """With every question and answer, for good."""
+    """Delete them with every question and answer, for good."""
     async with services.database.as_user(user) as connection:
         rows = await connection.execute(
             "delete from public.conversations where user_id = %s", (user.id,)
@@ -141,7 +139,7 @@ async def read_conversation(
     limit: Limit = PAGE,
     cursor: Cursor = None,
 ) -> dict[str, Any]:
-    """The newest answers first; pages by `cursor`."""
+    """Read it with its answers in pages, the newest first."""
     async with services.database.as_user(user) as connection:
         head = connection.cursor(row_factory=dict_row)
         await head.execute(
@@ -171,7 +169,7 @@ async def read_conversation(
 async def delete_conversation(
     conversation_id: UUID, user: CurrentUser, services: ServicesOf
 ) -> None:
-    """With its questions and answers, for good. An answer that is being written is not kept."""
+    """Delete it with its questions and answers, for good. An answer that is being written is not kept."""
     async with services.database.as_user(user) as connection:
         rows = await connection.execute(
             "delete from public.conversations where id = %s and user_id = %s",
@@ -189,7 +187,7 @@ async def delete_conversation(
     openapi_extra=WITH_TOKEN,
 )
 async def read_me(user: CurrentUser, services: ServicesOf) -> dict[str, Any]:
-    """The account by the token, the name by the profile."""
+    """Read the account that the token names, and the name of its profile."""
     async with services.database.as_user(user) as connection:
         rows = connection.cursor(row_factory=dict_row)
         await rows.execute(
@@ -206,7 +204,7 @@ async def read_me(user: CurrentUser, services: ServicesOf) -> dict[str, Any]:
     openapi_extra=WITH_TOKEN,
 )
 async def change_me(change: MeChange, user: CurrentUser, services: ServicesOf) -> dict[str, Any]:
-    """`null` takes the name away."""
+    """Change the display name; `null` takes it away."""
     async with services.database.as_user(user) as connection:
         rows = connection.cursor(row_factory=dict_row)
         await rows.execute(
@@ -223,17 +221,18 @@ def _me(row: dict[str, Any] | None, email: str | None) -> dict[str, Any]:
 
 
 def _missing() -> Problem:
-    """The same for what is not there and for what is another user's."""
+    """Make the Problem 404, the same for what is not there and for what is another user's."""
     return Problem(404, "There is no such conversation", kind="conversation-not-found")
 
 
 def _bounds(user_id: str, limit: int, cursor: str | None) -> dict[str, Any]:
-    """Values of a page's query: one row more than wanted tells whether another page follows."""
-    when, number = position(cursor)
-    return {"user": user_id, "limit": limit + 1, "when": when, "id": number}
+    """Return the values of a page's query: one row more than wanted tells whether another page follows."""
+    when, row_id = position(cursor)
+    return {"user": user_id, "limit": limit + 1, "when": when, "id": row_id}
 
 
 def _page(rows: list[dict[str, Any]], limit: int, key: str) -> dict[str, Any]:
+    """Return {items, next} of the rows; `key` names the column of times that orders them."""
     items = rows[:limit]
     more = len(rows) > limit
     return {"items": items, "next": position_of(items[-1][key], items[-1]["id"]) if more else None}

@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 
 def unavailable(detail: str) -> Problem:
-    """503: the database does not answer, or not in time."""
+    """Make the Problem 503 of a database that does not answer, or not in time."""
     return Problem(
         503,
         "The database does not answer",
@@ -49,7 +49,7 @@ class Database:
     def __init__(self, settings: Settings) -> None:
         # Keep-alives and the user time-out end a connection whose other side is gone without a word.
         address = make_conninfo(
-            settings.database_url,
+            settings.database_url.get_secret_value(),
             connect_timeout=5,
             keepalives_idle=30,
             keepalives_interval=10,
@@ -74,7 +74,7 @@ class Database:
         self._pinged = 0.0  # when it ended (monotonic)
 
     async def open(self) -> None:
-        """Begin to connect; does not wait for it."""
+        """Begin to connect, without waiting for it."""
         await self._pool.open(wait=False)
 
     async def close(self) -> None:
@@ -82,21 +82,21 @@ class Database:
         await self._pool.close()
 
     def as_user(self, user: User) -> contextlib.AbstractAsyncContextManager[Connection]:
-        """One transaction that sees and changes what this user may.
+        """Open a transaction that sees and changes what this user may.
 
         It is a pipeline: fetch after the `async with` where you can, then all of it is one round trip.
-        Problem 503 when the database does not answer.
+        Raises Problem 503 when the database does not answer.
         """
         return self._transaction(user.claims, STATEMENT_SECONDS)
 
     def as_service(
         self, seconds: float = STATEMENT_SECONDS
     ) -> contextlib.AbstractAsyncContextManager[Connection]:
-        """One transaction with the rights of the ingest routes; `seconds` bounds each statement."""
+        """Open a transaction with the rights of the ingest routes; `seconds` bounds each statement."""
         return self._transaction(SERVICE, seconds)
 
     async def ping(self, seconds: float) -> None:
-        """A round trip; Problem 503 when it fails or takes longer."""
+        """Make one round trip. Raises Problem 503 when it fails or takes longer than this."""
         try:
             async with asyncio.timeout(seconds), self._transaction(NOBODY, seconds, wait=seconds):
                 pass
@@ -104,7 +104,7 @@ class Database:
             raise unavailable(f"No answer within {seconds:g} s.") from None
 
     async def answers(self, seconds: float) -> bool:
-        """Whether a ping gets through. However often this is asked, the database is asked once a second."""
+        """Tell whether a ping gets through; however often this is called, the database is asked once a second."""
         if self._ping is None or (
             self._ping.done() and time.monotonic() - self._pinged > PING_KEPT_SECONDS
         ):
@@ -121,7 +121,7 @@ class Database:
         return True
 
     def stats(self) -> dict[str, int]:
-        """Of the pool: `pool_size`, `pool_available`, `requests_waiting` and more, see psycopg_pool."""
+        """Return counts of the pool: `pool_size`, `pool_available`, `requests_waiting` and more, see psycopg_pool."""
         return self._pool.get_stats()
 
     @contextlib.asynccontextmanager
@@ -155,7 +155,7 @@ class Database:
 
     @contextlib.asynccontextmanager
     async def _connection(self, wait: float) -> AsyncIterator[Connection]:
-        """A connection whose server has not hung up, found out without a round trip."""
+        """Lend a connection whose server has not hung up, which takes no round trip to find out."""
         deadline = time.monotonic() + wait
         while True:
             connection = await self._pool.getconn(max(deadline - time.monotonic(), 0.01))

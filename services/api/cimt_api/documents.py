@@ -15,7 +15,7 @@ from .auth import bearer, refusal
 from .fields import Metadata, Source, Text
 from .ingest import Document, ingest
 from .problems import Problem, documented
-from .services import WITH_TOKEN, Services, ServicesOf, admitting, services
+from .services import WITH_TOKEN, ServicesOf, admitting, services_of
 from .upstream import UpstreamError
 
 MAX_DOCUMENT_CHARACTERS = 2 * 1024 * 1024
@@ -27,10 +27,10 @@ Owner = Annotated[
 
 
 async def ingest_only(request: Request) -> None:
-    """Problem 401 unless the request brings the service credential."""
-    found: Services = services(request)
+    """Raise Problem 401 unless the request brings the service credential."""
     token = bearer(request.headers.get("authorization"))
-    if not hmac.compare_digest(token.encode(), found.settings.ingest_key.encode()):
+    key = services_of(request).settings.ingest_key.get_secret_value()
+    if not hmac.compare_digest(token.encode(), key.encode()):
         raise refusal("This needs the service credential (INGEST_KEY).")
 
 
@@ -99,7 +99,7 @@ class Documents(BaseModel):
     """A page, ordered by source."""
 
     items: list[Listed]
-    next: str | None = Field(description="`after` of the next page; null: this is the last.")
+    next: str | None = Field(description="`after` of the next page; null on the last one.")
 
 
 class Removed(BaseModel):
@@ -120,7 +120,7 @@ async def list_documents(
     limit: Annotated[int, Query(ge=1, le=PAGE)] = 100,
     after: Annotated[Source | None, Query()] = None,
 ) -> dict[str, Any]:
-    """By source. A page may hold a few more than `limit`: documents of one source stay together."""
+    """List them by source. A page may hold a few more than `limit`: documents of one source stay together."""
     async with services.database.as_service() as connection:
         rows = connection.cursor(row_factory=dict_row)
         await rows.execute(
@@ -145,7 +145,7 @@ async def list_documents(
     openapi_extra=WITH_TOKEN,
 )
 async def put_document(source: Source, body: DocumentBody, services: ServicesOf) -> dict[str, Any]:
-    """Repeat it as often as you like: what has not changed is neither embedded nor written again."""
+    """Store it, as often as you like: what has not changed is neither embedded nor written again."""
     document = Document(
         source=source,
         owner_id=body.owner_id,
@@ -173,7 +173,7 @@ async def put_document(source: Source, body: DocumentBody, services: ServicesOf)
 async def delete_document(
     source: Source, services: ServicesOf, owner_id: Owner = None
 ) -> dict[str, int]:
-    """With all its passages."""
+    """Remove it with all its passages."""
     async with services.database.as_service() as connection:
         rows = await connection.execute(
             "delete from public.vectors where source = %s and owner_id is not distinct from %s",

@@ -36,7 +36,7 @@ class JsonFormatter(logging.Formatter):
     """One JSON object per line; `extra={"fields": {…}}` adds to it."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line, without its end."""
+        """Return the line, without a line break."""
         line: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
@@ -44,8 +44,8 @@ class JsonFormatter(logging.Formatter):
             "message": record.getMessage(),
             **getattr(record, "fields", {}),
         }
-        if which := request_id.get():
-            line["request_id"] = which
+        if current_id := request_id.get():
+            line["request_id"] = current_id
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return json.dumps(line, ensure_ascii=False)
@@ -98,27 +98,27 @@ class Edge:
         build.labels(version, revision).set(1)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request, or one event of the server's life, which passes untouched."""
+        """Handle one request; an event of the server's life passes untouched."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         started = time.perf_counter()
         status = 500  # what the client gets when the application fails before it answers
         received = 0
-        declared, which = self._looked_up(scope)
-        request_id.set(which.decode())
+        declared, identifier = self._length_and_id(scope)
+        request_id.set(identifier.decode())
         documents = scope["path"].startswith("/documents/")
-        most = self.max_document_bytes if documents else self.max_body_bytes
+        limit = self.max_document_bytes if documents else self.max_body_bytes
 
         async def limited_receive() -> Message:
             nonlocal received
             # Refused before it is read where its length is declared, else as soon as it is too long.
-            if declared > most or received > most:
-                raise HTTPException(413, f"The body is larger than {most} bytes.")
+            if declared > limit or received > limit:
+                raise HTTPException(413, f"The body is larger than {limit} bytes.")
             message = await receive()
             received += len(message.get("body", b""))
-            if received > most:
-                raise HTTPException(413, f"The body is larger than {most} bytes.")
+            if received > limit:
+                raise HTTPException(413, f"The body is larger than {limit} bytes.")
             return message
 
         async def marked_send(message: Message) -> None:
@@ -126,7 +126,7 @@ class Edge:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = [*message.get("headers", []), *SECURITY_HEADERS]
-                headers.append((b"x-request-id", which))
+                headers.append((b"x-request-id", identifier))
                 if not any(name == b"cache-control" for name, _ in headers):
                     headers.append((b"cache-control", b"no-store"))
                 if self.draining:
@@ -142,18 +142,18 @@ class Edge:
             self._observe(scope, status, time.perf_counter() - started)
 
     @staticmethod
-    def _looked_up(scope: Scope) -> tuple[int, bytes]:
-        """Declared length of the body in bytes (0: not declared), and the id of the request.
+    def _length_and_id(scope: Scope) -> tuple[int, bytes]:
+        """Return the declared length of the body in bytes (0: not declared), and the id of the request.
 
         The server has checked that the length is a number. A client's id is kept where it is harmless.
         """
-        length, which = 0, b""
+        length, client_id = 0, b""
         for name, value in scope["headers"]:
             if name == b"content-length":
                 length = int(value)
             elif name == b"x-request-id" and REQUEST_ID.fullmatch(value):
-                which = value
-        return length, which or os.urandom(8).hex().encode()
+                client_id = value
+        return length, client_id or os.urandom(8).hex().encode()
 
     def _observe(self, scope: Scope, status: int, seconds: float) -> None:
         # Labels have few values whatever a client sends: the route's template, never the path.

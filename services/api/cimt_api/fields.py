@@ -49,19 +49,19 @@ Source = Annotated[
 Metadata = Annotated[dict[str, Any], AfterValidator(_metadata)]
 
 
-def position_of(when: datetime, number: UUID) -> str:
-    """A cursor: where a page ended, for the next one. Opaque to the client."""
-    return base64.urlsafe_b64encode(f"{when.isoformat()} {number}".encode()).decode().rstrip("=")
+def position_of(when: datetime, row_id: UUID) -> str:
+    """Return the cursor of the row that ended a page. It is opaque to the client."""
+    return base64.urlsafe_b64encode(f"{when.isoformat()} {row_id}".encode()).decode().rstrip("=")
 
 
 def position(cursor: str | None) -> tuple[datetime, UUID]:
-    """What the next page's rows come before; Problem 422 when the cursor is not one of ours."""
+    """Return time and id of the row that a page follows, `LAST` without a cursor. Raises Problem 422 for others."""
     if cursor is None:
         return LAST
     try:
         text = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode()
-        when, _, number = text.partition(" ")
-        found = datetime.fromisoformat(when), UUID(number)
+        when, _, row_id = text.partition(" ")
+        found = datetime.fromisoformat(when), UUID(row_id)
         if found[0].tzinfo is None:
             raise ValueError
     except (ValueError, binascii.Error):

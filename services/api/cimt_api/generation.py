@@ -58,17 +58,17 @@ class Answers:
         self._stop_at: asyncio.TimerHandle | None = None
 
     async def start(self) -> None:
-        """Begin to store what grows."""
+        """Begin to store answers while they grow."""
         self._tick = asyncio.create_task(self._every_second())
 
     def stop_in(self, seconds: float) -> None:
-        """What is still being written then is interrupted, and stored as far as it got."""
+        """Interrupt in so many seconds what is still being written then; it is stored as far as it got."""
         self._keeper.stopping = True
         if self._stop_at is None:
             self._stop_at = asyncio.get_running_loop().call_later(seconds, self._interrupt)
 
     async def close(self) -> None:
-        """Wait for what is being written, until the moment that `stop_in` set, and for it to be stored."""
+        """Wait until what is being written is stored, or interrupted at the moment that `stop_in` set."""
         if self._stop_at is None:
             self._interrupt()
         tasks = [answer.task for answer in self._running.values() if answer.task is not None]
@@ -77,24 +77,24 @@ class Answers:
             self._tick.cancel()
 
     def generating(self) -> int:
-        """How many answers this process writes."""
+        """Count the answers that this process writes."""
         return sum(answer.local and not answer.done for answer in self._running.values())
 
     def unsaved(self) -> int:
-        """How many answers have text that is not stored."""
+        """Count the answers with text that is not stored."""
         return sum(
             answer.stored and len(answer.text) > answer.saved for answer in self._running.values()
         )
 
     def find_here(self, user: User, answer_id: UUID) -> Answer | None:
-        """The user's answer, if this process has it; Problem 409 when it is somebody else's."""
+        """Return the user's answer, None if this process does not have it. Raises Problem 409 for somebody else's."""
         answer = self._running.get(answer_id) or self._finished.get(answer_id)
         if answer is not None and answer.user.id != user.id:
             raise Problem(409, "This id is taken", "Choose another id.", kind="conflict")
         return answer
 
     async def find(self, user: User, answer_id: UUID) -> Answer:
-        """The user's answer, from memory or from the database; Problem 404."""
+        """Return the user's answer, from memory or from the database. Raises Problem 404 where there is none."""
         with contextlib.suppress(Problem):  # somebody else's does not exist for who asks
             if answer := self.find_here(user, answer_id):
                 return answer
@@ -118,16 +118,16 @@ class Answers:
         conversation_id: UUID,
         sources: list[str] | None,
         metadata: dict[str, Any] | None,
-        ended: Callable[[], None],
+        on_end: Callable[[], None],
     ) -> Answer:
-        """A new answer, being written from now on; `ended` is called when it no longer is."""
+        """Begin to write a new answer and return it; `on_end` is called when it is written no more."""
         answer = Answer(answer_id, conversation_id, user, self._settings.chat_model)
-        self._run(answer, self._write(answer, question, sources, metadata), ended)
+        self._run(answer, self._write(answer, question, sources, metadata), on_end)
         return answer
 
     @contextlib.contextmanager
     def following(self, answer: Answer) -> Iterator[None]:
-        """Count who listens: an answer that nobody hears is cancelled after RESUME_SECONDS."""
+        """Count one more listener inside the block; without any the answer is cancelled after RESUME_SECONDS."""
         answer.followers += 1
         if answer.alone is not None:
             answer.alone.cancel()
@@ -149,7 +149,7 @@ class Answers:
         self,
         answer: Answer,
         work: Coroutine[Any, Any, None],
-        ended: Callable[[], None] | None = None,
+        on_end: Callable[[], None] | None = None,
     ) -> None:
         async def run() -> None:
             try:
@@ -161,8 +161,8 @@ class Answers:
                 answer.problem = problem_of("internal")
                 answer.end("failed", "internal")
             answer.end("failed", "interrupted")
-            if ended is not None:
-                ended()
+            if on_end is not None:
+                on_end()
             try:
                 if answer.local:
                     await self._after(answer)
@@ -258,13 +258,14 @@ class Answers:
         return passages
 
     async def _relay(self, answer: Answer, messages: list[dict[str, str]]) -> None:
-        most = self._settings.answer_tokens * CHARACTERS_PER_TOKEN
+        limit = self._settings.answer_tokens * CHARACTERS_PER_TOKEN
         answer.asked = True
         answer.grown = time.monotonic()
         with TRACER.start_as_current_span(f"chat {answer.model}", kind=SpanKind.CLIENT):
-            await self._stream(answer, messages, most)
+            await self._stream(answer, messages, limit)
 
-    async def _stream(self, answer: Answer, messages: list[dict[str, str]], most: int) -> None:
+    async def _stream(self, answer: Answer, messages: list[dict[str, str]], limit: int) -> None:
+        """Let the answer grow as the model writes, to `limit` characters."""
         async with contextlib.aclosing(
             self._upstream.stream(messages, self._settings.answer_tokens)
         ) as deltas:
@@ -279,7 +280,7 @@ class Answers:
                         answer.first_token_ms = round(seconds * 1000)
                         self._metrics.first_token.observe(seconds)
                     answer.grow(delta.text)
-                    if len(answer.text) > most:
+                    if len(answer.text) > limit:
                         answer.finish = "length"
                         answer.end("complete")
                         return
@@ -313,12 +314,12 @@ class Answers:
             for answer in list(self._running.values()):
                 if not answer.local or answer.done:
                     continue
-                limit = (
+                patience = (  # seconds
                     self._settings.openai_between_tokens_seconds
                     if answer.text
                     else self._settings.openai_first_token_seconds
                 )
-                if answer.asked and now - answer.grown > limit:
+                if answer.asked and now - answer.grown > patience:
                     answer.problem = problem_of("upstream-timeout")
                     self._metrics.upstream_errors.labels("upstream-timeout").inc()
                     self._upstream.breaker.failure()

@@ -58,7 +58,7 @@ class Document:
         object.__setattr__(self, "sha256", digest)
 
     def values(self) -> dict[str, Any]:
-        """Parameters of the statements above. The first passage also says which content this was."""
+        """Return the parameters of the statements above. The first passage also says which content this was."""
         metadata = {**self.metadata, **({"title": self.title} if self.title else {})}
         return {
             "source": self.source,
@@ -82,16 +82,16 @@ class Row:
 
 
 def split(content: str) -> list[str]:
-    """Passages of a Markdown or plain text, cut where headings, paragraphs or sentences end."""
+    """Split Markdown or plain text into passages, where headings, paragraphs or sentences end."""
     from semantic_text_splitter import MarkdownSplitter  # 18 MB that only who ingests needs
 
     return [chunk for chunk in MarkdownSplitter(CHUNK).chunks(content) if chunk.strip()]
 
 
 async def ingest(database: Database, embed: Embed, document: Document) -> dict[str, int]:
-    """Bring the stored passages to the state of `document`; {chunks, embedded, unchanged, removed}.
+    """Bring the stored passages to the state of `document`, and count {chunks, embedded, unchanged, removed}.
 
-    All of it becomes visible at once, or nothing. Problem 404 when the owner has no account, 409 when
+    All of it becomes visible at once, or nothing. Raises Problem 404 when the owner has no account, 409 when
     other writers of the same document are always quicker, and what `embed` and the database raise.
     """
     contents = await asyncio.to_thread(split, document.content)
@@ -135,18 +135,18 @@ async def _stored(connection: Connection, values: dict[str, Any]) -> list[Row]:
 
 
 async def _embed(embed: Embed, texts: dict[str, str]) -> dict[str, str]:
-    """Embeddings by hash, as Postgres reads them: a list of floats would take six times the memory."""
+    """Embed texts by their hashes, into what Postgres reads: a list of floats would take six times the memory."""
     hashes = list(texts)
     batches = [hashes[start : start + BATCH] for start in range(0, len(hashes), BATCH)]
     gate = asyncio.Semaphore(PARALLEL)
 
-    async def one(batch: list[str]) -> dict[str, str]:
+    async def embed_batch(batch: list[str]) -> dict[str, str]:
         async with gate:
-            found = await _patiently(embed, [texts[digest] for digest in batch])
-        return dict(zip(batch, map(halfvec, found), strict=True))
+            vectors = await _patiently(embed, [texts[digest] for digest in batch])
+        return dict(zip(batch, map(halfvec, vectors), strict=True))
 
     done: dict[str, str] = {}
-    tasks = [asyncio.create_task(one(batch)) for batch in batches]
+    tasks = [asyncio.create_task(embed_batch(batch)) for batch in batches]
     try:
         for task in tasks:
             done |= await task
@@ -157,7 +157,7 @@ async def _embed(embed: Embed, texts: dict[str, str]) -> dict[str, str]:
 
 
 async def _patiently(embed: Embed, texts: list[str]) -> list[list[float]]:
-    """A large document meets the rate limit half way: what is embedded by then must not be paid for again."""
+    """Embed, and wait where the rate limit is met: what is embedded by then must not be paid for again."""
     for wait in PATIENCE:
         try:
             return await embed(texts)

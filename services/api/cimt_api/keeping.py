@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 class Keeper:
-    """Stores and follows."""
+    """Stores the answers that are written here, and follows those that others write."""
 
     def __init__(self, chats: Chats, metrics: Metrics) -> None:
         self._chats = chats
@@ -31,14 +31,14 @@ class Keeper:
         self.stopping = False
 
     def keep_up(self, answer: Answer) -> None:
-        """Store what has come since the last time, if it is time; does not wait for it."""
+        """Begin to store what has come since the last time, if it is time for that."""
         if not answer.stored or (answer.saving is not None and not answer.saving.done()):
             return
         if len(answer.text) > answer.saved or time.monotonic() - answer.touched > TOUCH_SECONDS:
             answer.saving = asyncio.create_task(self._save_in_turn(answer))
 
     async def save_end(self, answer: Answer) -> None:
-        """Store how the answer ended; tries for a while."""
+        """Store how the answer ended, and try again for a while where that fails."""
         if answer.saving is not None:
             await asyncio.gather(answer.saving, return_exceptions=True)
         since = time.monotonic()
@@ -93,7 +93,7 @@ class Keeper:
                 await self._save(answer)
 
     async def _save(self, answer: Answer) -> bool:
-        """Store the answer as it is now; False when the database did not take it."""
+        """Store the answer as it is now. Returns False when the database did not take it."""
         text, usage = answer.text, answer.usage or (None, None)
         milliseconds = round((time.monotonic() - answer.started) * 1000)
         try:

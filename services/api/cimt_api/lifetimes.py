@@ -11,7 +11,6 @@ import logging
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import fields
 
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -26,17 +25,17 @@ log = logging.getLogger(__name__)
 
 
 class Lifetimes(Collector):
-    """Whatever a setting `…_MODEL` names; a failed look changes nothing but the age of what is known."""
+    """Figures of every model that a setting `…_MODEL` names; a failed look changes nothing but their age."""
 
     def __init__(self, settings: Settings, upstream: Upstream) -> None:
         self._upstream = upstream
         self._configured = {
-            each.name.upper(): str(getattr(settings, each.name))
-            for each in fields(settings)
-            if each.name.endswith("_model")
+            name.upper(): str(getattr(settings, name))
+            for name in Settings.model_fields
+            if name.endswith("_model")
         }
         self._served: dict[str, datetime.date | None] | None = None  # None: not known yet
-        self._known = time.monotonic()  # since then, or not since the start
+        self._known = time.monotonic()  # when the list was read, or the start
 
     async def watch(self) -> None:
         """Look now, and then once a day, until cancelled."""
@@ -51,11 +50,11 @@ class Lifetimes(Collector):
             await asyncio.sleep(wait)
 
     def describe(self) -> Iterator[Metric]:
-        """Nothing: registering must not ask."""
+        """Describe nothing: registering must not ask."""
         return iter(())
 
     def collect(self) -> Iterator[Metric]:
-        """The figures of this moment; of the models only once their list was read."""
+        """Yield the figures of this moment; those of the models only once their list was read."""
         age = time.monotonic() - self._known
         yield GaugeMetricFamily(
             "cimt_model_list_age_seconds",

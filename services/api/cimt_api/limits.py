@@ -31,7 +31,7 @@ class Limits:
 
     @contextlib.contextmanager
     def hold(self, user_id: str) -> Iterator[None]:
-        """Count a stream while it is open. Problem 429 for too many of this user, 503 for too many of all."""
+        """Count a stream while it is open. Raises Problem 429 for too many of this user, 503 for too many of all."""
         if self._all >= self._total:
             raise Problem(
                 503,
@@ -58,7 +58,7 @@ class Limits:
                 del self._open[user_id]
 
     async def count(self, user_id: str) -> Mapping[str, str]:
-        """Count one question; the RateLimit headers of its answer. Problem 429 (with Retry-After) for too many."""
+        """Count a question and return the RateLimit headers of its answer. Raises Problem 429 for too many."""
         admitted = await self._windows.hit(self._rate, user_id)
         headers, seconds = await self._headers(user_id)
         if not admitted:
@@ -72,7 +72,7 @@ class Limits:
         return headers
 
     async def _headers(self, user_id: str) -> tuple[dict[str, str], int]:
-        """As in the draft "RateLimit header fields for HTTP"; and seconds until there is more."""
+        """Return the headers of the draft "RateLimit header fields for HTTP", and the seconds until there is more."""
         window = await self._windows.get_window_stats(self._rate, user_id)
         seconds = max(math.ceil(window.reset_time - time.time()), 1)
         headers = {

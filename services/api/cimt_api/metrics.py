@@ -61,11 +61,11 @@ class Watched(Collector):
     pool: Callable[[], dict[str, int]]
 
     def describe(self) -> Iterator[Metric]:
-        """Nothing: registering must not ask."""
+        """Describe nothing: registering must not ask."""
         return iter(())
 
     def collect(self) -> Iterator[Metric]:
-        """The figures of this moment."""
+        """Yield the figures of this moment."""
         for name, text, value in (
             ("cimt_answers_generating", "Answers being written.", self.generating),
             ("cimt_save_queue", "Answers with text that is not stored yet.", self.unsaved),

@@ -43,12 +43,12 @@ class Problem(Exception):
         self.extra = extra
 
     def body(self) -> dict[str, Any]:
-        """The JSON object of RFC 9457; members without a value are left out."""
+        """Return the JSON object of RFC 9457; members without a value are left out."""
         base = {"type": f"urn:cimt:problem:{self.kind}", "title": self.title, "status": self.status}
         return {**base, **({"detail": self.detail} if self.detail else {}), **self.extra}
 
     def response(self) -> Response:
-        """The HTTP answer."""
+        """Return the HTTP response."""
         return Response(
             orjson.dumps(self.body()), self.status, dict(self.headers), media_type=MEDIA_TYPE
         )
@@ -66,7 +66,7 @@ class ProblemDocument(BaseModel):
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """`responses=` of a route that may end in these statuses."""
+    """Return the `responses=` of a route that may end in these statuses."""
     return {
         status: {
             "description": HTTPStatus(status).phrase,
@@ -120,7 +120,7 @@ def install(app: FastAPI) -> None:
 
 
 def invalid_request(errors: Any) -> Problem:
-    """422 of pydantic's list of errors: where and why, never the value, which a person wrote."""
+    """Make the Problem 422 of pydantic's errors: where and why, never the value, which a person wrote."""
     reasons = [
         {"at": ".".join(str(part) for part in error["loc"]), "why": error["msg"]}
         for error in list(errors)[:20]

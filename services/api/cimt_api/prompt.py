@@ -57,27 +57,27 @@ def messages(
     history: Sequence[Turn],
     settings: Settings,
 ) -> list[dict[str, str]]:
-    """Messages of a chat completion. `passages`: what search returned; empty: nothing fits; None: retrieval is off.
+    """Return the messages of a chat completion. Empty `passages`: nothing fits the question; None: retrieval is off.
 
     What stays the same from one question to the next comes first, so that the model's service can cache it.
     """
     if passages is None:
-        rules, asked = RULES, question
+        rules, content = RULES, question
     elif passages:
         rules = f"{RULES} {WITH_PASSAGES}"
         fenced = "\n".join(_fenced(number, passage) for number, passage in enumerate(passages, 1))
-        asked = f"{fenced}\n\n<question>\n{question}\n</question>"
+        content = f"{fenced}\n\n<question>\n{question}\n</question>"
     else:
-        rules, asked = f"{RULES} {WITHOUT_PASSAGES}", question
+        rules, content = f"{RULES} {WITHOUT_PASSAGES}", question
     return [
         {"role": "system", "content": rules},
         *_memory(history, settings.memory_tokens),
-        {"role": "user", "content": asked},
+        {"role": "user", "content": content},
     ]
 
 
 def language(question: str) -> str:
-    """The language of a question as Postgres stems it: en, pt, es, fr, de, it, or simple when it is not clear."""
+    """Return the language by which Postgres stems a question: en, pt, es, fr, de, it, or simple: not clear."""
     points = dict.fromkeys(MARKS, 0.0)
     for word in WORD.findall(question[:1000].lower()):
         found = LANGUAGE_OF.get(word, [])
@@ -96,7 +96,7 @@ def _fenced(number: int, passage: Passage) -> str:
 
 
 def _memory(history: Sequence[Turn], budget: int) -> list[dict[str, str]]:
-    """The last turns of the conversation that fit, oldest first; whole turns, and none with a gap after it."""
+    """Return the last turns that fit a budget of tokens, oldest first: whole turns, without a gap."""
     kept: list[dict[str, str]] = []
     for turn in reversed(history):
         budget -= tokens(turn.question) + tokens(turn.answer)

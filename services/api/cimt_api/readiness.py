@@ -43,13 +43,13 @@ class Readiness(BaseModel):
     responses={503: {"model": Readiness, "description": "A part is missing; `why` says which."}},
 )
 async def readyz(response: Response, services: ServicesOf) -> dict[str, Any]:
-    """The database answers, tokens can be verified, the model's service is not failing."""
-    fine = {
+    """Tell whether the database answers, tokens can be verified, and the model's service is not failing."""
+    working = {
         "database": await services.database.answers(PING_SECONDS),
         "sign_in": services.authenticator.ready,
         "model": services.upstream.ready,
     }
-    ready = all(fine.values())
+    ready = all(working.values())
     response.status_code = 200 if ready else 503
-    parts = {name: {"ok": ok, "why": None if ok else WHY[name]} for name, ok in fine.items()}
+    parts = {name: {"ok": ok, "why": None if ok else WHY[name]} for name, ok in working.items()}
     return {"status": "ready" if ready else "not ready", "parts": parts}

@@ -17,7 +17,7 @@ from .settings import Settings
 # around 0.1 with text-embedding-3-small, and rarely above 0.2.
 RELEVANCE = 0.2
 TOKEN_BYTES = 3  # UTF-8 bytes of one token: English takes 4, Portuguese 3.5, Chinese 3. It errs to the safe side
-WORDS = 1000  # characters of a question that full-text search looks at
+SEARCHED_LENGTH = 1000  # characters of a question that full-text search looks at
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +34,12 @@ class Passage:
 
 
 def tokens(text: str) -> int:
-    """How many tokens a text takes, estimated from its bytes; rather too many than too few."""
+    """Estimate from its bytes how many tokens a text takes, rather too many than too few."""
     return -(-len(text.encode()) // TOKEN_BYTES)
 
 
 def halfvec(embedding: Sequence[float]) -> str:
-    """An embedding as Postgres reads it. Half precision keeps three to four digits; more need not travel."""
+    """Write an embedding as Postgres reads it. Half precision keeps three to four digits; more need not travel."""
     return "[" + ",".join([f"{number:.5g}" for number in embedding]) + "]"
 
 
@@ -61,9 +61,9 @@ class Retriever:
         metadata: dict[str, Any] | None,
         language: str,
     ) -> list[Passage]:
-        """The passages to give to the model, best first; one round trip. `embedding` is that of the question.
+        """Search for the passages to give to the model, in one round trip; `embedding` is that of the question.
 
-        Only those that are relevant enough and fit RETRIEVAL_TOKENS: what is returned is what is cited.
+        Returns those that are relevant enough and fit RETRIEVAL_TOKENS, best first: they are what is cited.
         """
         async with self._database.as_user(user) as connection:
             rows = connection.cursor(row_factory=class_row(Passage))
@@ -72,7 +72,7 @@ class Retriever:
                 "from public.search_vectors(%s, %s, %s, %s, %s, %s)",
                 (
                     halfvec(embedding),
-                    question[:WORDS],
+                    question[:SEARCHED_LENGTH],
                     self._count,
                     sources or None,
                     Jsonb(metadata) if metadata else None,
@@ -82,10 +82,10 @@ class Retriever:
         return fitting(await rows.fetchall(), self._budget)
 
 
-def fitting(found: Sequence[Passage], budget: int) -> list[Passage]:
-    """The relevant ones, best first, as far as `budget` tokens reach; a smaller one may still fit after a large one."""
+def fitting(passages: Sequence[Passage], budget: int) -> list[Passage]:
+    """Choose the relevant passages that fit `budget` tokens; a small one may still fit after one that was too large."""
     chosen: list[Passage] = []
-    for passage in found:
+    for passage in passages:
         size = tokens(passage.content)
         if passage.similarity >= RELEVANCE and size <= budget:
             chosen.append(passage)

@@ -25,7 +25,7 @@ INGESTS = 3  # documents being embedded at a time: each may hold some 30 MB of e
 
 @dataclass(slots=True)
 class Services:
-    """Stands at `app.state.services` from before the first request until after the last."""
+    """The services of one application, at `app.state.services` from before the first request until after the last."""
 
     settings: Settings
     database: Database
@@ -37,19 +37,19 @@ class Services:
     ingests: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(INGESTS))
 
 
-def services(request: Request) -> Services:
-    """The services of the application that got this request."""
+def services_of(request: Request) -> Services:
+    """Return the services of the application that got this request."""
     found: Services = request.app.state.services
     return found
 
 
 async def current_user(request: Request) -> User:
-    """Who asks, by the bearer token; Problem 401 or 503."""
-    return await services(request).authenticator.user(request.headers.get("authorization"))
+    """Return who asks, by the bearer token. Raises Problem 401 or 503."""
+    return await services_of(request).authenticator.user(request.headers.get("authorization"))
 
 
 def admitting(check: Callable[[Request], Awaitable[object]]) -> type[APIRoute]:
-    """`route_class` of a router whose requests must pass the check before anything of their body is read.
+    """Make the `route_class` of a router whose requests must pass the check before any of their body is read.
 
     FastAPI reads and parses a body before it runs the first dependency: as one, the check would let strangers have
     megabytes of JSON parsed. A client that waits for `100 Continue` need not even send them.
@@ -68,7 +68,7 @@ def admitting(check: Callable[[Request], Awaitable[object]]) -> type[APIRoute]:
     return AdmittingRoute
 
 
-ServicesOf = Annotated[Services, Depends(services)]
+ServicesOf = Annotated[Services, Depends(services_of)]
 CurrentUser = Annotated[User, Depends(current_user)]
 # `openapi_extra` of the routes that need a token; the application's document says what `bearer` is.
 WITH_TOKEN: dict[str, Any] = {"security": [{"bearer": []}]}

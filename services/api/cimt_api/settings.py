@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import ipaddress
-import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from psycopg import ProgrammingError
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+)
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-EFFORTS = ("off", "none", "low", "medium", "high", "xhigh", "max")
-LOG_LEVELS = ("debug", "info", "warning", "error")
-REQUIRED = ("DATABASE_URL", "SUPABASE_URL", "OPENAI_API_KEY", "INGEST_KEY")
-INGEST_KEY_LENGTH = 32  # characters, at least
 ENCRYPTED = ("require", "verify-ca", "verify-full")  # of sslmode
 
 
@@ -22,180 +25,30 @@ class SettingsError(Exception):
     """Every wrong variable, one line each."""
 
 
-@dataclass(frozen=True)
-class Settings:
-    """Field names are the variables' in lower case; what is empty counts as not set.
-
-    Defaults suit the container, which publishes no port: the proxy reaches it by its network.
-    """
-
-    database_url: str = field(repr=False)  # as the role cimt_api; holds its password
-    supabase_url: str  # https://<ref>.supabase.co, without a slash at the end
-    openai_api_key: str = field(repr=False)
-    ingest_key: str = field(repr=False)  # what the ETL sends as its bearer token
-
-    # Who asks
-    supabase_jwks_url: str = ""  # default: where Supabase publishes the keys of supabase_url
-    supabase_jwt_secret: str = field(default="", repr=False)  # only then HS256 is accepted
-    cors_origins: tuple[str, ...] = ()
-    rate_per_minute: int = 30  # questions of one user
-    streams_per_user: int = 4
-    streams_total: int = 1000
-
-    # The model
-    openai_base_url: str = ""  # default: the SDK's own
-    chat_model: str = "gpt-6-luna"
-    embedding_model: str = "text-embedding-3-small"
-    answer_tokens: int = 1024  # at most, per answer, what the model thinks included
-    reasoning_effort: str = "none"  # off: is not sent, for models that do not reason
-    openai_connect_seconds: float = 5.0
-    openai_first_token_seconds: float = 30.0  # from the question to the model until its first token
-    openai_between_tokens_seconds: float = 20.0
-    openai_retries: int = 2  # more attempts before the first token, never after it
-
-    # What the model is given
-    retrieval_count: int = 8  # passages; 0 = no retrieval
-    retrieval_tokens: int = 3000
-    memory_tokens: int = 2000
-
-    # What is kept
-    chat_log: bool = True  # off: answers are kept nowhere and a stream resumes only in this process
-    chat_retention_days: int = 90  # 0 keeps for ever
-    resume_seconds: float = 60.0  # how long an answer is generated with nobody listening
-    database_pool: int = 10  # connections, at most
-    log_content: bool = False  # on: questions appear in the log. For development
-
-    # The server
-    host: str = "0.0.0.0"  # noqa: S104 - the container's own address
-    port: int = 8000  # public, behind the proxy
-    metrics_port: int = 9090  # for scrapers on the internal network; the proxy does not route to it
-    log_level: str = "info"
-    drain_seconds: float = 3.0  # from SIGTERM until no new connection is accepted
-    shutdown_seconds: int = 20  # after that, for requests that are still running
-    max_body_bytes: int = 65536
-    max_document_bytes: int = 2_097_152  # of a body that brings a document
-    ping_seconds: float = 15.0  # a comment on an idle stream, so that no proxy gives it up
-
-
-def load(env: Mapping[str, str] = os.environ) -> Settings:
-    """Read the variables; raises SettingsError naming every wrong or missing one at once."""
-    wrong = [f"{name} is not set" for name in REQUIRED if not env.get(name)]
-
-    def number(name: str, low: float, high: float) -> float:
-        default = float(getattr(Settings, name.lower()))
-        text = env.get(name, "")
-        if not text:
-            return default
-        try:
-            value = float(text)
-        except ValueError:
-            value = float("nan")
-        if not low <= value <= high:
-            wrong.append(f"{name}={text!r} is not a number from {low:g} to {high:g}")
-            return default
-        return value
-
-    def whole(name: str, low: int, high: int) -> int:
-        return int(number(name, low, high))
-
-    def switch(name: str) -> bool:
-        text = env.get(name, "").lower()
-        if text not in ("", "on", "off"):
-            wrong.append(f"{name}={env[name]!r} is neither on nor off")
-        return text == "on" if text else bool(getattr(Settings, name.lower()))
-
-    def text(name: str) -> str:
-        return env.get(name, "") or str(getattr(Settings, name.lower(), ""))
-
-    def choice(name: str, known: tuple[str, ...]) -> str:
-        value = text(name)
-        if value not in known:
-            wrong.append(f"{name}={value!r} is unknown: choose one of {', '.join(known)}")
-        return value
-
-    def address(name: str, default: str = "") -> str:
-        url = (env.get(name, "") or default).rstrip("/")
-        if url and (why := _refusal(url)):
-            wrong.append(f"{name} {why}")
-        return url
-
-    if 0 < len(env.get("INGEST_KEY", "")) < INGEST_KEY_LENGTH:
-        wrong.append(
-            f"INGEST_KEY is shorter than {INGEST_KEY_LENGTH} characters. Make one: openssl rand -hex 32"
-        )
-    database_url = env.get("DATABASE_URL", "")
-    if database_url:
-        try:
-            database_url = _encrypted(database_url)
-        except ValueError as error:
-            wrong.append(f"DATABASE_URL {error}")
-    supabase_url = address("SUPABASE_URL")
-    origins = tuple(part for part in env.get("CORS_ORIGINS", "").replace(",", " ").split() if part)
-    for origin in origins:
-        split = urlsplit(origin)
-        if split.scheme not in ("http", "https") or not split.netloc or split.path or split.query:
-            wrong.append(
-                f"CORS_ORIGINS: {origin!r} is not an origin such as https://app.example.com"
-            )
-
-    settings = Settings(
-        database_url=database_url,
-        supabase_url=supabase_url,
-        openai_api_key=env.get("OPENAI_API_KEY", ""),
-        ingest_key=env.get("INGEST_KEY", ""),
-        supabase_jwks_url=address(
-            "SUPABASE_JWKS_URL",
-            f"{supabase_url}/auth/v1/.well-known/jwks.json" if supabase_url else "",
-        ),
-        supabase_jwt_secret=env.get("SUPABASE_JWT_SECRET", ""),
-        cors_origins=origins,
-        rate_per_minute=whole("RATE_PER_MINUTE", 1, 1_000_000),
-        streams_per_user=whole("STREAMS_PER_USER", 1, 1_000_000),
-        streams_total=whole("STREAMS_TOTAL", 1, 1_000_000),
-        openai_base_url=env.get("OPENAI_BASE_URL", "").rstrip("/"),
-        chat_model=text("CHAT_MODEL"),
-        embedding_model=text("EMBEDDING_MODEL"),
-        answer_tokens=whole("ANSWER_TOKENS", 1, 128_000),
-        reasoning_effort=choice("REASONING_EFFORT", EFFORTS),
-        openai_connect_seconds=number("OPENAI_CONNECT_SECONDS", 0.1, 60),
-        openai_first_token_seconds=number("OPENAI_FIRST_TOKEN_SECONDS", 0.1, 600),
-        openai_between_tokens_seconds=number("OPENAI_BETWEEN_TOKENS_SECONDS", 0.1, 600),
-        openai_retries=whole("OPENAI_RETRIES", 0, 5),
-        retrieval_count=whole("RETRIEVAL_COUNT", 0, 50),
-        retrieval_tokens=whole("RETRIEVAL_TOKENS", 0, 200_000),
-        memory_tokens=whole("MEMORY_TOKENS", 0, 200_000),
-        chat_log=switch("CHAT_LOG"),
-        chat_retention_days=whole("CHAT_RETENTION_DAYS", 0, 36_500),
-        resume_seconds=number("RESUME_SECONDS", 0, 3600),
-        database_pool=whole("DATABASE_POOL", 1, 200),
-        log_content=switch("LOG_CONTENT"),
-        host=text("HOST"),
-        port=whole("PORT", 1, 65535),
-        metrics_port=whole("METRICS_PORT", 1, 65535),
-        log_level=choice("LOG_LEVEL", LOG_LEVELS),
-        drain_seconds=number("DRAIN_SECONDS", 0, 60),
-        shutdown_seconds=whole("SHUTDOWN_SECONDS", 1, 600),
-        max_body_bytes=whole("MAX_BODY_BYTES", 0, 2**30),
-        max_document_bytes=whole("MAX_DOCUMENT_BYTES", 0, 2**30),
-        ping_seconds=number("PING_SECONDS", 0.1, 600),
-    )
-    if settings.port == settings.metrics_port:
-        wrong.append(f"PORT and METRICS_PORT are both {settings.port}: metrics must not be public")
-    if wrong:
-        raise SettingsError("\n".join(wrong))
-    return settings
+def _near(host: str) -> bool:
+    """Tell whether a host is this machine or on its private network, by the address alone."""
+    if host in ("", "localhost") or host.startswith("/"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_private  # loopback included
+    except ValueError:
+        return False
 
 
 def _encrypted(url: str) -> str:
-    """The database's address, with TLS unless it is near. ValueError says why not, and quotes nothing: a password."""
+    """Return the database's address, with TLS unless it is near. The ValueError quotes nothing: it holds a password."""
     try:
         parts = conninfo_to_dict(url)
     except (ProgrammingError, UnicodeError):
         parts = {}
     hosts = str(parts.get("hostaddr") or parts.get("host", "")).split(",")
     # An unquoted / or @ of the password makes what follows it a part of these.
-    odd = "".join(f"{parts.get(name, '')}" for name in ("host", "port", "dbname"))
-    if not url.startswith(("postgresql://", "postgres://")) or not parts.get("user") or "@" in odd:
+    misread = "".join(f"{parts.get(name, '')}" for name in ("host", "port", "dbname"))
+    if (
+        not url.startswith(("postgresql://", "postgres://"))
+        or not parts.get("user")
+        or "@" in misread
+    ):
         raise ValueError(
             "is not postgresql://user:password@host:port/database; "
             "in the password, write % / # ? @ and a space as %25 %2F %23 %3F %40 %20"
@@ -209,21 +62,128 @@ def _encrypted(url: str) -> str:
     return make_conninfo(url, sslmode="require")
 
 
-def _near(host: str) -> bool:
-    """Whether it is this machine or on its private network, by the address alone."""
-    if host in ("", "localhost") or host.startswith("/"):
-        return True
-    try:
-        return ipaddress.ip_address(host).is_private  # loopback included
-    except ValueError:
-        return False
-
-
-def _refusal(url: str) -> str:
-    """Why keys must not be fetched from there; empty when they may."""
+def _address(url: str) -> str:
+    """Return an address without slashes at its end. Raises ValueError where keys must not be fetched from there."""
     split = urlsplit(url)
     if split.scheme not in ("http", "https") or not split.hostname:
-        return f"is not an address: {url!r}"
-    if split.scheme == "https" or _near(split.hostname):
-        return ""
-    return f"must begin with https:// unless it is on this machine: {url!r}"
+        raise ValueError(f"is not an address: {url!r}")
+    if split.scheme == "http" and not _near(split.hostname):
+        raise ValueError(f"must begin with https:// unless it is on this machine: {url!r}")
+    return url.rstrip("/")
+
+
+def _origin(origin: str) -> str:
+    split = urlsplit(origin)
+    if split.scheme not in ("http", "https") or not split.netloc or split.path or split.query:
+        raise ValueError(f"names {origin!r}, which is no origin such as https://app.example.com")
+    return origin
+
+
+def _internal(metrics_port: int, others: ValidationInfo) -> int:
+    if metrics_port == others.data.get("port"):
+        raise ValueError(f"is PORT too, {metrics_port}: metrics must not be public")
+    return metrics_port
+
+
+def _switch(text: str) -> bool:
+    if text.lower() not in ("on", "off"):
+        raise ValueError(f"is neither on nor off: {text!r}")
+    return text.lower() == "on"
+
+
+Address = Annotated[str, AfterValidator(_address)]
+Origin = Annotated[str, AfterValidator(_origin)]
+Internal = Annotated[int, AfterValidator(_internal)]
+Switch = Annotated[bool, BeforeValidator(_switch)]
+Effort = Literal["off", "none", "low", "medium", "high", "xhigh", "max"]
+
+
+class Settings(BaseSettings):
+    """Field names are the variables' in lower case; what is empty counts as not set.
+
+    Defaults suit the container, which publishes no port: the proxy reaches it by its network.
+    """
+
+    model_config = SettingsConfigDict(
+        alias_generator=str.upper,
+        case_sensitive=True,  # in capitals alone
+        env_ignore_empty=True,
+        frozen=True,
+        validate_default=False,  # a default has the field's type already, a variable is text
+        hide_input_in_errors=True,  # it may be a secret
+    )
+
+    database_url: Annotated[SecretStr, BeforeValidator(_encrypted)]  # as the role cimt_api
+    supabase_url: Address  # https://<ref>.supabase.co
+    openai_api_key: SecretStr
+    ingest_key: SecretStr = Field(min_length=32)  # the ETL's bearer token
+
+    # Who asks
+    supabase_jwks_url: Address = ""  # default: where Supabase publishes the keys of supabase_url
+    supabase_jwt_secret: SecretStr = SecretStr("")  # only then HS256 is accepted
+    cors_origins: Annotated[  # with commas or spaces between them
+        tuple[Origin, ...], NoDecode, BeforeValidator(lambda text: text.replace(",", " ").split())
+    ] = ()
+    rate_per_minute: int = Field(30, ge=1, le=1_000_000)  # questions of one user
+    streams_per_user: int = Field(4, ge=1, le=1_000_000)
+    streams_total: int = Field(1000, ge=1, le=1_000_000)
+
+    # The model
+    openai_base_url: Annotated[str, AfterValidator(lambda url: url.rstrip("/"))] = ""  # the SDK's
+    chat_model: str = "gpt-6-luna"
+    embedding_model: str = "text-embedding-3-small"
+    answer_tokens: int = Field(1024, ge=1, le=128_000)  # of an answer, thinking included
+    reasoning_effort: Effort = "none"  # off: is not sent, for models that do not reason
+    openai_connect_seconds: float = Field(5.0, ge=0.1, le=60)
+    openai_first_token_seconds: float = Field(30.0, ge=0.1, le=600)  # since the model was asked
+    openai_between_tokens_seconds: float = Field(20.0, ge=0.1, le=600)
+    openai_retries: int = Field(2, ge=0, le=5)  # before the first token, never after it
+
+    # What the model is given
+    retrieval_count: int = Field(8, ge=0, le=50)  # passages; 0 = no retrieval
+    retrieval_tokens: int = Field(3000, ge=0, le=200_000)
+    memory_tokens: int = Field(2000, ge=0, le=200_000)
+
+    # What is kept
+    chat_log: Switch = True  # off: answers are kept nowhere, a stream resumes only in this process
+    chat_retention_days: int = Field(90, ge=0, le=36_500)  # 0 keeps for ever
+    resume_seconds: float = Field(60.0, ge=0, le=3600)  # that an answer is written for nobody
+    database_pool: int = Field(10, ge=1, le=200)  # connections, at most
+    log_content: Switch = False  # on: questions appear in the log. For development
+
+    # The server
+    host: str = "0.0.0.0"  # noqa: S104 - the container's own address
+    port: int = Field(8000, ge=1, le=65535)  # public, behind the proxy
+    # For scrapers on the internal network; the proxy does not route to it.
+    metrics_port: Internal = Field(9090, ge=1, le=65535, validate_default=True)
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    drain_seconds: float = Field(3.0, ge=0, le=60)  # from SIGTERM until no connection is accepted
+    shutdown_seconds: int = Field(20, ge=1, le=600)  # after that, for what is still running
+    max_body_bytes: int = Field(65536, ge=0, le=2**30)
+    max_document_bytes: int = Field(2_097_152, ge=0, le=2**30)  # of a body with a document
+    ping_seconds: float = Field(15.0, ge=0.1, le=600)  # a comment on an idle stream, for proxies
+
+
+def load() -> Settings:
+    """Read the environment; raises SettingsError naming every wrong or missing variable at once."""
+    try:
+        return Settings.model_validate({})
+    except ValidationError as error:
+        raise SettingsError("\n".join(map(_line, error.errors()))) from None
+
+
+def _line(wrong: Any) -> str:
+    """Say in one line what is wrong with a variable and what it may be, without the value of a secret."""
+    name = wrong["loc"][0].upper()
+    if wrong["type"] == "missing":
+        return f"{name} is not set"
+    if wrong["type"] == "value_error":  # of a function above
+        return f"{name} {wrong['ctx']['error']}"
+    allowed = Settings.model_json_schema()["properties"][name]
+    if "minLength" in allowed:
+        return f"{name} is shorter than {allowed['minLength']} characters. Make one: openssl rand -hex 32"
+    if "enum" in allowed:
+        return f"{name}={wrong['input']!r} is not one of {', '.join(allowed['enum'])}"
+    number = "whole number" if allowed["type"] == "integer" else "number"
+    bounds = f"from {allowed['minimum']} to {allowed['maximum']}"
+    return f"{name}={wrong['input']!r} is not a {number} {bounds}"

@@ -19,7 +19,7 @@ DONE = b"data: [DONE]\n\n"
 
 
 class OpenAIEvents:
-    """`chat.completion.chunk` objects. The event id is the number of characters of the answer sent so far."""
+    """Writes `chat.completion.chunk` objects. The id of an event is the number of characters sent up to it."""
 
     headers: Mapping[str, str] = {}
 
@@ -36,7 +36,7 @@ class OpenAIEvents:
         self._after = b'},"finish_reason":null}]}\n\n'
 
     def head(self, answer: Answer, sent: int) -> list[bytes]:
-        """Who speaks, and from which sources: before the text."""
+        """Return the events before the text: who speaks, and from which sources."""
         delta = {"role": "assistant", "content": ""}
         return [
             self._event(
@@ -45,11 +45,11 @@ class OpenAIEvents:
         ]
 
     def text(self, text: str, sent: int) -> bytes:
-        """One piece of text."""
+        """Return the event of one piece of text, which ends at character `sent`."""
         return b"id: %d" % sent + self._before + orjson.dumps(text) + self._after
 
     def end(self, answer: Answer, sent: int) -> list[bytes]:
-        """How it ended, what it cost, and that nothing comes after."""
+        """Return the last events: how it ended, what it cost, and that nothing comes after."""
         if answer.status != "complete":
             problem = problem_of(answer.error or "internal")
             error = {
@@ -64,12 +64,12 @@ class OpenAIEvents:
             events.append(self._event(sent, choices=[], usage=_usage(answer), cimt=_about(answer)))
         return [*events, DONE]
 
-    def _event(self, sent: int, **more: Any) -> bytes:
-        return b"id: %d\ndata: " % sent + orjson.dumps(self._base | more) + b"\n\n"
+    def _event(self, sent: int, **members: Any) -> bytes:
+        return b"id: %d\ndata: " % sent + orjson.dumps(self._base | members) + b"\n\n"
 
 
 class UIEvents:
-    """The UI message stream of the AI SDK, version 1."""
+    """Writes the UI message stream of the AI SDK, version 1, with the same event ids."""
 
     headers: Mapping[str, str] = {"x-vercel-ai-ui-message-stream": "v1"}
 
@@ -78,7 +78,7 @@ class UIEvents:
         self._before = b'\ndata: {"type":"text-delta","id":"%s","delta":' % self._id.encode()
 
     def head(self, answer: Answer, sent: int) -> list[bytes]:
-        """Start of message and text; conversation and sources as data."""
+        """Return the events before the text: the message starts, with conversation and sources as data."""
         parts: list[dict[str, Any]] = [
             {"type": "start", "messageId": self._id, "messageMetadata": _about(answer)},
             {"type": "start-step"},
@@ -100,11 +100,11 @@ class UIEvents:
         return [_part(sent, part) for part in parts]
 
     def text(self, text: str, sent: int) -> bytes:
-        """One piece of text."""
+        """Return the event of one piece of text, which ends at character `sent`."""
         return b"id: %d" % sent + self._before + orjson.dumps(text) + b"}\n\n"
 
     def end(self, answer: Answer, sent: int) -> list[bytes]:
-        """How it ended, and that nothing comes after."""
+        """Return the last events: how it ended, and that nothing comes after."""
         if answer.status != "complete":
             problem = problem_of(answer.error or "internal")
             parts: list[dict[str, Any]] = [{"type": "error", "errorText": problem.title}]
@@ -123,7 +123,7 @@ class UIEvents:
 
 
 def completion(answer: Answer) -> dict[str, Any]:
-    """The answer as one `chat.completion` object, as far as it has come."""
+    """Return the answer so far as one `chat.completion` object."""
     message = {"role": "assistant", "content": answer.text, "refusal": None}
     finish = answer.finish if answer.status == "complete" else None
     return {
@@ -160,7 +160,7 @@ def _part(sent: int, part: dict[str, Any]) -> bytes:
 
 
 class AnswerStream(Response):
-    """The ASGI response: follows an answer to its end.
+    """The ASGI response that follows an answer to its end.
 
     Every event is one write. A client that reads slowly gets what has come meanwhile in one piece, so a
     stream holds nothing but the answer itself.
@@ -175,7 +175,7 @@ class AnswerStream(Response):
         sent: int,
         headers: Mapping[str, str],
         ping_seconds: float,
-        ended: Callable[[], None],
+        on_end: Callable[[], None],
     ) -> None:
         # Not the base's own constructor: it would render a body and state its length.
         self.status_code = 200
@@ -185,7 +185,7 @@ class AnswerStream(Response):
         self._wire = wire
         self._sent = sent  # characters that the client has already
         self._ping_seconds = ping_seconds
-        self._ended = ended
+        self._on_end = on_end
         self._change: asyncio.Future[None] | None = None
         self._written = 0.0  # when something was sent last (monotonic)
         self._timer: asyncio.TimerHandle | None = None
@@ -206,7 +206,7 @@ class AnswerStream(Response):
             with self._answers.following(self._answer):
                 await self._follow(send, gone)
         finally:
-            self._ended()
+            self._on_end()
             gone.cancel()
             if self._timer is not None:
                 self._timer.cancel()

@@ -32,8 +32,8 @@ DIMENSIONS = 1536  # of the column that embeddings are stored in
 LONGEST_LINE = 1_000_000  # bytes of one event
 FAILURES = 5  # in a row, until the breaker opens
 OPEN_SECONDS = 5.0  # the first time; doubles up to
-OPEN_SECONDS_MOST = 60.0
-RETRY_AFTER_MOST = 2.0  # seconds that a retry may be put off; longer ones are the client's to wait
+OPEN_SECONDS_MAX = 60.0
+RETRY_AFTER_MAX = 2.0  # seconds that a retry may be put off; longer ones are the client's to wait
 EMBED_SECONDS = 10.0
 LIST_SECONDS = 30.0
 LOAD_AFTER_TENTHS = 50  # of a second, at most: importing holds up all else, such as fetching keys
@@ -63,7 +63,7 @@ class UpstreamError(Exception):
         self.retry_after = retry_after  # seconds
 
     def problem(self) -> Problem:
-        """What the client is told when nothing of the answer was sent yet."""
+        """Return what the client is told when nothing of the answer was sent yet."""
         status, title, _, _ = KINDS[self.kind]
         wait = {"Retry-After": f"{max(1, round(self.retry_after or 5))}"} if status == 503 else {}
         return Problem(status, title, kind=self.kind, headers=wait)
@@ -83,7 +83,7 @@ class ServedModels(BaseModel):
 
 
 class Delta(NamedTuple):
-    """What one read brought."""
+    """What one read from the model's stream brought."""
 
     text: str
     finish: str | None  # why the model stopped: stop, length, content_filter
@@ -102,7 +102,7 @@ class Breaker:
 
     @property
     def open(self) -> bool:
-        """Whether requests are refused now."""
+        """Tell whether requests are refused now."""
         return self._failures >= FAILURES
 
     def check(self) -> None:
@@ -114,25 +114,25 @@ class Breaker:
             raise UpstreamError("upstream-resting", self._until - now)
 
     def enter(self) -> None:
-        """As check; who passes while open is the one that tries."""
+        """Do as `check`; the request that passes while open is the one that tries."""
         self.check()
         if self.open:
             now = time.monotonic()
             self._until = now + self._seconds  # the others wait for the outcome, or for this long
 
     def success(self) -> None:
-        """Close."""
+        """Close the breaker, and forget the failures."""
         self._failures = 0
         self._seconds = OPEN_SECONDS
 
     def failure(self) -> None:
-        """Count; open when it is one too many, for longer each time."""
+        """Count a failure, and open the breaker when it is one too many, for longer each time."""
         self._failures += 1
         if self._failures == FAILURES:
             log.error("the model failed %d times in a row: not asked for a while", FAILURES)
         if self.open:
             self._until = time.monotonic() + self._seconds
-            self._seconds = min(self._seconds * 2, OPEN_SECONDS_MOST)
+            self._seconds = min(self._seconds * 2, OPEN_SECONDS_MAX)
 
 
 class Upstream:
@@ -147,7 +147,7 @@ class Upstream:
         self.embedding_breaker = Breaker()  # of its own: either may fail while the other works
 
     async def start(self, after: Callable[[], bool]) -> None:
-        """Begin to load the SDK when `after` is true, or when that takes long; does not wait for it."""
+        """Begin to load the SDK once `after` returns true, or that takes long, without waiting for it."""
         self._client = asyncio.ensure_future(self._load(after))
 
     async def close(self) -> None:
@@ -159,11 +159,11 @@ class Upstream:
 
     @property
     def ready(self) -> bool:
-        """Whether the SDK is loaded and the breaker closed."""
+        """Tell whether the SDK is loaded and the breaker closed."""
         return self._client is not None and self._client.done() and not self.breaker.open
 
     def check(self) -> None:
-        """Problem 503 while a question cannot be answered for a breaker."""
+        """Raise Problem 503 while a breaker keeps questions from being answered."""
         try:
             self.breaker.check()
             if self._settings.retrieval_count:
@@ -174,7 +174,7 @@ class Upstream:
     async def stream(
         self, messages: list[dict[str, str]], max_tokens: int
     ) -> AsyncGenerator[Delta]:
-        """The answer as it comes. Raises UpstreamError; tries again only before the first token."""
+        """Yield the answer as it comes. Raises UpstreamError; tries again only before the first token."""
         body: dict[str, Any] = {
             "model": self._settings.chat_model,
             "messages": messages,
@@ -204,7 +204,7 @@ class Upstream:
                 attempts -= 1
 
     async def embed(self, texts: list[str]) -> list[list[float]]:
-        """One vector of 1,536 numbers per text. Raises UpstreamError after bounded attempts."""
+        """Return one vector of 1,536 numbers per text. Raises UpstreamError after bounded attempts."""
         attempts = self._settings.openai_retries
         while True:
             self.embedding_breaker.enter()
@@ -221,7 +221,7 @@ class Upstream:
                 return vectors
 
     async def shutdown_dates(self) -> dict[str, datetime.date | None]:
-        """Every model that is served, and its last day where one is announced. Raises UpstreamError, tries once."""
+        """Return the last day of every model that is served, None: not announced. Raises UpstreamError, tries once."""
         client = await self._loaded()
         assert self._response is not None  # noqa: S101 - set with the client
         async with _translated():
@@ -247,10 +247,10 @@ class Upstream:
             rest = b""
             finished = done = False
             async with _translated():
-                async for read in response.aiter_raw():
+                async for piece in response.aiter_raw():
                     if done:
                         continue
-                    *lines, rest = (rest + read if rest else read).split(b"\n")
+                    *lines, rest = (rest + piece if rest else piece).split(b"\n")
                     delta = _delta(lines)
                     finished = finished or delta.finish is not None
                     done = delta.done
@@ -300,7 +300,7 @@ class Upstream:
         settings = self._settings
         self._response = httpx2.Response
         # One answer costs one connection; embeddings and ingest come on top.
-        most = settings.streams_total + 50
+        connections = settings.streams_total + 50
         timeout = httpx2.Timeout(
             connect=settings.openai_connect_seconds,
             pool=settings.openai_connect_seconds,
@@ -308,10 +308,10 @@ class Upstream:
             read=max(settings.openai_first_token_seconds, settings.openai_between_tokens_seconds),
         )
         limits = httpx2.Limits(
-            max_connections=most, max_keepalive_connections=most, keepalive_expiry=15
+            max_connections=connections, max_keepalive_connections=connections, keepalive_expiry=15
         )
         return AsyncOpenAI(
-            api_key=settings.openai_api_key,
+            api_key=settings.openai_api_key.get_secret_value(),
             base_url=settings.openai_base_url or None,
             max_retries=0,  # it would retry where we must not
             timeout=timeout,
@@ -327,7 +327,7 @@ class Upstream:
 
 
 def _delta(lines: list[bytes]) -> Delta:
-    """What whole lines of an event stream say."""
+    """Return what whole lines of an event stream say, up to the first that cannot be read."""
     text: list[str] = []
     finish: str | None = None
     usage: tuple[int, int] | None = None
@@ -357,7 +357,7 @@ def _delta(lines: list[bytes]) -> Delta:
 
 
 def _error_kind(data: bytes) -> str:
-    """Whether a line that is no chunk is an error that the service reports in its stream."""
+    """Return the kind of failure of a line that is no chunk: the service may report an error in its stream."""
     try:
         reported = "error" in orjson.loads(data)
     except (ValueError, TypeError):
@@ -367,7 +367,7 @@ def _error_kind(data: bytes) -> str:
 
 @contextlib.asynccontextmanager
 async def _translated() -> AsyncIterator[None]:
-    """Failures of the SDK and of its HTTP client as UpstreamError."""
+    """Raise failures of the SDK and of its HTTP client as UpstreamError."""
     import httpx2
     import openai
 
@@ -405,7 +405,7 @@ def _status_error(error: Any) -> UpstreamError:
 
 
 def _retryable(error: UpstreamError) -> bool:
-    return KINDS[error.kind][2] and (error.retry_after or 0) <= RETRY_AFTER_MOST
+    return KINDS[error.kind][2] and (error.retry_after or 0) <= RETRY_AFTER_MAX
 
 
 async def _pause(attempt: int, error: UpstreamError) -> None:
