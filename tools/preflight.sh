@@ -44,7 +44,7 @@ for goal in ${GOALS:-}; do
       local_only "make panel-image"
       registry
       ;;
-    build | n8n-image)
+    build)
       service
       registry
       ;;
@@ -57,8 +57,9 @@ for goal in ${GOALS:-}; do
       given REVISION '[0-9a-f]{40}(-dirty-[0-9a-f]{8})?' "a full git revision" "make $goal REVISION=… (git rev-parse HEAD)"
       given ACCEPT '[A-Za-z0-9_, -]+' "names of migrations" "make $goal ACCEPT=name_of_a_migration,name_of_another"
       droplet
-      [[ $goal != deploy || (-n ${IMAGE:-} && -n ${REVISION:-}) || ($ENV = local && -e .local/build/$SERVICE.json) ]] ||
-        stop "IMAGE and REVISION are not set" "make build ENV=$ENV SERVICE=$SERVICE (prints them)"
+      [[ $goal != deploy || (-n ${IMAGE:-} && -n ${REVISION:-}) || -n ${BUILDS:-} ]] ||
+        [[ $ENV = local && -n $(find .local/build -name "${SERVICE:-*}.json" 2>/dev/null) ]] ||
+        stop "IMAGE and REVISION are not set" "make build ENV=$ENV${SERVICE:+ SERVICE=$SERVICE} (prints them)"
       ;;
   esac
 done

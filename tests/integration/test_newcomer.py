@@ -137,7 +137,7 @@ def test_without_a_registry(fresh: Path, verb: str) -> None:
 def test_a_deploy_without_an_image(droplet: Path, where: str) -> None:
     told = refusal(droplet, "deploy", f"ENV={where}", "REVISION=" + "a" * 40)
     assert told.startswith(
-        f"deploy: IMAGE and REVISION are not set. Next: make build ENV={where} SERVICE=api"
+        f"deploy: IMAGE and REVISION are not set. Next: make build ENV={where} (prints them)"
     )
 
 
