@@ -164,4 +164,4 @@ node_modules/.installed: package.json package-lock.json | preflight
 help:
 	@awk 'BEGIN {FS = ":.*## "; print "usage: make <verb> [ENV=local|production]"} \
 	  /^##@/ {printf "\n%s\n", substr($$0, 5)} \
-	  /^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	  /^[a-z0-9-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
