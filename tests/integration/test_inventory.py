@@ -16,22 +16,22 @@ DECLARED = yaml.safe_load((ROOT / "services/settings.yaml").read_text())
 PLAYBOOKS = sorted((ROOT / "playbooks").glob("*.yml"))
 
 
-def playbook(path: Path, environment: str, **given: str) -> subprocess.CompletedProcess[str]:
+def playbook(path: Path, environment: str, home: Path) -> subprocess.CompletedProcess[str]:
     """Run it as somebody whose shell has set nothing but this."""
     program = Path(sys.executable).with_name("ansible-playbook")
     return subprocess.run(
         [program, "-i", f"inventory/{environment}", f"playbooks/{path.name}"],
         cwd=ROOT,
-        env={"PATH": f"{program.parent}:/usr/bin:/bin", "HOME": "/nonexistent", **given},
+        env={"PATH": f"{program.parent}:/usr/bin:/bin", "HOME": str(home)},
         capture_output=True,
         text=True,
     )
 
 
 @pytest.mark.parametrize("path", PLAYBOOKS, ids=lambda path: path.stem)
-def test_production_names_all_that_is_missing_at_once(path: Path) -> None:
+def test_production_names_all_that_is_missing_at_once(path: Path, tmp_path: Path) -> None:
     (play,) = yaml.safe_load(path.read_text())
-    done = playbook(path, "production")
+    done = playbook(path, "production", tmp_path)
     told = " ".join(done.stdout.split())
     assert done.returncode != 0
     for name, what in settings.needed(DECLARED)[play["vars"]["preflight_for"]].items():
