@@ -123,7 +123,7 @@ def test_with_a_droplet_that_is_off(droplet: Path) -> None:
     assert told == "plan: the local droplet is off. Next: make up"
 
 
-@pytest.mark.parametrize("verb", ["build", "n8n-image", "panel-image"])
+@pytest.mark.parametrize("verb", ["build", "panel-image"])
 def test_without_a_registry(fresh: Path, verb: str) -> None:
     assert refusal(fresh, verb) == f"{verb}: no local registry. Next: make up"
     (fresh / ".local").mkdir()

@@ -112,6 +112,7 @@ def test_ansible_reaches_ssh_with_the_whole_path(clone: Path) -> None:
         text=True,
     )
     assert "UNREACHABLE" in done.stdout, done.stdout + done.stderr
+    assert (clone / "call").exists(), done.stdout
     call = (clone / "call").read_text().splitlines()
     config = Path(call[call.index("-F") + 1])
     assert config.samefile(clone / ".local/ssh_config")
