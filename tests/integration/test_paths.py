@@ -107,6 +107,7 @@ def test_ansible_reaches_ssh_with_the_whole_path(clone: Path) -> None:
             "ANSIBLE_CONFIG": str(clone / "ansible.cfg"),
             "PATH": f"{programs}:{os.environ['PATH']}",
             "SSH_CALL": str(clone / "call"),
+            "ANSIBLE_REMOTE_TMP": str(clone / "tmp"),  # by itself in the home that the system knows
         },
         capture_output=True,
         text=True,
