@@ -18,13 +18,13 @@ from pathlib import Path
 from local.settings import LocalError
 
 
-def say(what: str, text: str) -> None:
+def say(subject: str, text: str) -> None:
     """A line about what is being made, on stderr: the caller's stdout may be an answer, such as an image's name."""
-    print(f"{what}: {text}", file=sys.stderr, flush=True)
+    print(f"{subject}: {text}", file=sys.stderr, flush=True)
 
 
 def run(
-    what: str,
+    subject: str,
     command: Sequence[str],
     cwd: Path | None = None,
     env: Mapping[str, str] = os.environ,
@@ -47,7 +47,7 @@ def run(
     )
     if done.returncode:
         raise LocalError(
-            f"{what}: {command[0]} failed with exit code {done.returncode} (its output is above). {then}".strip()
+            f"{subject}: {command[0]} failed with exit code {done.returncode} (its output is above). {then}".strip()
         )
 
 
@@ -57,7 +57,7 @@ def key(inputs: Mapping[str, object]) -> str:
 
 
 def made(
-    what: str, target: Path, inputs: Mapping[str, object], make: Callable[[Path], None]
+    subject: str, target: Path, inputs: Mapping[str, object], make: Callable[[Path], None]
 ) -> Path:
     """The directory `target`, made from `inputs` now when the cache does not have it; says what it does."""
     if target.is_dir():
@@ -65,10 +65,10 @@ def made(
     with building(target) as part:
         if part is not None:
             started = time.monotonic()
-            say(what, "making it, once …")
+            say(subject, "making it, once …")
             make(part)
             (part / "inputs.json").write_text(json.dumps(inputs, indent=1) + "\n")
-            say(what, f"made in {time.monotonic() - started:.0f} s ({target})")
+            say(subject, f"made in {time.monotonic() - started:.0f} s ({target})")
     return target
 
 

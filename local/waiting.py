@@ -21,7 +21,7 @@ def free_port() -> int:
 
 def eventually(
     condition: Callable[[], T],
-    what: str,
+    description: str,
     seconds: float = WAIT_SECONDS,
     process: subprocess.Popen[Any] | None = None,
 ) -> T:
@@ -32,8 +32,8 @@ def eventually(
     deadline = time.monotonic() + seconds
     while not (value := condition()):
         if process and process.poll() is not None:
-            raise TimeoutError(f"{what}: the process has ended with {process.returncode}")
+            raise TimeoutError(f"{description}: the process has ended with {process.returncode}")
         if time.monotonic() > deadline:
-            raise TimeoutError(f"{what}: not within {seconds:g} s")
+            raise TimeoutError(f"{description}: not within {seconds:g} s")
         time.sleep(0.05)
     return value

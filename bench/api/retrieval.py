@@ -71,13 +71,13 @@ def ours(connection: psycopg.Connection, values: dict[str, object]) -> list[int]
 
 
 def timed(
-    what: Callable[[psycopg.Connection, dict[str, object]], list[int]],
+    statement: Callable[[psycopg.Connection, dict[str, object]], list[int]],
     connection: psycopg.Connection,
     values: dict[str, object],
 ) -> tuple[float, list[int]]:
     """Milliseconds and ids."""
     start = time.perf_counter()
-    ids = what(connection, values)
+    ids = statement(connection, values)
     return (time.perf_counter() - start) * 1000, ids
 
 

@@ -45,18 +45,18 @@ def look() -> dict[str, list[float]]:
     }
 
 
-def show(what: str, seen: list[dict[str, list[float]]]) -> None:
+def show(title: str, seen: list[dict[str, list[float]]]) -> None:
     """One line for each app: its highest figures."""
     for app in ("api", "n8n"):
         used, cached, swap = (max(one[app][place] for one in seen) for place in range(3))
         print(
-            f"{what:<22} {app:<4} used {used:5.0f}  with cache {cached:5.0f}  in swap {swap:4.0f} MB"
+            f"{title:<22} {app:<4} used {used:5.0f}  with cache {cached:5.0f}  in swap {swap:4.0f} MB"
         )
     least = min(one["host"][0] for one in seen)
-    print(f"{what:<22} host has {least:.0f} MB available at the least", flush=True)
+    print(f"{title:<22} host has {least:.0f} MB available at the least", flush=True)
 
 
-def watched(what: str) -> None:
+def watched(title: str) -> None:
     """Run Seed ETL and look every few seconds."""
     seen: list[dict[str, list[float]]] = []
     end = threading.Event()
@@ -76,8 +76,8 @@ def watched(what: str) -> None:
         thread.join()
     seconds = time.monotonic() - started
     counts = {name: report[name] for name in ("stored", "unchanged", "removed", "embedded")}
-    print(f"{what:<22} {seconds:.0f} s, {counts}, failed: {report['failed'][:3]}")
-    show(what, seen)
+    print(f"{title:<22} {seconds:.0f} s, {counts}, failed: {report['failed'][:3]}")
+    show(title, seen)
 
 
 def main() -> int:

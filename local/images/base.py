@@ -56,12 +56,12 @@ def ensure(settings: Settings) -> str:
     return image
 
 
-def build(what: str, image: str, folder: Path, *options: str) -> None:
+def build(subject: str, image: str, folder: Path, *options: str) -> None:
     """Make an image of a folder with a Containerfile, in buildah's own storage. Raises LocalError."""
     started = time.monotonic()
     command = ["buildah", "build", "--quiet", "--format", "docker", "--tag", image, *options]
-    run(what, [*command, str(folder)])
-    say(what, f"image {image} made in {time.monotonic() - started:.0f} s")
+    run(subject, [*command, str(folder)])
+    say(subject, f"image {image} made in {time.monotonic() - started:.0f} s")
 
 
 def exists(image: str) -> bool:

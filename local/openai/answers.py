@@ -71,11 +71,11 @@ def answer(messages: Sequence[dict[str, Any]]) -> str:
 
 
 @functools.lru_cache(maxsize=1024)
-def _answer(question: str, told: str) -> str:
+def _answer(question: str, instructions: str) -> str:
     asked = frozenset(words(question))
     supported, unsupported = PHRASES[language(question)]
     best, number, most = "", 0, -1
-    for index, passage in enumerate(PASSAGE.findall(told)[:PASSAGES], start=1):
+    for index, passage in enumerate(PASSAGE.findall(instructions)[:PASSAGES], start=1):
         for sentence in SENTENCE.split(passage):
             shared = len(asked.intersection(words(sentence)))
             if sentence.strip() and not sentence.startswith("#") and shared > most:

@@ -133,12 +133,12 @@ class StandIn:
         await _answer(send, 200, data)
 
 
-def refuse(behaviour: Behaviour, what: str) -> None:
+def refuse(behaviour: Behaviour, model: str) -> None:
     """Raise the error that this behaviour answers with, if it does."""
     if behaviour.kind == "rate_limited":
         raise ApiError(
             429,
-            f"Rate limit reached for {what} on requests per min (RPM): Limit 500, Used 500, Requested 1. "
+            f"Rate limit reached for {model} on requests per min (RPM): Limit 500, Used 500, Requested 1. "
             f"Please try again in {behaviour.retry_after:g}s.",
             kind="requests",
             code="rate_limit_exceeded",

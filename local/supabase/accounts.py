@@ -102,8 +102,8 @@ async def issue_one_time(
     return code, hashed, kind
 
 
-async def redeem(connection: Connection, hashes: list[str], kinds: list[str], told: str) -> Row:
-    """Use a one-time token up. Returns its row; raises AuthError 403 with the text `told`."""
+async def redeem(connection: Connection, hashes: list[str], kinds: list[str], refusal: str) -> Row:
+    """Use a one-time token up. Returns its row; raises AuthError 403 with the text `refusal`."""
     used = await _one(
         connection,
         "delete from auth.one_time_tokens where token_hash = any(%s) and kind = any(%s) returning *,"
@@ -113,7 +113,7 @@ async def redeem(connection: Connection, hashes: list[str], kinds: list[str], to
         TOKEN_SECONDS,
     )
     if used is None or used["expired"]:
-        raise AuthError(403, "otp_expired", told)
+        raise AuthError(403, "otp_expired", refusal)
     await connection.execute(
         "update auth.users set email_confirmed_at = coalesce(email_confirmed_at, now()) where id = %s",
         (used["user_id"],),

@@ -138,7 +138,7 @@ class Locked(Exception):
 
 
 @contextlib.contextmanager
-def host_lock(state_directory: str, who: str, what: str, wait: float) -> Iterator[None]:
+def host_lock(state_directory: str, who: str, purpose: str, wait: float) -> Iterator[None]:
     """Hold the one lock under which apps are changed on this host.
 
     The kernel drops an flock with its process, so a killed run leaves no stale lock behind.
@@ -160,7 +160,7 @@ def host_lock(state_directory: str, who: str, what: str, wait: float) -> Iterato
                 time.sleep(1)
         started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         stream.truncate(0)
-        stream.write(f"{who} since {started}: {what}\n")
+        stream.write(f"{who} since {started}: {purpose}\n")
         stream.flush()
         yield
         stream.truncate(0)

@@ -161,13 +161,13 @@ class _File:
     def find(self, line: int, rule: str, text: str) -> None:
         self.report.findings.append(Finding(self.report.file, line, rule, text))
 
-    def lose(self, line: int, what: str) -> None:
+    def lose(self, line: int, loss: str) -> None:
         """Something that the code of the last release may lean on goes away."""
-        self.report.reasons.append(what)
+        self.report.reasons.append(loss)
         self.find(
             line,
             "destructive",
-            f"{what}. Next: release the code that does without it, then say on the line above: "
+            f"{loss}. Next: release the code that does without it, then say on the line above: "
             "-- allow: destructive: which release that was",
         )
 

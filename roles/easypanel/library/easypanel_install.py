@@ -68,11 +68,11 @@ def heartbeat(module: AnsibleModule) -> int | None:
     return int(cluster["Spec"]["Dispatcher"]["HeartbeatPeriod"]) // 10**9 if cluster else None
 
 
-def must(module: AnsibleModule, what: str, *arguments: str) -> None:
+def must(module: AnsibleModule, purpose: str, *arguments: str) -> None:
     """Run Docker, or fail with the end of what it said."""
     code, out, err = docker(module, *arguments)
     if code != 0:
-        module.fail_json(msg=f"cannot {what}: {(err or out).strip()[-1500:]}")
+        module.fail_json(msg=f"cannot {purpose}: {(err or out).strip()[-1500:]}")
 
 
 def busy_ports() -> list[int]:

@@ -33,8 +33,8 @@ CLONE_NEWNET = 0x40000000
 class N8nError(Exception):
     """n8n refused an operation, or did not answer; ``status`` is the HTTP status (0: no answer)."""
 
-    def __init__(self, what: str, status: int, message: str) -> None:
-        super().__init__(f"n8n: {what}: {message}" + (f" (HTTP {status})" if status else ""))
+    def __init__(self, purpose: str, status: int, message: str) -> None:
+        super().__init__(f"n8n: {purpose}: {message}" + (f" (HTTP {status})" if status else ""))
         self.status = status
 
 

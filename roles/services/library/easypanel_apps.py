@@ -228,14 +228,14 @@ def same(field: str, left: Any, right: Any) -> bool:
     return bool(left == right)
 
 
-def shown(app: App, state: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+def shown(app: App, state: dict[str, Any], counterpart: dict[str, Any]) -> dict[str, Any]:
     """A state for the eye: secrets and values that the file does not know are masked."""
     if not state:
         return {}
     env = {}
     for key, value in sorted(state["env"].items()):
         if key in app.secret or key not in app.declared["env"]:
-            differs = other and other["env"].get(key) != value
+            differs = counterpart and counterpart["env"].get(key) != value
             env[key] = "(hidden, differs)" if differs else "(hidden)"
         else:
             env[key] = value
@@ -245,7 +245,7 @@ def shown(app: App, state: dict[str, Any], other: dict[str, Any]) -> dict[str, A
         "registry password": "(none)"
         if not state["registry"][1]
         else "(hidden)"
-        if not other or state["registry"][1] == other["registry"][1]
+        if not counterpart or state["registry"][1] == counterpart["registry"][1]
         else "(hidden, differs)",
         "env": env,
         "deploy": state["deploy"],
