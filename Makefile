@@ -114,7 +114,7 @@ settings: setup ## After an edit of services/settings.yaml: write workflows, doc
 	@python -m tools.settings write
 .PHONY: setup check check-unprivileged lint unit kernel database-17 n8n-install n8n-lint n8n-catalogue n8n-test n8n-upgrade test faults lock clean
 setup: .venv/.installed node_modules/.installed ## Install the locked Python and npm environments
-check: lint unit kernel ## All that needs no VM: linters, unit and contract tests (under three minutes)
+check: lint unit kernel ## All that needs no VM: linters, unit and contract tests (5 minutes on two cores)
 # Root may do what GitHub's runner and a developer may not: so root checks as one of them.
 check-unprivileged: ## `check` as GitHub runs it: of HEAD, and never as root nor with user namespaces
 	@python3 tools/unprivileged.py make check
