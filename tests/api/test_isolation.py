@@ -13,16 +13,21 @@ from local.waiting import eventually
 from testbed.api import INGEST_KEY, Api, Clouds
 
 SECRET = "the-vault-code-is-plum"
+ANN, BOB = "ann@isolation.example", "bob@isolation.example"
 QUESTION = f"Remember that {SECRET}"
 
 
 @pytest.fixture(scope="module")
 def people(shared_api: Api, clouds: Clouds) -> Iterator[dict[str, httpx.Client]]:
-    """Ann and Bob, signed in; Bob's token would like to be more than it is."""
+    """Ann and Bob, signed in; Bob's token would like to be more than it is.
+
+    Nobody else may be them: the files of this folder share one database in whatever order they run, and some
+    leave answers behind that were cancelled.
+    """
     greedy = {"app_metadata": {"role": "service_role"}, "user_role": "service_role"}
     with (
-        shared_api.client(clouds.sign_in.token("ann@example.com")) as ann,
-        shared_api.client(clouds.sign_in.token("bob@example.com", **greedy)) as bob,
+        shared_api.client(clouds.sign_in.token(ANN)) as ann,
+        shared_api.client(clouds.sign_in.token(BOB, **greedy)) as bob,
         shared_api.client(INGEST_KEY) as etl,
     ):
         yield {"ann": ann, "bob": bob, "etl": etl}
@@ -93,7 +98,7 @@ def test_bob_sees_changes_and_deletes_nothing_of_anns(
         assert anns["account"] not in got.text
     mine = bob.get("/conversations").json()
     assert conversation not in [item["id"] for item in mine["items"]]
-    assert bob.get("/me").json()["email"] == "bob@example.com"
+    assert bob.get("/me").json()["email"] == BOB
     # What Bob deletes of his own is his own; refused questions left nothing behind.
     bob.delete("/conversations")
     assert snapshot(clouds, anns["account"]) == before
@@ -127,9 +132,9 @@ def test_ids_of_others_and_ids_of_nobody_look_the_same(
 
 
 def test_an_account_that_was_deleted_has_lost_its_token(shared_api: Api, clouds: Clouds) -> None:
-    token = clouds.sign_in.token("carol@example.com")
+    token = clouds.sign_in.token("carol@isolation.example")
     with shared_api.client(token) as carol:
         assert carol.get("/me").status_code == 200
-        clouds.postgres.rows("delete from auth.users where email = 'carol@example.com'")
+        clouds.postgres.rows("delete from auth.users where email = 'carol@isolation.example'")
         assert carol.get("/me").status_code == 401
         assert carol.post("/chat", json={"message": "hi"}).status_code == 401
