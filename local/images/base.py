@@ -77,5 +77,5 @@ def exists(image: str) -> bool:
 def _bootstrap(part: Path) -> None:
     check_tools("mmdebstrap")
     command = mmdebstrap(PACKAGES, NO_SHELL_AIDS, hooks=[CLEAN.strip()])
-    run(WHAT, [*command, "--quiet", SUITE, str(part / "root.tar")])
+    run(WHAT, [*command, SUITE, str(part / "root.tar")])
     (part / "Containerfile").write_text(CONTAINERFILE)
