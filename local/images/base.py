@@ -18,9 +18,10 @@ WHAT = "base image"
 NAME = "localhost/cimt/base"
 PACKAGES = ("python3", "python3-venv", "ca-certificates")
 NO_SHELL_AIDS = (*LEAVE_OUT, "/usr/share/bash-completion/*", "/usr/share/lintian/*")
-# Package lists and logs go; so does the machine's id, which every container would share.
+# Package lists and logs go; so does the machine's id, which every container would share. Never /tmp: apt's settings
+# for this root are there, and without them mmdebstrap would clean the machine's own lists.
 CLEAN = """
-rm -rf "$1"/var/lib/apt/lists/* "$1"/var/cache/apt/* "$1"/var/cache/debconf/*-old "$1"/var/log/* "$1"/tmp/*
+rm -rf "$1"/var/lib/apt/lists/* "$1"/var/cache/apt/* "$1"/var/cache/debconf/*-old "$1"/var/log/*
 rm -f "$1"/etc/machine-id "$1"/var/lib/dpkg/*-old
 """
 CONTAINERFILE = """\

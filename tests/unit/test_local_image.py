@@ -16,6 +16,7 @@ from local.cache import building
 from local.droplet.cloud_image import download, ensure_ubuntu
 from local.droplet.image import SETUP
 from local.droplet.image import _build as _build_debian
+from local.images.base import CLEAN
 from local.settings import LocalError, Settings, load
 
 CONTENT = bytes(range(256)) * 20_000  # 5 MB: several chunks
@@ -204,3 +205,15 @@ def test_two_builds_at_once_make_one(tmp_path: Path) -> None:
     for job in jobs:
         job.join(10)
         assert job.exitcode == 0
+
+
+def test_cleaning_a_root_leaves_what_apt_reads_of_it(tmp_path: Path) -> None:
+    """mmdebstrap cleans once more after the hooks: without that file, apt would clean the machine's own lists."""
+    configuration = tmp_path / "tmp/mmdebstrap.apt.conf.x"
+    lists = tmp_path / "var/lib/apt/lists/partial"
+    for path in (configuration, lists):
+        path.parent.mkdir(parents=True)
+        path.write_text("")
+    subprocess.run(["sh", "-euc", CLEAN, "sh", str(tmp_path)], check=True)
+    assert configuration.exists()
+    assert not lists.exists()
