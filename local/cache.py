@@ -89,7 +89,7 @@ def building(target: Path) -> Iterator[Path | None]:
             yield None
             return
         for stale in target.parent.glob(f".{target.name}.part-*"):
-            shutil.rmtree(stale)  # we hold the lock: whoever made it is dead
+            _remove(stale)  # we hold the lock: whoever made it is dead
         part = Path(tempfile.mkdtemp(prefix=f".{target.name}.part-", dir=target.parent))
         part.chmod(0o755)
         try:
@@ -97,4 +97,13 @@ def building(target: Path) -> Iterator[Path | None]:
             part.rename(target)
         finally:
             if part.exists():
-                shutil.rmtree(part)
+                _remove(part)
+
+
+def _remove(part: Path) -> None:
+    """Delete what an unfinished build left, also what belongs to the users of its namespace."""
+    try:
+        shutil.rmtree(part)
+    except PermissionError:
+        run(part.name, ["mmdebstrap", "--unshare-helper", "rm", "-rf", *map(str, part.iterdir())])
+        part.rmdir()
