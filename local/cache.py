@@ -105,5 +105,6 @@ def _remove(part: Path) -> None:
     try:
         shutil.rmtree(part)
     except PermissionError:
+        part.chmod(0o777)  # the namespace's root is not us
         run(part.name, ["mmdebstrap", "--unshare-helper", "rm", "-rf", *map(str, part.iterdir())])
         part.rmdir()
