@@ -1,0 +1,199 @@
+"""The repository on GitHub: a bare one, whose push starts Pull request or Deploy, and the button that merges.
+
+Usage: python -m local.github.repository merge NUMBER | again RUN | dispatch WORKFLOW NAME=VALUE…
+A push comes as usual: git push .local/github/cimt.git HEAD:refs/heads/my-change, and what it starts is printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from local.github.runner import REPOSITORY, Event, Job, Run, Say, parse, starts
+from local.settings import LocalError, load, write_atomic
+
+WORKFLOWS = ".github/workflows"
+HOOK = """#!/bin/sh
+# Reads what was pushed (old, new, ref) and starts the workflows.
+cd {root} && unset GIT_DIR && exec {python} -m local.github.repository received
+"""
+
+
+class Repository:
+    """`state` is .local/github: cimt.git, pulls.json, runs/, settings/ (variables, secrets), home/ (of a runner)."""
+
+    def __init__(self, state: Path, say: Say = print) -> None:
+        self.state, self.say = state, say
+        self.bare = state / "cimt.git"
+
+    def git(self, *arguments: str, text: str | None = None) -> str:
+        """What git says of the repository. Raises LocalError when it fails."""
+        done = subprocess.run(
+            ["git", "-C", str(self.bare), *arguments], capture_output=True, text=True, input=text
+        )
+        if done.returncode:
+            raise LocalError(f"git {arguments[0]}: {done.stderr.strip()}")
+        return done.stdout.strip()
+
+    def create(self, root: Path) -> None:
+        """Make it of the commit that is checked out in `root`, as main; nothing is started."""
+        self.state.mkdir(parents=True, exist_ok=True)
+        if not self.bare.exists():
+            subprocess.run(
+                ["git", "init", "-q", "--bare", "-b", "main", str(self.bare)], check=True
+            )
+            self.git("config", "uploadpack.allowAnySHA1InWant", "true")
+        self.git("fetch", "-q", "--no-tags", f"file://{root}", "+HEAD:refs/heads/main")
+        hook = self.bare / "hooks/post-receive"
+        hook.write_text(
+            HOOK.format(root=shlex.quote(str(root)), python=shlex.quote(sys.executable))
+        )
+        hook.chmod(0o755)
+
+    # -- what starts a run --------------------------------------------------------------------------
+
+    def received(self, old: str, new: str, ref: str) -> list[Run]:
+        """Start what a push starts: on main its workflows, on another branch those of its pull request."""
+        if set(new) == {"0"}:
+            return []
+        if ref == "refs/heads/main":
+            changed = (
+                ()
+                if set(old) == {"0"}
+                else tuple(self.git("diff", "--name-only", old, new).splitlines())
+            )
+            return self.start(Event("push", ref, {"before": old, "after": new}, changed))
+        return self.start(self.pull_request(ref, new))
+
+    def pulls(self) -> list[dict[str, Any]]:
+        """Every pull request: number, branch, head, state (open, merged) and merged, the commit on main."""
+        path = self.state / "pulls.json"
+        return list(json.loads(path.read_text())) if path.exists() else []
+
+    def _keep(self, pull: dict[str, Any]) -> None:
+        others = [one for one in self.pulls() if one["number"] != pull["number"]]
+        write_atomic(self.state / "pulls.json", json.dumps([*others, pull], indent=1) + "\n")
+
+    def pull_request(self, ref: str, head: str) -> Event:
+        """Open the pull request of a branch, or bring it up to date; its event."""
+        branch = ref.removeprefix("refs/heads/")
+        pulls = self.pulls()
+        known = [one for one in pulls if one["branch"] == branch and one["state"] == "open"]
+        pull = {"number": len(pulls) + 1, "branch": branch, "state": "open"} | (
+            known[0] if known else {}
+        )
+        number = pull["number"]
+        self._keep(pull | {"head": head})
+        merge = f"refs/pull/{number}/merge"
+        self.git("update-ref", merge, self._merged(head, f"Merge {head} into main"))
+        base = {
+            "ref": "main",
+            "sha": self.git("rev-parse", "main"),
+            "repo": {"full_name": REPOSITORY},
+        }
+        request = {
+            "number": number,
+            "head": {"ref": branch, "sha": head, "repo": {"full_name": REPOSITORY}},
+            "base": base,
+        }
+        action = "synchronize" if known else "opened"
+        return Event(
+            "pull_request", merge, {"action": action, "number": number, "pull_request": request}
+        )
+
+    def _merged(self, head: str, message: str) -> str:
+        """A merge commit of head into main. Raises LocalError where they are in conflict."""
+        tree = self.git("merge-tree", "--write-tree", "main", head).splitlines()[0]
+        author = ("-c", "user.name=GitHub", "-c", "user.email=noreply@github.com")
+        return self.git(*author, "commit-tree", tree, "-p", "main", "-p", head, "-m", message)
+
+    def merge(self, number: int) -> list[Run]:
+        """The button: main moves only when Gate, which the ruleset requires, was green for this head."""
+        pull = next((one for one in self.pulls() if one["number"] == number), None)
+        if pull is None or pull["state"] != "open":
+            raise LocalError(f"github: there is no open pull request {number}")
+        if pull.get("gate") != pull["head"]:
+            raise LocalError(
+                f"github: pull request {number} cannot be merged: the required check Gate is not green"
+            )
+        old = self.git("rev-parse", "main")
+        new = self._merged(pull["head"], f"Merge pull request #{number} from {pull['branch']}")
+        self.git("update-ref", "refs/heads/main", new, old)
+        self._keep(pull | {"state": "merged", "merged": new})
+        self.say(f"pull request {number} merged: main is {new[:12]}")
+        return self.received(old, new, "refs/heads/main")
+
+    def start(self, event: Event, only: str = "") -> list[Run]:
+        """Run every workflow that the event starts, or the named one."""
+        runs = []
+        for path in self.git("ls-tree", "--name-only", event.ref, f"{WORKFLOWS}/").splitlines():
+            if only and only not in (path, Path(path).name):
+                continue
+            if starts(parse(self.git("show", f"{event.ref}:{path}")), event):
+                runs.append(Run(self.state, path, event, self.say))
+                write_atomic(
+                    runs[-1].folder / "event.json", json.dumps({"path": path, **vars(event)})
+                )
+                runs[-1].run()
+                self._checked(event, runs[-1])
+        return runs
+
+    def _checked(self, event: Event, run: Run) -> None:
+        if event.name != "pull_request":
+            return
+        for pull in self.pulls():
+            if pull["number"] == event.payload["number"]:
+                gate = run.jobs.get("gate")
+                green = gate is not None and gate.result == "success" and not run.leaked
+                self._keep(pull | {"gate": pull["head"] if green else None})
+
+    def again(self, number: int, *, everything: bool = False) -> Run:
+        """Re-run: the jobs of that run that did not succeed, or all of them."""
+        folder = self.state / "runs" / str(number)
+        kept = json.loads((folder / "event.json").read_text())
+        path = kept.pop("path")
+        earlier = {
+            name: Job(**job) for name, job in json.loads((folder / "jobs.json").read_text()).items()
+        }
+        event = Event(**{**kept, "changed": tuple(kept["changed"]), "attempt": kept["attempt"] + 1})
+        run = Run(self.state, path, event, self.say)
+        return run.run(again=None if everything else earlier)
+
+    def dispatch(self, workflow: str, inputs: dict[str, str]) -> list[Run]:
+        """Actions → a workflow → Run workflow, on main."""
+        return self.start(
+            Event("workflow_dispatch", "refs/heads/main", {"inputs": inputs}), workflow
+        )
+
+
+def main() -> int:
+    """Command line; returns the exit code, 1 when a run was red."""
+    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
+    parser.add_argument("verb", choices=["received", "merge", "again", "dispatch"])
+    parser.add_argument("arguments", nargs="*")
+    given = parser.parse_args()
+    settings = load(running=True)
+    repository = Repository(settings.state / "github", lambda text: print(text, flush=True))
+    try:
+        if given.verb == "received":
+            runs = [run for line in sys.stdin for run in repository.received(*line.split())]
+        elif given.verb == "merge":
+            runs = repository.merge(int(given.arguments[0]))
+        elif given.verb == "again":
+            runs = [repository.again(int(given.arguments[0]))]
+        else:
+            pairs = dict(one.split("=", 1) for one in given.arguments[1:])
+            runs = repository.dispatch(given.arguments[0], pairs)
+    except LocalError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0 if all(run.green for run in runs) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
