@@ -89,6 +89,17 @@ def with_password(url: str, password: str) -> str:
     return f"{scheme}://{user}:{urllib.parse.quote(password, safe='')}@{place}"
 
 
+def doors(connect_to: str) -> dict[int, tuple[str, int]]:
+    """What the setting CONNECT_TO says, by public port. Raises ValueError for a text that is not of its form."""
+    found = {}
+    for pair in filter(None, (part.strip() for part in connect_to.split(","))):
+        match = re.fullmatch(r"(\d+)=\[?([^\s\[\]]+?)\]?:(\d+)", pair)
+        if not match:
+            raise ValueError(f"CONNECT_TO: {pair!r} is not PORT=ADDRESS:PORT")
+        found[int(match[1])] = (match[2], int(match[3]))
+    return found
+
+
 class FilterModule:
     """Filters of the inventory and of preflight."""
 

@@ -27,6 +27,8 @@ from ansible.plugins.loader import connection_loader, init_plugin_loader  # noqa
 from ansible.template import Templar, trust_as_template  # noqa: E402
 from ansible.vars.manager import VariableManager  # noqa: E402
 
+from plugins.filter.settings import doors  # noqa: E402
+
 PLAYBOOKS = ("provision", "rollback")
 # ${NAME} and ${NAME:?message}: variables of compose.yaml that have no default.
 NEEDED = re.compile(r"(?<!\$)\$\{(\w+)(?::?\?[^}]*)?\}|(?<!\$)\$(\w+)")
@@ -192,10 +194,9 @@ class Declared:
     def door(self, port: int) -> tuple[str, int] | None:
         """Where a port of the droplet is reached from here; None when it is not forwarded to us.
 
-        The local droplet's ports are forwards on loopback; a real one is addressed itself.
+        A droplet is addressed itself, but for what CONNECT_TO says. Ports forwarded from loopback are all there is.
         """
-        forwards = self.get("local_ports")
-        if forwards is None:
-            return str(self["ansible_host"]), port
-        inside = {22: "ssh", 80: "http", 443: "https", 3000: "panel", 2377: "swarm"}
-        return ("127.0.0.1", int(forwards[inside[port]])) if port in inside else None
+        forwards = doors(self["setting"]["CONNECT_TO"])
+        if any(host.startswith("127.") for host, _ in forwards.values()):
+            return forwards.get(port)
+        return forwards.get(port, (str(self["ansible_host"]), port))

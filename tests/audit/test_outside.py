@@ -21,8 +21,8 @@ WELL_KNOWN = [
 def answer(address: tuple[str, int], forwarded: bool) -> str:
     """What a port does: "silent", or how it answered.
 
-    The request is one that makes HTTP and TLS servers speak; SSH speaks first. A forward of QEMU accepts for the
-    droplet whatever it has behind it, so there an accepted connection alone says nothing.
+    The request is one that makes HTTP and TLS servers speak; SSH speaks first. A forward accepts for the droplet
+    whatever it has behind it, so there an accepted connection alone says nothing.
     """
     try:
         with socket.create_connection(address, timeout=SILENCE) as connection:
@@ -49,7 +49,7 @@ def test_only_the_declared_ports_answer(declared: Declared, reached: Reached) ->
     wanted = {declared["firewall_ssh_port"], *declared["firewall_public_tcp_ports"]}
     doors = {port: declared.door(port) for port in sorted({*WELL_KNOWN, *wanted})}
     addresses = {port: address for port, address in doors.items() if address is not None}
-    forwarded = declared.get("local_ports") is not None
+    forwarded = bool(declared["setting"]["CONNECT_TO"])
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         answers = dict(
             zip(

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from plugins.filter.compose import declared_services, panel_domains
-from plugins.filter.settings import values
+from plugins.filter.settings import doors, values
 
 ROOT = Path(__file__).parents[2]
 LOCAL = os.environ.get("ENV", "local") == "local"
@@ -65,10 +65,14 @@ def ask() -> Ask:
     """Send one request: ``ask("GET", "/healthz", scheme="https", host=DOMAIN)``. Redirects are not followed.
 
     Names under .localhost are loopback, whatever this machine's resolver thinks of them; the local droplet's
-    ports are forwards. Only making the connection is tried again, an answer never is.
+    ports are forwards, those of another one where CONNECT_TO says it. Only making the connection is tried again, an
+    answer never is.
     """
     authority = local_authority() if LOCAL else None
-    ports = json.loads((ROOT / ".local/ports.json").read_text()) if LOCAL else {}
+    places = doors(values(DECLARED)["CONNECT_TO"])
+    if LOCAL:
+        ports = json.loads((ROOT / ".local/ports.json").read_text())
+        places = {80: ("127.0.0.1", ports["http"]), 443: ("127.0.0.1", ports["https"])}
     transport = httpx.HTTPTransport(verify=ssl.create_default_context(cafile=authority), retries=3)
     client = httpx.Client(transport=transport, timeout=60)
 
@@ -83,7 +87,8 @@ def ask() -> Ask:
         server = (
             host if host in DOMAINS.values() else DOMAIN
         )  # a name that is nobody's is asked of ours
-        place = f"127.0.0.1:{ports[scheme]}" if LOCAL else server
+        at = places.get(443 if scheme == "https" else 80)
+        place = f"{at[0]}:{at[1]}" if at else server
         return client.request(
             method,
             f"{scheme}://{place}{path}",

@@ -91,7 +91,10 @@ def filled(text: Any, inputs: dict[str, str], *, optional: bool) -> str:
                 if optional or any(
                     name in names for names in [*REQUIRED.values(), *NEEDED.values()]
                 ):
-                    return f"{name.lower().replace('_', '-')}.example.com"
+                    choices = DECLARED_SETTINGS["settings"].get(name, {}).get("choices")
+                    return (
+                        choices[-1] if choices else f"{name.lower().replace('_', '-')}.example.com"
+                    )
             elif context == "inputs":
                 return inputs[name]
             elif context in ("needs", "github"):
