@@ -23,7 +23,7 @@ from .app import REALM, SERVICE, Registry
 ADDRESSES = ("127.0.0.1", "10.0.2.2")  # of this machine, for itself and for the droplet
 CONFIGURATION = f"""\
 version: 0.1
-log: {{{{level: warn, accesslog: {{{{disabled: true}}}}}}}}
+log: {{{{level: error, accesslog: {{{{disabled: true}}}}}}}}
 storage: {{{{filesystem: {{{{rootdirectory: {{data}}}}}}}}}}
 http: {{{{addr: "127.0.0.1:{{port}}", relativeurls: true}}}}
 auth: {{{{token: {{{{realm: {REALM}, service: {SERVICE}, issuer: {SERVICE}, rootcertbundle: {{bundle}}}}}}}}}}
@@ -68,7 +68,7 @@ def main() -> int:
     program = ["setpriv", "--pdeathsig", "KILL", "docker-registry", "serve", str(configuration)]
     process = subprocess.Popen(program)
     eventually(lambda: http_answers(port, "/"), "docker-registry answers", process=process)
-    application = Registry(given.state, f"http://127.0.0.1:{port}").application()
+    application = Registry(given.state, f"http://127.0.0.1:{port}").application
     return serve(application, given, ssl_certfile=certificate, ssl_keyfile=key)
 
 

@@ -7,7 +7,7 @@ import binascii
 import contextlib
 import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,7 @@ REALM = "https://registry.invalid"  # in the real registry's challenge: replaced
 SECONDS = 300
 PACKAGE = re.compile(r"/v2/(?P<name>.+)/(?P<part>manifests|blobs|tags)/")
 SOURCE = re.compile(r"https://github\.com/(([\w-]+)/[\w.-]+)")
-MANIFESTS = (
-    "application/vnd.docker.distribution.manifest.v2+json, application/vnd.oci.image.manifest.v1+json"
-)
+KINDS = ("docker.distribution.manifest.v2", "oci.image.manifest.v1")
 IMAGES = re.compile(r"application/vnd\.(docker\.container\.image|oci\.image\.config)\.v1\+json")
 # Of one connection, not of a request; and the two that both servers write.
 HOP = {"connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade", "date"}
@@ -42,12 +40,10 @@ class Registry:
         self._key = (folder / "server.key").read_text()
         self._certificate = (folder / "ca.crt").read_text()
         self._client = httpx.AsyncClient(base_url=upstream, timeout=None, trust_env=False)  # noqa: S113 - a client's patience counts
-
-    def application(self) -> Starlette:
-        """The server. There is no `POST /token`: clients then ask as they ask ghcr.io."""
         methods = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
+        # There is no `POST /token`: clients then ask as they ask ghcr.io.
         routes = [Route("/token", self._token), Route("/v2/{_:path}", self._v2, methods=methods)]
-        return Starlette(routes=routes)
+        self.application = Starlette(routes=routes)
 
     def _token(self, request: Request) -> Response:
         """A token of ours. What a known holder may not do is said at /v2/; nobody is refused here."""
@@ -80,26 +76,25 @@ class Registry:
             who, action = Holder(**claims["who"]), "pull" if reads else "push"
             if why := refusal(self._folder, who, package["name"], action):
                 return _refused(why)
-        answer = await self._client.send(
-            self._client.build_request(
-                request.method,
-                request.url.path,
-                params=str(request.query_params),
-                headers=_end_to_end(request.headers),
-                content=request.stream()
-                if {"content-length", "transfer-encoding"} & set(request.headers)
-                else None,
-            ),
-            stream=True,
+        sent = request.headers
+        forwarded = self._client.build_request(
+            request.method,
+            request.url.path,
+            params=str(request.query_params),
+            headers=_end_to_end(sent.items()),
+            content=request.stream()
+            if {"content-length", "transfer-encoding"} & set(sent)
+            else None,
         )
-        headers = _end_to_end(answer.headers)
+        answer = await self._client.send(forwarded, stream=True)
+        headers = dict(_end_to_end(answer.headers.items()))
         if claims and package and package["part"] == "manifests" and answer.status_code == 201:
             await self._record(package["name"], who, headers["docker-content-digest"])
         if challenge := headers.get("www-authenticate"):
-            challenge = challenge.replace(REALM, f"https://{request.headers['host']}/token")
-            # ghcr.io's own, where no package is named: of nobody.
-            placeholder = "" if package else ',scope="repository:user/image:pull"'
-            headers["www-authenticate"] = challenge + placeholder
+            challenge = challenge.replace(REALM, f"https://{sent['host']}/token")
+            if not package:  # ghcr.io then names one of nobody's
+                challenge += ',scope="repository:user/image:pull"'
+            headers["www-authenticate"] = challenge
 
         async def body() -> AsyncIterator[bytes]:
             async with contextlib.aclosing(answer):
@@ -112,7 +107,7 @@ class Registry:
         """A push makes its package; the image's label links one that nothing has linked."""
         headers = {
             "authorization": f"Bearer {self._signed({name: ['pull']})}",
-            "accept": MANIFESTS,
+            "accept": ", ".join(f"application/vnd.{kind}+json" for kind in KINDS),
         }
         manifest = await self._client.get(f"/v2/{name}/manifests/{digest}", headers=headers)
         image = manifest.json().get("config", {})  # an index has none
@@ -143,8 +138,8 @@ class Registry:
         return {}
 
 
-def _end_to_end(headers: Any) -> dict[str, str]:
-    return {name: value for name, value in headers.items() if name.lower() not in HOP}
+def _end_to_end(headers: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    return [one for one in headers if one[0] not in HOP]  # a list: clients send several `Accept`
 
 
 def _refused(why: str) -> Response:
