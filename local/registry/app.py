@@ -27,9 +27,7 @@ SECONDS = 300
 PACKAGE = re.compile(r"/v2/(?P<name>.+)/(?P<part>manifests|blobs|tags)/")
 SOURCE = re.compile(r"https://github\.com/(([\w-]+)/[\w.-]+)")
 KINDS = ("docker.distribution.manifest.v2", "oci.image.manifest.v1")
-IMAGES = re.compile(r"application/vnd\.(docker\.container\.image|oci\.image\.config)\.v1\+json")
-# Of one connection, not of a request; and the two that both servers write.
-HOP = {"connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade", "date"}
+HOP = {"connection", "transfer-encoding", "date"}  # of each connection and server
 
 
 class Registry:
@@ -49,13 +47,14 @@ class Registry:
         """A token of ours. What a known holder may not do is said at /v2/; nobody is refused here."""
         who: Holder | None = Holder()
         if header := request.headers.get("authorization"):
+            who = None
             with contextlib.suppress(binascii.Error, UnicodeDecodeError):
                 user, _, secret = base64.b64decode(header.split()[-1]).decode().partition(":")
                 who = holder(self._folder, user, secret)
         asked: dict[str, list[str]] = {}
         for scope in " ".join(request.query_params.getlist("scope")).split():
             _, name, actions = scope.split(":")
-            asked[name] = actions.split(",")
+            asked.setdefault(name, []).extend(actions.split(","))
         if who is None or (not who.owner and any("push" in one for one in asked.values())):
             return _refused("denied")
         granted = {
@@ -71,20 +70,19 @@ class Registry:
         claims, package = self._claims(request), PACKAGE.match(request.url.path)
         if claims and package:
             # Who asks for a blob because he would push it is told at once that he may not.
-            asked_to_push = "push" in claims["asked"].get(package["name"], ())
-            reads = request.method == "GET" or (request.method == "HEAD" and not asked_to_push)
-            who, action = Holder(**claims["who"]), "pull" if reads else "push"
-            if why := refusal(self._folder, who, package["name"], action):
+            would_push = "push" in claims["asked"].get(package["name"], ())
+            pushes = {"GET": False, "HEAD": would_push}.get(request.method, True)
+            who = Holder(**claims["who"])
+            if why := refusal(self._folder, who, package["name"], "push" if pushes else "pull"):
                 return _refused(why)
         sent = request.headers
+        has_body = not {"content-length", "transfer-encoding"}.isdisjoint(sent)
         forwarded = self._client.build_request(
             request.method,
             request.url.path,
             params=str(request.query_params),
             headers=_end_to_end(sent.items()),
-            content=request.stream()
-            if {"content-length", "transfer-encoding"} & set(sent)
-            else None,
+            content=request.stream() if has_body else None,
         )
         answer = await self._client.send(forwarded, stream=True)
         headers = dict(_end_to_end(answer.headers.items()))
@@ -110,9 +108,8 @@ class Registry:
             "accept": ", ".join(f"application/vnd.{kind}+json" for kind in KINDS),
         }
         manifest = await self._client.get(f"/v2/{name}/manifests/{digest}", headers=headers)
-        image = manifest.json().get("config", {})  # an index has none
         labels: dict[str, str] = {}
-        if IMAGES.fullmatch(image.get("mediaType", "")):
+        if image := manifest.json().get("config"):  # an index has none
             config = await self._client.get(f"/v2/{name}/blobs/{image['digest']}", headers=headers)
             labels = config.json().get("config", {}).get("Labels") or {}
         source = SOURCE.fullmatch(labels.get("org.opencontainers.image.source", "").lower())

@@ -220,6 +220,8 @@ def test_a_token_that_is_not_known_is_denied(registry: Registry) -> None:
     for credential in ("ana:ghp-nobodys", "ana:", "bob:ghp-person"):
         answer = registry.token(credential, scope)
         assert (answer.status_code, answer.json()) == (403, refused("denied"))
+    broken = registry.http.get("/token", headers={"Authorization": "Basic %"})
+    assert (broken.status_code, broken.json()) == (403, refused("denied"))
     for credential in (PERSON, "Ana:ghp-person", WORKFLOW):
         assert registry.token(credential, scope).status_code == 200
     grant(registry.state, "ghs-brief", repository="ana/cimt", packages="read")
