@@ -22,8 +22,8 @@ def arguments(name: str, stands_for: str, switches: str = "") -> argparse.Argume
     return parser
 
 
-def serve(application: Any, given: argparse.Namespace) -> int:
-    """Serve on loopback until stopped; the exit code."""
+def serve(application: Any, given: argparse.Namespace, **options: Any) -> int:
+    """Serve on loopback until stopped, with more options of uvicorn's; the exit code."""
     uvicorn.run(
         application,
         host="127.0.0.1",
@@ -32,5 +32,6 @@ def serve(application: Any, given: argparse.Namespace) -> int:
         access_log=given.log_level == "info",
         timeout_graceful_shutdown=1,  # a stream that never ends must not keep this alive
         backlog=4096,
+        **options,
     )
     return 0

@@ -1,0 +1,1 @@
+"""Stand-in for ghcr.io, for development and tests only: its logins and rights, in front of a real `docker-registry`."""
