@@ -112,7 +112,7 @@ audit: setup ## Read-only audit of the droplet: testinfra inside, port scan outs
 .PHONY: settings
 settings: setup ## After an edit of services/settings.yaml: write workflows, docs/setup.md and production.env.example
 	@python -m tools.settings write
-.PHONY: setup check check-unprivileged lint unit kernel database-17 n8n-install n8n-lint n8n-catalogue n8n-test n8n-upgrade test faults lock clean
+.PHONY: setup check check-unprivileged lint unit kernel database-17 n8n-install n8n-lint n8n-catalogue n8n-test n8n-upgrade test faults pipeline lock clean
 setup: .venv/.installed node_modules/.installed ## Install the locked Python and npm environments
 check: lint unit kernel ## All that needs no VM: linters, unit and contract tests (5 minutes on two cores)
 # Root may do what GitHub's runner and a developer may not: so root checks as one of them.
@@ -144,6 +144,8 @@ test: packages check-unprivileged kernel database-17 n8n-test ## check, Postgres
 faults: packages setup ## Break the running local droplet on purpose: bad images, races, a full disk, a kill, a reboot
 	@python -m local up
 	@python -m pytest -v -p no:cacheprovider tests/acceptance/test_second_app.py tests/acceptance/test_faults.py $(if $(wildcard .local/build/n8n.json),tests/acceptance/test_n8n.py)
+pipeline: packages setup ## From a clone to a live release, as on GitHub: docs/setup.md, a pull request, its merge
+	@python -m local.github.pipeline
 clean: ## Remove what `setup` installed (the droplet: make down)
 	rm -rf .venv node_modules
 

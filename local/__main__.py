@@ -140,7 +140,8 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
         machine.start(settings)
     if verb == "start" or (verb == "clouds" and arguments.action == "start"):
         for name in chosen:
-            clouds.start(settings, name)
+            if one or not clouds.CLOUDS[name].asked:
+                clouds.start(settings, name)
     if verb == "stop" or (verb == "clouds" and arguments.action == "stop"):
         for name in chosen:
             clouds.stop(settings, name)

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -28,6 +29,7 @@ from local.waiting import eventually
 
 START_SECONDS = 60
 DOCUMENTS = Path(__file__).parent / "documents"
+GHCR = "ghcr.cimt.test"  # known by this name to the droplet and to a runner only
 PUBLISHABLE_KEY = "sb_publishable_local_stand_in"  # public, as on Supabase: every client has it
 STOP_SECONDS = 30
 REGISTRY = """\
@@ -52,8 +54,9 @@ class Cloud:
     start: Callable[
         [Ports, Path], list[str]
     ]  # all ports, folder of data: a module's options, a program's command
-    health: str = ""  # path that answers 200; Postgres has none
+    health: str = ""  # path that answers 200; without one a connection must do
     headers: Mapping[str, str] = field(default_factory=dict)
+    asked: bool = False  # started by name only
 
     @property
     def ours(self) -> bool:
@@ -67,8 +70,12 @@ class Cloud:
 
     def answers(self, port: int) -> bool:
         """Whether it does."""
-        if not self.health:
+        if self.name == "postgres":
             return postgres.answers(port)
+        if not self.health:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 5):
+                return True
+            return False
         return http_answers(port, self.health, self.headers)
 
 
@@ -169,6 +176,10 @@ def _supabase(ports: Ports, folder: Path) -> list[str]:
     return options
 
 
+def _ghcr(_: Ports, folder: Path) -> list[str]:
+    return ["--state", str(folder / "ghcr"), "--name", GHCR]
+
+
 CLOUDS = {
     cloud.name: cloud
     for cloud in (  # in the order of their start: Auth keeps its accounts in Postgres
@@ -183,5 +194,7 @@ CLOUDS = {
             *("github", "local.github", lambda *_: ["--folder", str(DOCUMENTS)]),
             "/stand-in/health",
         ),
+        # The registry of production, where an image has owners: for `make pipeline`.
+        Cloud("ghcr", "local.registry", _ghcr, asked=True),
     )
 }

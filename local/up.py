@@ -259,7 +259,12 @@ def check(settings: Settings) -> None:
     if not machine.running_pid(settings):
         check_ports(settings, DROPLET_PORTS)
     check_ports(
-        settings, [name for name in clouds.CLOUDS if not clouds.running_pid(settings, name)]
+        settings,
+        [
+            name
+            for name, cloud in clouds.CLOUDS.items()
+            if not cloud.asked and not clouds.running_pid(settings, name)
+        ],
     )
 
 

@@ -62,8 +62,11 @@ def refuse_user_namespaces() -> None:
         raise OSError(ctypes.get_errno(), "the kernel takes no filter of system calls")
 
 
-def make_runner() -> None:
-    """Let the user exist for this process and its children, with sudo without a password and with subordinate ids."""
+def make_runner(hosts: str) -> None:
+    """Let the user exist for this process and its children, with sudo without a password and with subordinate ids.
+
+    `hosts` are further lines of /etc/hosts, for them alone too.
+    """
     for call in (
         LIBC.unshare(CLONE_NEWNS),
         LIBC.mount(b"none", b"/", None, MS_PRIVATE, None),
@@ -76,6 +79,7 @@ def make_runner() -> None:
         "/etc/subuid": f"{NAME}:{1 << 28}:65536",
         "/etc/subgid": f"{NAME}:{1 << 28}:65536",
         "/etc/sudoers": f"{NAME} ALL=(ALL) NOPASSWD: ALL",
+        "/etc/hosts": hosts.rstrip(),
     }
     for path, line in added.items():
         if not Path(path).exists():  # a machine without sudo
@@ -121,10 +125,10 @@ def _python(env: dict[str, str]) -> str:
     sys.exit("unprivileged: no user but root has Python 3.11. Next: apt-get install python3-venv")
 
 
-def become_runner(*, user_namespaces: bool) -> None:
+def become_runner(hosts: str, *, user_namespaces: bool) -> None:
     """What this process executes from here on, it executes as the runner. An ordinary user stays who they are."""
     if os.geteuid() == 0:
-        make_runner()
+        make_runner(hosts)
         if not user_namespaces:
             refuse_user_namespaces()
         os.setgroups([])
@@ -159,6 +163,8 @@ def run(given: argparse.Namespace) -> int:
             owner = f"{NUMBER}:{NUMBER}"
             subprocess.run(["chown", "-R", owner, name, str(CACHE)], check=True)
         options = ["--here", *(["--user-namespaces"] if given.user_namespaces else [])]
+        if (home / "hosts").exists():
+            options += ["--hosts", (home / "hosts").read_text()]
         command = [sys.executable, __file__, *options, *given.command]
         process = subprocess.Popen(command, cwd=checkout, env=env, start_new_session=True)
         try:
@@ -184,12 +190,13 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="where ~/out is copied to in the end")
     parser.add_argument("--minutes", type=float, default=360, help="then it is ended")
     parser.add_argument("--user-namespaces", action="store_true", help="as Ubuntu allows buildah")
+    parser.add_argument("--hosts", default="", help="further lines of /etc/hosts; ~/hosts has them")
     parser.add_argument("--here", action="store_true", help="no checkout: here, and nothing else")
     parser.add_argument("command", nargs=argparse.REMAINDER)
     given = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that nothing stays behind
     if given.here:
-        become_runner(user_namespaces=given.user_namespaces)
+        become_runner(given.hosts, user_namespaces=given.user_namespaces)
         os.execvp(given.command[0], given.command)  # noqa: S606
     status = ["git", "-C", str(ROOT), "status", "--porcelain"]
     if given.repository == ROOT and subprocess.run(status, capture_output=True).stdout:

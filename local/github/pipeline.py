@@ -1,0 +1,191 @@
+"""`make pipeline`: from a clone to a live release as docs/setup.md says it, then a pull request and its merge.
+
+Everything is production's: inventory, workflows, commands of the document. The droplet is the local one of `make up`.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from local import rehearsal
+from local.github.repository import Repository
+from local.github.runner import Run, stop_all
+from local.settings import LocalError, Settings, load
+
+DOCUMENT = "docs/setup.md"
+CHANGE = "services/api/cimt_api/__init__.py"
+PLACEHOLDER = re.compile(r"([A-Z][A-Z0-9_]*)=…")
+
+
+def say(text: str) -> None:
+    """One line of progress."""
+    print(text, flush=True)
+
+
+def section(settings: Settings, number: int) -> str:
+    """A chapter of the document."""
+    text = (settings.root / DOCUMENT).read_text()
+    found = re.search(rf"^## {number}\..*?(?=^## )", text, re.MULTILINE | re.DOTALL)
+    if not found:
+        raise LocalError(f"pipeline: {DOCUMENT} has no chapter {number}")
+    return found[0]
+
+
+def commands(settings: Settings, number: int) -> str:
+    """What a chapter tells a person to type: its blocks of shell."""
+    return "\n".join(
+        re.findall(r"^ *```sh\n(.*?)^ *```", section(settings, number), re.MULTILINE | re.DOTALL)
+    )
+
+
+def rows(settings: Settings) -> dict[str, str]:
+    """Where GitHub keeps each setting, by the document's table: {NAME: variable or secret}."""
+    found = re.findall(
+        r"^\| `([A-Z0-9_]+)` \|.*\| (variable|secret) \|$", section(settings, 3), re.MULTILINE
+    )
+    return dict(found)
+
+
+def type_in(settings: Settings, script: str, out: Path, minutes: float) -> None:
+    """Do what a person types, in a fresh checkout and a home with their keys. Raises LocalError."""
+    given = rehearsal.values(settings)
+    with tempfile.TemporaryDirectory() as name:
+        home = Path(name)
+        subprocess.run(["cp", "-r", f"{settings.state}/github/home/.", name], check=True)
+        (home / ".ssh").mkdir(mode=0o700)
+        (home / ".ssh/known_hosts").write_text(given["DROPLET_KNOWN_HOSTS"] + "\n")
+        (home / ".ssh/id_ed25519").touch(mode=0o600)
+        (home / ".ssh/id_ed25519").write_text(given["DROPLET_SSH_KEY"])
+        (home / "script").write_text(script)
+        command = [
+            sys.executable,
+            str(settings.root / "tools/unprivileged.py"),
+            "--home",
+            name,
+            "--out",
+            str(out),
+        ]
+        command += [
+            "--minutes",
+            str(minutes),
+            "--user-namespaces",
+            "bash",
+            "-euo",
+            "pipefail",
+            "-c",
+        ]
+        log = settings.logs / "pipeline-setup.log"
+        with log.open("a") as stream:
+            done = subprocess.run(
+                [*command, '. "$HOME/.profile"; . "$HOME/script"'], stdout=stream, stderr=stream
+            ).returncode
+    if done:
+        tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
+        raise LocalError(
+            f"{tail}\npipeline: what {DOCUMENT} says ended with {done} (whole log: {log})"
+        )
+
+
+def first_time(settings: Settings) -> None:
+    """Chapter 4: build, plan, provision, and provision again, from a person's machine."""
+    given = rehearsal.values(settings)
+    login = f"printf %s {shlex.quote((settings.state / 'production/push-token').read_text())} | "
+    login += f"buildah login --username {rehearsal.OWNER} --password-stdin {rehearsal.registry(settings)}\n"
+    exports = "".join(
+        f"export {name}={shlex.quote(value)}\n"
+        for name, value in given.items()
+        if name != "DROPLET_SSH_KEY"
+    )
+    typed = commands(settings, 4)
+    unknown = set(PLACEHOLDER.findall(typed)) - given.keys()
+    if unknown:
+        raise LocalError(
+            f"pipeline: {DOCUMENT} asks for what the rehearsal does not give: {sorted(unknown)}"
+        )
+    filled = PLACEHOLDER.sub(lambda found: f"{found[1]}={shlex.quote(given[found[1]])}", typed)
+    type_in(settings, f"{exports}{login}{filled}", settings.logs / "pipeline", 60)
+
+
+def environment(settings: Settings) -> None:
+    """Chapter 5: every row of the table into GitHub's environment, by the commands that the chapter shows."""
+    given = rehearsal.values(settings) | {"REGISTRY": rehearsal.registry(settings)}
+    shown = commands(settings, 5)
+    if "gh variable set " not in shown or "gh secret set " not in shown:
+        raise LocalError(
+            f"pipeline: chapter 5 of {DOCUMENT} shows no gh variable set and gh secret set"
+        )
+    lines = []
+    for name, kind in rows(settings).items():
+        if name in given:
+            where = "" if name == "REGISTRY" else " --env production"
+            lines.append(f"printf %s {shlex.quote(given[name])} | gh {kind} set {name}{where}")
+    type_in(settings, "\n".join(lines), settings.state / "github", 5)
+
+
+def change(repository: Repository, branch: str, path: str, added: str) -> None:
+    """Push a branch with a line more in a file, as a person does; what it starts runs by the hook of the push."""
+    with tempfile.TemporaryDirectory() as name:
+        git = [
+            "git",
+            "-C",
+            name,
+            "-c",
+            "user.name=developer",
+            "-c",
+            "user.email=developer@example.com",
+        ]
+        subprocess.run(["git", "clone", "-q", str(repository.bare), name], check=True)
+        with open(Path(name, path), "a") as file:
+            file.write(added)
+        subprocess.run([*git, "add", path], check=True)
+        subprocess.run([*git, "commit", "-q", "-m", f"Change {path}"], check=True)
+        subprocess.run([*git, "push", "-q", "origin", f"HEAD:refs/heads/{branch}"], check=True)
+
+
+def green(settings: Settings) -> list[Run]:
+    """A harmless change, from the pull request to a verified release. Raises LocalError where something is red."""
+    repository = Repository(settings.state / "github", say)
+    repository.create(settings.root)
+    change(repository, f"harmless-{time.time_ns()}", CHANGE, "# Nothing changes by this line.\n")
+    runs = repository.merge(repository.pulls()[-1]["number"])
+    for run in runs:
+        if not run.green:
+            raise LocalError(f"pipeline: {run.name} is red. Its logs: {run.folder}")
+    return runs
+
+
+def main() -> int:
+    """The whole; returns the exit code."""
+    settings = load(running=True)
+    try:
+        say("pipeline: production, rehearsed on the local droplet. What stands in:")
+        rehearsal.prepare(settings)
+        for what, place in rehearsal.replaced(settings).items():
+            say(f"  {what}: {place}")
+        for told, step in (
+            ("4, the first time", first_time),
+            ("5, the environment on GitHub", environment),
+        ):
+            started = time.monotonic()
+            say(f"pipeline: chapter {told} …")
+            step(settings)
+            say(f"pipeline: chapter {told}: {time.monotonic() - started:.0f} s")
+        green(settings)
+    except LocalError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        stop_all()
+        return 130
+    say("pipeline: live")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

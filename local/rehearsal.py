@@ -1,0 +1,195 @@
+"""Production, rehearsed on the local droplet: what a user would give, and what stands in for the world around it.
+
+The inventory is production's, and so is every command. What a test machine cannot reach is replaced by addresses in one
+place, `replaced`, which each run prints; the droplet learns the names and authorities that the internet would give it.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shlex
+import shutil
+import ssl
+import subprocess
+from pathlib import Path
+
+from local import clouds
+from local.droplet import machine
+from local.images import base
+from local.registry.rights import PACKAGES, change, grant
+from local.settings import LocalError, Settings, write_atomic
+
+OWNER, REPOSITORY = "example", "example/cimt"
+PANEL_CA = "/etc/easypanel/traefik/ca.crt"  # of the stand-in panel; Let's Encrypt in production
+BIN = Path(__file__).parent / "github/bin"
+WORLD = """\
+set -eu
+grep -q ' {host}$' /etc/hosts || echo '10.0.2.2 {host}' >>/etc/hosts
+install -D -m 0644 /dev/stdin '/etc/docker/certs.d/{host}:{port}/ca.crt'
+cp '/etc/docker/certs.d/{host}:{port}/ca.crt' /usr/local/share/ca-certificates/cimt-ghcr.crt
+cp {panel_ca} /usr/local/share/ca-certificates/cimt-panel.crt
+update-ca-certificates >/dev/null
+cat {panel_ca}
+"""
+REGISTRIES = """\
+unqualified-search-registries = ["docker.io"]
+[[registry]]
+prefix = "docker.io"
+location = "127.0.0.1:{port}"
+insecure = true
+"""
+PROFILE = """\
+export PATH="$HOME/bin:$PATH" SSL_CERT_FILE="$HOME/ca.pem"
+export GITHUB_API_URL=http://127.0.0.1:{github}/api
+"""
+
+
+def registry(settings: Settings) -> str:
+    """Host and port of the registry that stands in for ghcr.io."""
+    return f"{clouds.GHCR}:{settings.ports['ghcr']}"
+
+
+def replaced(settings: Settings) -> dict[str, str]:
+    """What stands in for what this machine cannot reach: {what: with what}."""
+    ghcr = registry(settings)
+    return {
+        "ghcr.io (REGISTRY)": ghcr,
+        "Docker Hub's easypanel/easypanel (EASYPANEL_IMAGE)": f"{ghcr}/easypanel/easypanel, the stand-in",
+        "Docker Hub's base images": f"127.0.0.1:{settings.ports['registry']}, made of Debian packages",
+        "Docker's own packages (DOCKER_SOURCE)": "distribution",
+        "Supabase, OpenAI": "the local clouds",
+        "names and authorities of the internet": "/etc/hosts and certificates, of droplet and runner",
+        "the droplet's address (CONNECT_TO)": "forwarded ports of 127.0.0.1",
+    }
+
+
+def values(settings: Settings) -> dict[str, str]:
+    """Every setting of production as a user would give it, by name; made once, then kept in `.local/production`."""
+    kept = settings.state / "production"
+    panel = (settings.state / "panel-password").read_text().strip()
+
+    def secret(name: str) -> str:
+        path = kept / name
+        if not path.exists():
+            write_atomic(path, secrets.token_hex(24), 0o600)
+        return path.read_text()
+
+    ports = settings.ports
+    doors = {22: "ssh", 80: "http", 443: "https", 3000: "panel", 2377: "swarm"}
+    _, host_key = (settings.droplet / "host_ed25519.pub").read_text().split()[:2]
+    from_droplet = "10.0.2.2"
+    return {
+        "DROPLET_HOST": "127.0.0.1",
+        "DROPLET_PORT": str(ports["ssh"]),
+        "DROPLET_USER": "cimt",
+        "DROPLET_KNOWN_HOSTS": f"[127.0.0.1]:{ports['ssh']} ssh-ed25519 {host_key}",
+        "DROPLET_SSH_KEY": (settings.droplet / "id_ed25519").read_text(),
+        "CONNECT_TO": ",".join(f"{port}=127.0.0.1:{ports[name]}" for port, name in doors.items()),
+        "DOCKER_SOURCE": "distribution",
+        "API_DOMAIN": "api.cimt.localhost",
+        "N8N_DOMAIN": "n8n.cimt.localhost",
+        "IMAGE_REPOSITORY": f"{registry(settings)}/{REPOSITORY}",
+        "REGISTRY_USERNAME": OWNER,
+        "REGISTRY_PASSWORD": secret("pull-token"),
+        "LEAVE_OUT": "n8n",
+        "EASYPANEL_IMAGE": f"{registry(settings)}/easypanel/easypanel:{panel_version(settings)}",
+        "EASYPANEL_ADMIN_EMAIL": "admin@cimt.localhost",
+        "EASYPANEL_ADMIN_PASSWORD": panel,
+        "SUPABASE_DB_URL": f"postgresql://postgres@127.0.0.1:{ports['postgres']}/postgres?sslmode=disable",
+        "API_DATABASE_PASSWORD": secret("api-database-password"),
+        "API_DATABASE_URL": f"postgresql://cimt_api@{from_droplet}:{ports['postgres']}/postgres?sslmode=disable",
+        "SUPABASE_URL": f"http://127.0.0.1:{ports['supabase']}",
+        "SUPABASE_JWKS_URL": f"http://{from_droplet}:{ports['supabase']}/auth/v1/.well-known/jwks.json",
+        "OPENAI_BASE_URL": f"http://{from_droplet}:{ports['openai']}/v1",
+        "OPENAI_API_KEY": secret("openai-key"),
+        "INGEST_KEY": secret("ingest-key"),
+        "N8N_ENCRYPTION_KEY": secret("n8n-encryption-key"),
+        "N8N_OWNER_EMAIL": "owner@cimt.localhost",
+        "N8N_OWNER_PASSWORD": secret("n8n-owner-password"),
+        "N8N_WEBHOOK_KEY": secret("n8n-webhook-key"),
+    }
+
+
+def panel_version(settings: Settings) -> str:
+    """Of the panel that the role installs."""
+    text = (settings.root / "roles/easypanel/defaults/main.yml").read_text()
+    return text.partition('easypanel_version: "')[2].partition('"')[0]
+
+
+def prepare(settings: Settings) -> None:
+    """Make the world around the droplet; a second time changes nothing. Raises LocalError without a running droplet."""
+    if not machine.running_pid(settings):
+        raise LocalError("rehearsal: the local droplet is off. Next: make up")
+    if not clouds.running_pid(settings, "ghcr"):
+        clouds.start(settings, "ghcr")
+    state = settings.clouds / "ghcr"
+    given = values(settings)
+    push = settings.state / "production/push-token"
+    if not push.exists():
+        write_atomic(push, f"ghp_{secrets.token_hex(18)}", 0o600)
+    grant(state, push.read_text(), user=OWNER, scopes=("read:packages", "write:packages"))
+    grant(state, given["REGISTRY_PASSWORD"], user=OWNER, scopes=("read:packages",))
+    authority = (state / "ca.crt").read_text()
+    script = WORLD.format(host=clouds.GHCR, port=settings.ports["ghcr"], panel_ca=PANEL_CA)
+    command = machine.ssh_command(settings, "sudo sh -c " + shlex.quote(script))
+    done = subprocess.run(command, input=authority, capture_output=True, text=True)
+    if done.returncode:
+        raise LocalError(
+            f"rehearsal: the droplet was not prepared: {done.stderr.strip()[-300:]}. Next: make up"
+        )
+    _panel_image(settings, state)
+    image = base.ensure(settings)
+    mirror = f"docker://127.0.0.1:{settings.ports['registry']}/library/python:3.12-slim"
+    _run("buildah", "push", "--quiet", "--tls-verify=false", "--disable-compression", image, mirror)
+    _home(settings, authority + done.stdout)
+
+
+def _panel_image(settings: Settings, state: Path) -> None:
+    """The stand-in panel, as a public package of its maker's."""
+    token = f"ghp_{secrets.token_hex(18)}"
+    grant(state, token, user="easypanel", scopes=("read:packages", "write:packages"))
+    version = panel_version(settings)
+    source = f"docker://127.0.0.1:{settings.ports['registry']}/cimt/easypanel:{version}"
+    target = f"docker://127.0.0.1:{settings.ports['ghcr']}/easypanel/easypanel:{version}"
+    auth = settings.state / "production/.panel-auth.json"
+    certificates = settings.state / "production/certificates"
+    certificates.mkdir(exist_ok=True)
+    shutil.copy(state / "ca.crt", certificates / "ca.crt")
+    login = ["skopeo", "login", "--authfile", str(auth), "--cert-dir", str(certificates)]
+    login += ["--username", "easypanel", "--password-stdin", f"127.0.0.1:{settings.ports['ghcr']}"]
+    _run(*login, text=token)
+    copy = [
+        "skopeo",
+        "copy",
+        "--quiet",
+        "--src-tls-verify=false",
+        "--dest-cert-dir",
+        str(certificates),
+    ]
+    _run(*copy, "--dest-authfile", str(auth), source, target)
+    with change(state, PACKAGES) as packages:
+        packages["easypanel/easypanel"]["public"] = True
+
+
+def _home(settings: Settings, authorities: str) -> None:
+    """What a runner's machine knows: certificates, names of registries, where GitHub is."""
+    home = settings.state / "github/home"
+    shutil.rmtree(home, ignore_errors=True)
+    home.mkdir(parents=True)
+    system = os.environ.get("SSL_CERT_FILE") or ssl.get_default_verify_paths().cafile
+    trusted = Path(system).read_text() if system else ""
+    (home / "ca.pem").write_text(f"{trusted}\n{authorities}")
+    (home / ".profile").write_text(PROFILE.format(github=settings.ports["github"]))
+    containers = home / ".config/containers"
+    containers.mkdir(parents=True)
+    (containers / "registries.conf").write_text(REGISTRIES.format(port=settings.ports["registry"]))
+    (home / "hosts").write_text(f"127.0.0.1 {clouds.GHCR}\n")
+    if BIN.is_dir():
+        shutil.copytree(BIN, home / "bin")
+
+
+def _run(*command: str, text: str = "") -> None:
+    done = subprocess.run(command, input=text, capture_output=True, text=True)
+    if done.returncode:
+        raise LocalError(f"rehearsal: {command[0]} {command[1]}: {done.stderr.strip()[-500:]}")
