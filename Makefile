@@ -9,7 +9,7 @@ SHELL := /bin/bash
 ENV ?= local
 PYTHON ?= python3
 # Values of people go through the environment, where no shell reads them, and as they were typed: make expands none.
-people := SERVICE NAME IMAGE REVISION ACCEPT USER_ID PYTHON
+people := SERVICE NAME IMAGE REVISION ACCEPT USER_ID BASE PYTHON
 $(foreach name,$(people),$(if $(value $(name)),$(eval override export $(name) := $$(value $(name)))))
 export ENV
 export GOALS := $(MAKECMDGOALS)
@@ -63,6 +63,10 @@ provision: setup ## Make the host and its panel what the files here say
 	@$(call play,provision) $(ARGS)
 plan: setup ## Show what `provision` would change; changes nothing
 	@$(call play,provision) --check --diff $(ARGS)
+
+.PHONY: pull-request-plan
+pull-request-plan: setup ## What merging this branch changes in production, from the files alone; BASE=… (origin/main)
+	@python -m tools.plan --base "$${BASE:-origin/main}" $(ARGS)
 
 .PHONY: services
 services: setup ## Make only the panel's apps what services/compose.yaml says (a part of provision)

@@ -18,7 +18,7 @@ import pytest
 import testinfra
 from testinfra.host import Host
 
-from .declared import Declared, NotDeclared
+from tools.declared import Declared, NotDeclared
 
 ENV = os.environ.get("ENV", "local")
 # Beside those that configuration sets name.

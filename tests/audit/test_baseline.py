@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from tools.declared import Declared
+
 from .conftest import Reached
-from .declared import Declared
 
 
 def test_kernel_settings_are_live(declared: Declared, found: dict[str, Any]) -> None:

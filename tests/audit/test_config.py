@@ -9,7 +9,7 @@ import difflib
 import fnmatch
 from typing import Any
 
-from .declared import Declared, files_of
+from tools.declared import Declared, files_of
 
 
 def expected(item: dict[str, Any]) -> dict[str, str]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from .declared import Declared
+from tools.declared import Declared
 
 
 @pytest.mark.logs("docker.service")

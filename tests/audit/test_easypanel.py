@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from .declared import Declared
+from tools.declared import Declared
 
 
 @pytest.mark.logs("easypanel")

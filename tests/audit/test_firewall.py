@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from .declared import Declared
+from tools.declared import Declared
 
 
 def items(listing: dict[str, Any]) -> list[dict[str, Any]]:

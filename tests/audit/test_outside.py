@@ -5,8 +5,9 @@ from __future__ import annotations
 import concurrent.futures
 import socket
 
+from tools.declared import Declared
+
 from .conftest import Reached
-from .declared import Declared
 
 SILENCE = 4  # seconds without an answer: nobody is there
 # What our own parts, Docker, Swarm and the usual databases and panels listen on.

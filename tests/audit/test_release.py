@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from .declared import Declared
+from tools.declared import Declared
 
 
 def test_what_runs_is_the_last_live_release(

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from .declared import Declared
+from tools.declared import Declared
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ settings.save_ports(made)
 """
 DECLARED = """
 import json
-from tests.audit.declared import Declared
+from tools.declared import Declared
 declared = Declared("local")
 print(json.dumps({"arguments": declared.ssh_arguments(), "tag": declared["services_environment"]["N8N_TAG"],
     "password": declared["easypanel_admin_password"]}))

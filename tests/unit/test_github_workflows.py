@@ -48,7 +48,7 @@ env -0 >"$call.environment"
 # One process for all environments: Ansible takes two seconds to be imported, and reads a variable when it renders.
 DECLARED = """
 import json, os, sys
-from tests.audit.declared import Declared, files_of
+from tools.declared import Declared, files_of
 system = {"distribution": "Debian", "distribution_version": "13", "distribution_major_version": "13",
           "distribution_release": "trixie"}
 answers = []

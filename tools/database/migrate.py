@@ -15,23 +15,22 @@ from __future__ import annotations
 import argparse
 import os
 import pathlib
-import re
 import shutil
 import subprocess
 import sys
 import threading
 import time
 import urllib.parse
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import psycopg
 import psycopg.sql
 
-from tools.database import safety
+from tools.database import history, safety
 from tools.database.address import Refused, database_url, hide_secrets, without_password
 
 ROOT = pathlib.Path(__file__).parents[2]
-FILE = re.compile(r"\d{14}_[a-z0-9_]+\.sql")
 LOCK = 0x43494D54  # "CIMT": one number for every runner of this project
 APPLICATION = "cimt migrate"
 LOCK_WAIT = 300  # seconds that a second runner waits for the first
@@ -50,16 +49,14 @@ class Pending:
     safety: str
 
 
-def check_names() -> None:
-    """Refuse files that the CLI would pass over in silence, or apply though they are no migration."""
-    wrong = sorted(
-        file.name for file in (ROOT / "migrations").iterdir() if not FILE.fullmatch(file.name)
-    )
+def check_files(applied: Mapping[str, str | None]) -> dict[str, str]:
+    """The migrations that are here, in order. Raises Refused when they do not go on from those that are applied."""
+    files = history.read(ROOT / "migrations")
+    back = "git pull, or check out the branch that holds it"
+    wrong = history.refusals(applied, files, "the database", back)
     if wrong:
-        raise Refused(
-            f"not a migration: migrations/{', migrations/'.join(wrong)}. "
-            "Next: name it YYYYMMDDHHMMSS_what_it_does.sql, or move it elsewhere"
-        )
+        raise Refused("\n".join(refusal.text for refusal in wrong))
+    return files
 
 
 def cli() -> str:
@@ -73,47 +70,20 @@ def cli() -> str:
 
 def pending(connection: psycopg.Connection) -> list[Pending]:
     """Files that the database does not have yet, in order. Raises Refused when its history is not ours."""
-    files = {file.name[:14]: file for file in sorted((ROOT / "migrations").iterdir())}
     table = "supabase_migrations.schema_migrations"
     row = connection.execute("select to_regclass(%s) is not null", (table,)).fetchone()
-    applied = []
+    here = {name[:14]: name for name in history.read(ROOT / "migrations")}
+    applied: dict[str, str | None] = {}
     if row and row[0]:
-        history = f"select version, name, statements from {table} order by version"  # noqa: S608
-        applied = connection.execute(history.encode()).fetchall()
-    missing = [f"{version}_{name}" for version, name, _ in applied if version not in files]
-    if missing:
-        raise Refused(
-            f"the database has {', '.join(missing)}, this checkout has not. "
-            "Next: git pull, or check out the branch that holds it"
-        )
-    edited = [
-        files[version].name
-        for version, _, statements in applied
-        # An entry without statements was written by `supabase migration repair`: there is nothing to compare.
-        if statements
-        and safety.tokens(";\n".join(statements)) != safety.tokens(files[version].read_text())
-    ]
-    if edited:
-        raise Refused(
-            f"edited since it was applied: migrations/{', migrations/'.join(edited)}. "
-            "Next: put it back as it was (git log -p -- migrations), and write the change as a new migration"
-        )
-    known = {version for version, _, _ in applied}
-    newest = max(known, default="")
-    late = [
-        file.name for version, file in files.items() if version not in known and version < newest
-    ]
-    if late:
-        raise Refused(
-            f"out of order: migrations/{', migrations/'.join(late)} is older than {newest}, which is applied. "
-            "Next: give it a newer number (git mv)"
-        )
+        query = f"select version, name, statements from {table} order by version"  # noqa: S608
+        for version, name, statements in connection.execute(query.encode()):
+            # An entry without statements was written by `supabase migration repair`: there is nothing to compare.
+            sql = ";\n".join(statements) if statements else None
+            entry = f"{version}_{name}.sql" if name else here.get(version, f"{version}_.sql")
+            applied[entry] = sql
+    files = check_files(applied)
     classes = {report.file: report.safety for report in safety.check(ROOT / "migrations")}
-    return [
-        Pending(file.name, file.read_text(), classes[file.name])
-        for version, file in files.items()
-        if version not in known
-    ]
+    return [Pending(name, sql, classes[name]) for name, sql in files.items() if name not in applied]
 
 
 class Watcher:
@@ -283,7 +253,7 @@ def main() -> int:
     hide_secrets("stdout", "stderr")
     arguments = parser.parse_args()
     try:
-        check_names()
+        check_files({})
         cli()
         url = database_url()
     except Refused as reason:

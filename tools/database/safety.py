@@ -4,9 +4,11 @@ Usage: python -m tools.database.safety [--base REF | --contracts]
 
 Class `expand`: code of the last release goes on working while the migration is in. Class `contract`: it takes
 something away, so that the code that no longer needs it must have been released before.
-With `--base REF` (a git revision) a contract migration that is new since then may not come together with
-changes below services/. With `--contracts` the contract migrations are printed as JSON, {name: what they take
-away}, and nothing else: `make rollback` asks. Exit codes: 0 nothing found, 1 something found.
+With `--base REF` (the branch that is merged into) a contract migration that is new since it was left may not come
+together with changes below services/, and none may be what `make migrate` refuses after the merge: older than one
+that is in, edited, deleted, renamed, or of the same number. With `--contracts` the contract migrations are printed
+as JSON, {name: what they take away}, and nothing else: `make rollback` asks. Exit codes: 0 nothing found, 1 something
+found.
 A finding is waived by a comment on the line above its statement: -- allow: RULE: reason
 """
 
@@ -22,11 +24,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from pglast import parse_sql, scan
+from pglast import parse_sql
 from pglast.error import Error as SyntaxProblem
 from pglast.parser import ParseError
 
-from tools.database import bodies
+from tools import revisions
+from tools.database import bodies, history
 
 ROOT = pathlib.Path(__file__).parents[2]
 WAIVER = re.compile(r"--\s*allow:\s*([a-z0-9:-]+):\s*\S")
@@ -97,15 +100,6 @@ class Schema:
     policies: dict[tuple[str, str], set[str]] = field(default_factory=dict)  # (table, name): roles
     # Functions that find a caller's types first: the report, line and waivers of their last definition.
     trusting: dict[str, tuple[Report, int, set[str]]] = field(default_factory=dict)
-
-
-def tokens(sql: str) -> list[str]:
-    """The SQL without what means nothing: comments, white space, semicolons."""
-    return [
-        sql[token.start : token.end + 1]
-        for token in scan(sql)
-        if token.name not in ("SQL_COMMENT", "C_COMMENT", "ASCII_59")
-    ]
 
 
 def _name(parts: Any) -> str:
@@ -512,18 +506,18 @@ def check(folder: pathlib.Path = ROOT / "migrations") -> list[Report]:
 
 
 def same_release(reports: list[Report], base: str, root: pathlib.Path = ROOT) -> list[Finding]:
-    """Contract migrations that are new since `base`, when code of the services changes with them.
+    """Contract migrations that are new since `base` was left, when code of the services changes with them.
 
-    Raises ValueError when git does not know `base`.
+    Raises UnknownRevision.
     """
+    left = revisions.merge_base(base, root)
     changed = subprocess.run(
-        ["git", "diff", "--name-status", "--no-renames", base, "--", "migrations", "services"],
+        ["git", "diff", "--name-status", "--no-renames", left, "--", "migrations", "services"],
         cwd=root,
         capture_output=True,
         text=True,
+        check=True,
     )
-    if changed.returncode:
-        raise ValueError(f"git does not know {base!r}. Next: git fetch, or name another revision")
     rows = [line.split("\t", 1) for line in changed.stdout.splitlines()]
     code = [
         path
@@ -548,7 +542,7 @@ def same_release(reports: list[Report], base: str, root: pathlib.Path = ROOT) ->
 def main() -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--base", help="git revision of the last release, such as origin/main")
+    parser.add_argument("--base", help="the branch that is merged into, such as origin/main")
     parser.add_argument("--contracts", action="store_true", help="only these, as JSON")
     arguments = parser.parse_args()
     reports = check()
@@ -560,7 +554,11 @@ def main() -> int:
     if arguments.base:
         try:
             findings += same_release(reports, arguments.base)
-        except ValueError as error:
+            findings += [
+                Finding(refusal.file, 0, refusal.rule, refusal.text)
+                for refusal in history.against(arguments.base, ROOT)
+            ]
+        except revisions.UnknownRevision as error:
             print(f"safety: {error}", file=sys.stderr)
             return 1
     for report in reports:

@@ -2,7 +2,7 @@
 
 The very playbooks that change the droplet are loaded, not run: variables come with Ansible's own precedence
 (role defaults, inventory, environment), and the arguments of a role's tasks are rendered as it would render them now.
-Nothing is copied into the audit, so nothing here can fall behind the roles.
+Nothing is copied into the audit or the plan of a pull request, so nothing here can fall behind the roles.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 os.environ.setdefault("ANSIBLE_CONFIG", str(ROOT / "ansible.cfg"))
 
 from ansible import constants  # noqa: E402  (reads ANSIBLE_CONFIG when it is imported)
@@ -51,24 +51,27 @@ def files_of(declaration: dict[str, Any]) -> list[dict[str, Any]]:
 class Declared:
     """The declaration of one environment: ``declared["docker_version"]``, ``declared.sets()``, …"""
 
-    def __init__(self, environment: str) -> None:
+    def __init__(
+        self, environment: str, root: Path = ROOT, playbooks: Sequence[str] = PLAYBOOKS
+    ) -> None:
+        """``root``: the tree; one that is not this one needs its own ANSIBLE_CONFIG before this module is imported."""
         self.environment = environment
-        if not (inventory := ROOT / "inventory" / environment).is_dir():
+        if not (inventory := root / "inventory" / environment).is_dir():
             raise NotDeclared(f"there is no environment '{environment}'. Next: ls inventory")
         init_plugin_loader()
         connection_loader.get("ssh", class_only=True)  # makes its settings known
         self._loader = DataLoader()
-        self._loader.set_basedir(str(ROOT / "playbooks"))
+        self._loader.set_basedir(str(root / "playbooks"))
         hosts = InventoryManager(loader=self._loader, sources=[str(inventory)])
         self._variables = VariableManager(loader=self._loader, inventory=hosts)
         self._host = hosts.get_hosts("droplets")[0]
         self._plays = [
             Playbook.load(
-                str(ROOT / f"playbooks/{name}.yml"),
+                str(root / f"playbooks/{name}.yml"),
                 variable_manager=self._variables,
                 loader=self._loader,
             ).get_plays()[0]
-            for name in PLAYBOOKS
+            for name in playbooks
         ]
         merged: dict[str, Any] = {}
         for play in reversed(self._plays):
@@ -124,45 +127,56 @@ class Declared:
             return None
         return dict(templar.template(task.args))
 
+    def calls(self, module: str) -> list[dict[str, Any]]:
+        """The arguments of every task of the roles that calls ``module`` and whose condition holds."""
+        rendered = (self._arguments(*found) for found in self._tasks(module))
+        return [found for found in rendered if found is not None]
+
     def set_names(self) -> list[str]:
         """Names of the roles' configuration sets; asks nothing of the droplet."""
         return [str(task.args["name"]) for _, task in self._tasks("config_set")]
 
     def sets(self) -> dict[str, dict[str, Any]]:
         """Configuration sets by name, as the module config_set gets them: files, units, …"""
-        rendered = (self._arguments(*found) for found in self._tasks("config_set"))
-        return {found["name"]: found for found in rendered if found}
+        return {found["name"]: found for found in self.calls("config_set")}
 
     def packages(self) -> dict[str, dict[str, Any]]:
         """Packages by name: ``{"version": pattern or "", "hold": bool}``."""
         result: dict[str, dict[str, Any]] = {}
-        for found in self._tasks("package_set"):
-            arguments = self._arguments(*found) or {"names": []}
+        for arguments in self.calls("package_set"):
             for wanted in arguments["names"]:
                 name, _, version = wanted.partition("=")
                 result[name] = {"version": version, "hold": bool(arguments.get("hold"))}
         return result
 
-    def apps(self) -> list[dict[str, Any]]:
-        """Apps of services/compose.yaml, as the role `services` reads them.
+    def panel(self, placeholder: str = "-") -> dict[str, Any]:
+        """What services/compose.yaml declares, as the filter panel_apps gives it to the role `services`.
 
-        An audit needs no secret: what only a secret or the image repository could fill stays a placeholder.
+        No secret is needed: what only a secret or the image repository could fill stays a placeholder, in which
+        ``NAME`` becomes the variable's name.
         """
         text = Path(self["services_compose_file"]).read_text()
         names = {first or second for first, second in NEEDED.findall(text)}
-        placeholders = dict.fromkeys(names - set(self["services_environment"]), "-")
+        placeholders = {
+            name: placeholder.replace("NAME", name)
+            for name in names - set(self["services_environment"])
+        }
         known = Templar(
             loader=self._loader,
-            variables={**self._templar.available_variables, "audit_placeholders": placeholders},
+            variables={**self._templar.available_variables, "declared_placeholders": placeholders},
         )
         expression = (
             "{{ lookup('ansible.builtin.file', services_compose_file)"
-            " | panel_apps(services_environment, audit_placeholders, services_leave_out) }}"
+            " | panel_apps(services_environment, declared_placeholders, services_leave_out) }}"
         )
         try:
-            return list(known.template(trust_as_template(expression))["apps"])
+            return dict(known.template(trust_as_template(expression)))
         except AnsibleError as error:
             raise NotDeclared(" ".join(str(error).split())) from None
+
+    def apps(self) -> list[dict[str, Any]]:
+        """Its apps, without their secrets."""
+        return list(self.panel()["apps"])
 
     # -- how the droplet is reached -----------------------------------------------------------------
 
