@@ -273,11 +273,11 @@ class Run:
         scripts = "\n".join(str(step.get("run", "")) for step in steps)
         uses = {str(step["uses"]) for step in steps if "uses" in step}
         local = [one for one in sorted(uses) if (ACTIONS / _action(one)).is_dir()]
-        full = any(
-            str(step.get("with", {}).get("fetch-depth", 1)) == "0"
-            for step in steps
-            if str(step.get("uses", "")).startswith("actions/checkout@")
-        )
+        checkout: dict[str, Any] = next(
+            (step for step in steps if str(step.get("uses", "")).startswith("actions/checkout@")),
+            {},
+        ).get("with", {})
+        full = str(checkout.get("fetch-depth", 1)) == "0"
         environment = {
             "GITHUB_RUN_ID": self.number, "GITHUB_RUN_NUMBER": self.number, "GITHUB_RUN_ATTEMPT": self.event.attempt,
             "GITHUB_REPOSITORY": REPOSITORY, "GITHUB_REPOSITORY_OWNER": REPOSITORY.partition("/")[0],
@@ -296,7 +296,12 @@ class Run:
         kind, _, branch = self.event.ref.removeprefix("refs/").partition("/")
         command = [
             *(sys.executable, str(ROOT / "tools/unprivileged.py")),
-            *("--repository", str(self.state / "cimt.git"), "--ref", self.sha),
+            *(
+                "--repository",
+                str(self.state / "cimt.git"),
+                "--ref",
+                self._value(checkout.get("ref", "")) or self.sha,
+            ),
             *(["--branch", branch] if kind == "heads" else []),
             *("--home", str(home), "--out", str(self.folder / name)),
             *("--minutes", str(job.get("timeout-minutes", MINUTES)), *(["--full"] if full else [])),
@@ -317,6 +322,21 @@ class Run:
             return process.wait()
         finally:
             _CHILDREN.discard(process)
+
+    def _value(self, text: str) -> str:
+        """An expression of `ref:`, as far as ours use them: paths into the event, with `||`."""
+        known = {
+            "github": {"event": self._payload(), "sha": self.sha},
+            "inputs": self.event.payload.get("inputs", {}),
+        }
+        found = re.fullmatch(r"\$\{\{ (.*) \}\}", text)
+        for path in found[1].split("||") if found else ():
+            value: Any = known
+            for part in path.strip().split("."):
+                value = value.get(part, "") if isinstance(value, dict) else ""
+            if value:
+                return str(value)
+        return text if not found else ""
 
     def _listen(self, name: str, process: subprocess.Popen[str]) -> None:
         """Write what the job prints into its log, and say each step with its time."""
