@@ -93,7 +93,7 @@ user-erase: setup ## Delete one person's account and data for good: USER_ID=… 
 	@python -m tools.database.person erase
 
 .PHONY: deploy rollback history
-deploy: setup ## Release what was built last, or IMAGE=…@sha256:… REVISION=… of SERVICE (ACCEPT as below)
+deploy: setup ## Release what was built last, or IMAGE=…@sha256:… REVISION=… of SERVICE; back when smoke or audit fail
 	@$(call play,deploy) $(ARGS)
 rollback: setup ## Release the digest that ran before; ACCEPT=… past migrations that it does without
 	@$(call play,rollback) $(ARGS)
