@@ -143,7 +143,7 @@ test: packages check-unprivileged kernel database-17 n8n-test ## check, Postgres
 	@python -m pytest -v -p no:cacheprovider tests/acceptance/test_image.py tests/acceptance/test_droplet.py
 faults: packages setup ## Break the running local droplet on purpose: bad images, races, a full disk, a kill, a reboot
 	@python -m local up
-	@python -m pytest -v -p no:cacheprovider tests/acceptance/test_second_app.py tests/acceptance/test_faults.py $(if $(wildcard .local/build/n8n.json),tests/acceptance/test_n8n.py)
+	@python -m pytest -v -p no:cacheprovider tests/acceptance/test_second_app.py tests/acceptance/test_undo.py tests/acceptance/test_faults.py $(if $(wildcard .local/build/n8n.json),tests/acceptance/test_n8n.py)
 clean: ## Remove what `setup` installed (the droplet: make down)
 	rm -rf .venv node_modules
 
