@@ -15,7 +15,7 @@ MAIN = "origin/main"
 def _git(checkout: str, *arguments: str) -> str:
     done = subprocess.run(["git", "-C", checkout, *arguments], capture_output=True, text=True)
     if done.returncode:
-        told = (done.stderr.strip().splitlines() or ["no answer"])[0]
+        told = (done.stderr.strip().splitlines() or ["no answer"])[0].rstrip(".")
         raise AnsibleFilterError(
             f"whether {MAIN} has moved on cannot be seen: git {arguments[0]}: {told}. Next: git fetch origin main; "
             "on GitHub the step that checks out takes `fetch-depth: 0`; to go on without looking: ALLOW_OLDER=true"
