@@ -97,7 +97,7 @@ user-erase: setup ## Delete one person's account and data for good: USER_ID=… 
 	@python -m tools.database.person erase
 
 .PHONY: deploy rollback history
-deploy: setup ## Release what was built last, or IMAGE=…@sha256:… REVISION=… of SERVICE (ACCEPT as below)
+deploy: setup ## Release what was built last, or IMAGE=…@sha256:… REVISION=… of SERVICE; back when smoke or audit fail
 	@$(call play,deploy) $(ARGS)
 rollback: setup ## Release the digest that ran before; ACCEPT=… past migrations that it does without
 	@$(call play,rollback) $(ARGS)
@@ -147,7 +147,7 @@ test: packages check-unprivileged kernel database-17 n8n-test ## check, Postgres
 	@python -m pytest -v -p no:cacheprovider tests/acceptance/test_image.py tests/acceptance/test_droplet.py
 faults: packages setup ## Break the running local droplet on purpose: bad images, races, a full disk, a kill, a reboot
 	@python -m local up
-	@python -m pytest -v -p no:cacheprovider tests/acceptance/test_second_app.py tests/acceptance/test_faults.py $(if $(wildcard .local/build/n8n.json),tests/acceptance/test_n8n.py)
+	@python -m pytest -v -p no:cacheprovider tests/acceptance/test_second_app.py tests/acceptance/test_undo.py tests/acceptance/test_faults.py $(if $(wildcard .local/build/n8n.json),tests/acceptance/test_n8n.py)
 pipeline: packages setup ## From a clone to a live release, as on GitHub: docs/setup.md, a pull request, its merge
 	@python -m local.github.pipeline
 clean: ## Remove what `setup` installed (the droplet: make down)

@@ -76,12 +76,10 @@ def stages(apps: Sequence[str] = ()) -> list[Stage]:
         Stage("migrate", "migrations by the Supabase CLI", [*make, "migrate"], ("clouds",)),
         Stage(
             "deploy",
-            "release by the panel's deploy hook",
+            "release by digest, smoke test, audit",
             [*make, "deploy"],
             ("provision", "build", "migrate"),
         ),
-        Stage("smoke", "the product through its TLS proxy", [*make, "smoke"], ("deploy",)),
-        Stage("audit", "testinfra inside, ports outside", [*make, "audit"], ("smoke",)),
     ]
 
 

@@ -130,6 +130,8 @@ PANEL_ARGUMENTS: dict[str, dict[str, Any]] = {
 LOCK_ARGUMENTS: dict[str, dict[str, Any]] = {
     "state_directory": {"type": "path", "required": True},
     "who": {"type": "str", "required": True},
+    "lock_wait": {"type": "int", "default": 0},
+    "newer": {"type": "list", "elements": "str", "default": []},
 }
 
 
@@ -176,7 +178,7 @@ def failures(module: Any, when_locked: str, *others: type[Exception]) -> Iterato
     try:
         yield
     except Locked as error:
-        module.fail_json(msg=f"{error}. Next: {when_locked}")
+        module.fail_json(msg=f"{error}. Next: {when_locked}", locked=True)
     except known as error:
         module.fail_json(msg=str(error))
     except OSError as error:

@@ -28,6 +28,11 @@ FAULTS = {
     "crashes at once": 'ENTRYPOINT ["/bin/false"]\nCMD []',
     "never healthy": "HEALTHCHECK --interval=2s --timeout=10s --start-period=1s --retries=2 CMD false",
     "wrong revision": "RUN printf %s 0000000000000000000000000000000000000000 > /app/revision",
+    # Its bytecode is never checked against the source.
+    "answers wrongly": (
+        "RUN printf %s {revision} > /app/revision && sed -i 's/Hello, CIMT!/Hello?/' /app/cimt_api/chat.py "
+        "&& rm /app/cimt_api/__pycache__/chat.*"
+    ),
     "not pulled before": "RUN printf %s {revision} > /app/revision && echo new > /app/new",
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from plugins.module_utils.release_ledger import live_releases
 from tools.declared import Declared
 
 
@@ -15,9 +16,7 @@ def test_what_runs_is_the_last_live_release(
     if not app["released"]:
         return
     entries = [json.loads(line) for line in found["ledger"] if line.endswith("}")]
-    live = [
-        entry for entry in entries if (entry["service"], entry["result"]) == (app["name"], "live")
-    ]
+    live = live_releases(entries, app["name"])
     assert live, (
         f"the ledger knows no release of {app['name']}. Next: make deploy SERVICE={app['name']}"
     )

@@ -39,7 +39,7 @@ NEEDED = {
     "setup": set(),
 }
 # Verbs that write what an audit compares, and the audit.
-COMPARED = {"services", "provision", "plan", "audit"}
+COMPARED = {"services", "provision", "plan", "deploy", "audit"}
 MAKE = """#!/bin/sh
 call=$(mktemp "$CALLS/XXXXXX")
 printf '%s\\0' "$@" >"$call.arguments"
@@ -170,7 +170,6 @@ def needed(verb: str) -> set[str]:
 def test_every_verb_of_every_workflow_is_seen(made: list[Call]) -> None:
     seen = {call.verb for call in made}
     assert set(NEEDED) | {"services", "deploy", "rollback", "history", "plan", "provision"} == seen
-    assert sum(call.verb == "audit" for call in made) == 2
 
 
 def test_every_verb_gets_what_it_requires(made: list[Call]) -> None:

@@ -26,7 +26,7 @@ from ansible.module_utils.easypanel import (
     open_panel,
     write_file,
 )
-from ansible.module_utils.release_ledger import Ledger, ran_before, refusal, shown
+from ansible.module_utils.release_ledger import Ledger, overtaken, ran_before, refusal, shown
 from ansible.module_utils.swarm_service import EngineError, HealthAddress, SwarmService
 
 DOCUMENTATION = r"""
@@ -38,11 +38,14 @@ description:
     revision at the health address three times in a row.
   - When it does not come, the previous digest is put back by the same path and the module fails.
   - Every release is one line in an append-only ledger.
+  - An undo takes back a release that came up and proved bad afterwards, if it is still what serves.
 options:
-  action: {type: str, default: deploy, choices: [deploy, rollback, history], description: What to do.}
+  action: {type: str, default: deploy, choices: [deploy, rollback, undo, history], description: What to do.}
   project: {type: str, required: true, description: Panel project.}
   service: {type: str, required: true, description: App in the project.}
-  image: {type: str, default: "", description: "What to release, as name@sha256:digest; a rollback needs none."}
+  image: {type: str, default: "", description: "What to release or undo, as name@sha256:digest; a rollback needs none."}
+  reason: {type: str, default: "", description: Why a release is undone; kept in the ledger.}
+  newer: {type: list, elements: str, default: [], description: Revisions that a deploy must not replace.}
   revision: {type: str, default: "", description: Git revision that the health address must report.}
   migration: {type: str, default: "", description: Newest migration that the caller knows; for the ledger.}
   contracts: {type: dict, default: {}, description: "Migrations that take away, each with what; for what ran before."}
@@ -79,6 +82,10 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+switched: {type: bool, returned: success, description: Whether another image serves than before.}
+image: {type: str, returned: when another image serves, description: That image.}
+fate: {type: str, returned: for undo, description: What serves now, or why nothing was put back.}
+locked: {type: bool, returned: when another run holds the lock, description: Always true.}
 timeline: {type: list, elements: str, returned: always, description: What happened when, in seconds from the start.}
 entries: {type: list, elements: dict, returned: for history, description: "Entries of the ledger, oldest first."}
 ledger: {type: list, elements: str, returned: for history, description: The same for people.}
@@ -266,7 +273,7 @@ class Release:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the controller may go away
         what = f"{params['action']} of {params['service']} {params['image']}".strip()
         with host_lock(params["state_directory"], params["who"], what, params["lock_wait"]):
-            self._locked()
+            self._undo() if params["action"] == "undo" else self._locked()
 
     def _check_image(self, image: str, revision: str) -> None:
         if not IMAGE.fullmatch(image):
@@ -283,6 +290,8 @@ class Release:
         """Image and revision to release; refuses a way back that later migrations have closed."""
         params = self.params
         live = self.ledger.live(params["service"])
+        if reason := overtaken(live, params["newer"]):
+            self.module.fail_json(msg=f"{params['action']} refused: {reason}")
         before = ran_before(live, params["image"])
         if before is None:
             if params["action"] == "deploy":
@@ -291,7 +300,15 @@ class Release:
                 msg=f"the ledger knows no release of {params['service']} before the current one. "
                 "Next: make history, or make deploy IMAGE=… REVISION=…"
             )
-        reason = refusal(before, live, params["migration"], params["contracts"], params["accept"])
+        # One that was taken back has moved the database all the same.
+        came_up = [
+            entry
+            for entry in self.ledger.entries()
+            if (entry["service"], entry["result"]) == (params["service"], "live")
+        ]
+        reason = refusal(
+            before, came_up, params["migration"], params["contracts"], params["accept"]
+        )
         if reason:
             self.module.fail_json(msg=f"{params['action']} refused, nothing was changed: {reason}")
         self.migration = before.get("migration", "")
@@ -330,10 +347,9 @@ class Release:
                 # It came up after its time limit, or by another hand: what serves is what the ledger says.
                 self._record(previous, image, revision, "live", "")
                 self.say("the ledger did not say so; it does now")
-            self.module.exit_json(changed=not known, timeline=self.timeline)
+            self.module.exit_json(changed=not known, switched=False, timeline=self.timeline)
         self.say(f"{params['action']} {params['service']}: {previous or 'nothing'} -> {image}")
-        note = {"from": previous, "from_revision": previous_revision, "who": params["who"]}
-        write_file(str(self.inflight), json.dumps(note))
+        self._note(previous, previous_revision)
         try:
             self.set_image(image)
             self.fire_and_watch(image, revision)
@@ -342,7 +358,55 @@ class Release:
         self._record(previous, image, revision, "live", "")
         self.inflight.unlink(missing_ok=True)
         self.say("live")
-        self.module.exit_json(changed=True, timeline=self.timeline)
+        self.module.exit_json(changed=True, switched=True, image=image, timeline=self.timeline)
+
+    def _note(self, previous: str, previous_revision: str | None) -> None:
+        """Keep what serves until this has ended: a release after a crash puts that back."""
+        note = {"from": previous, "from_revision": previous_revision, "who": self.params["who"]}
+        write_file(str(self.inflight), json.dumps(note))
+
+    def _put_back(self, previous: str, previous_revision: str | None) -> tuple[str, str]:
+        """Result for the ledger, and for people what serves now."""
+        try:
+            self.restore(previous, previous_revision)
+        except (Failed, PanelError, EngineError) as error:
+            self.say(f"restore failed: {error}")
+            return "failed, NOT restored", f"AND {previous} COULD NOT BE PUT BACK: {error}"
+        return "failed, restored", f"{previous} is back and answers"
+
+    def _undo(self) -> NoReturn:
+        """Take back the release of ``image``, unless somebody has released since or nothing ran before it."""
+        params = self.params
+        image, service = params["image"], params["service"]
+        self.panel = open_panel(params["url"], params["token_file"])
+        live = self.ledger.live(service)
+        now = (self.inspect().get("source") or {}).get("image") or "nothing"
+        if (
+            not live
+            or not live[-1]["to"] == now == image
+            or digest_of(image) not in self.swarm.state().get("image", "")
+            or self.inflight.exists()
+        ):
+            fate = f"{service}: another hand has been there since, so nothing was put back; the panel has {now}"
+            self.module.exit_json(changed=False, switched=False, fate=fate, timeline=self.timeline)
+        previous, revision, self.migration = (
+            str(live[-1].get(key, "")) for key in ("from", "revision", "migration")
+        )
+        if previous in ("", image):
+            self._record(previous, image, revision, "failed", params["reason"])
+            fate = f"{service}: nothing ran before {image}, so it stays and serves"
+            self.module.exit_json(changed=False, switched=False, fate=fate, timeline=self.timeline)
+        self.say(f"undo {service}: {image} -> {previous}")
+        known = [entry["revision"] for entry in live if entry["to"] == previous]
+        previous_revision = known[-1] if known else None
+        self._note(previous, previous_revision)
+        result, fate = self._put_back(previous, previous_revision)
+        self._record(previous, image, revision, result, params["reason"])
+        if result != "failed, NOT restored":
+            self.inflight.unlink(missing_ok=True)
+        self.module.exit_json(
+            changed=True, switched=True, fate=f"{service}: {fate}", timeline=self.timeline
+        )
 
     def _fail(
         self, image: str, revision: str, previous: str, previous_revision: str | None, reason: str
@@ -355,13 +419,7 @@ class Release:
                 "the same command says so in the ledger"
             )
         else:
-            try:
-                self.restore(previous, previous_revision)
-                result, fate = "failed, restored", f"{previous} is back and answers"
-            except (Failed, PanelError, EngineError) as error:
-                self.say(f"restore failed: {error}")
-                result = "failed, NOT restored"
-                fate = f"AND {previous} COULD NOT BE PUT BACK: {error}"
+            result, fate = self._put_back(previous, previous_revision)
         self._record(previous, image, revision, result, reason)
         if result != "failed, NOT restored":
             self.inflight.unlink(missing_ok=True)
@@ -397,12 +455,13 @@ def main() -> None:
             "action": {
                 "type": "str",
                 "default": "deploy",
-                "choices": ["deploy", "rollback", "history"],
+                "choices": ["deploy", "rollback", "undo", "history"],
             },
             "project": {"type": "str", "required": True},
             "service": {"type": "str", "required": True},
             "image": {"type": "str", "default": ""},
             "revision": {"type": "str", "default": ""},
+            "reason": {"type": "str", "default": ""},
             "migration": {"type": "str", "default": ""},
             "contracts": {"type": "dict", "default": {}},
             "accept": {"type": "str", "default": ""},
@@ -415,7 +474,6 @@ def main() -> None:
             **LOCK_ARGUMENTS,
             "timeout": {"type": "int", "default": 600},
             "revision_timeout": {"type": "int", "default": 60},
-            "lock_wait": {"type": "int", "default": 0},
             "min_free_mb": {"type": "int", "default": 1024},
             "entries": {"type": "int", "default": 20},
         },

@@ -15,6 +15,7 @@ from ansible.module_utils.easypanel import (
     open_panel,
     write_file,
 )
+from ansible.module_utils.release_ledger import Ledger, overtaken
 
 DOCUMENTATION = r"""
 module: easypanel_apps
@@ -34,6 +35,8 @@ options:
   token_file: {type: path, required: true, description: File with the panel's API token.}
   state_directory: {type: path, required: true, description: Holds the lock and the note of an unfinished change.}
   who: {type: str, required: true, description: Who is shown as the holder of the lock.}
+  lock_wait: {type: int, default: 0, description: Seconds to wait for a release that is under way.}
+  newer: {type: list, elements: str, default: [], description: While one of these revisions serves nothing is changed.}
 author: ["CIMT contributors"]
 """
 
@@ -50,8 +53,9 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-changes: {type: list, elements: str, returned: always, description: "What differs, as app.field."}
-unmanaged: {type: list, elements: str, returned: always, description: What the panel has and the file does not name.}
+locked: {type: bool, returned: when another run holds the lock, description: Always true.}
+changes: {type: list, elements: str, returned: success, description: "What differs, as app.field."}
+unmanaged: {type: list, elements: str, returned: success, description: What the panel has and the file does not name.}
 """
 
 # Seconds; the panel answers a deploy only when it has finished. An emulated droplet pulls n8n for ten minutes.
@@ -381,7 +385,13 @@ def main() -> None:
         if module.check_mode:
             convergence.run()
         else:
-            with host_lock(params["state_directory"], params["who"], "provision", wait=60):
+            with host_lock(
+                params["state_directory"], params["who"], "provision", params["lock_wait"]
+            ):
+                ledger = Ledger(pathlib.Path(params["state_directory"], "releases.jsonl"))
+                for app in params["apps"]:
+                    if reason := overtaken(ledger.live(app["name"]), params["newer"]):
+                        module.fail_json(msg=reason)
                 convergence.run()
     module.exit_json(
         changed=bool(convergence.changes),

@@ -1,10 +1,11 @@
-"""The ledger of releases: one line each, oldest first, and what it says about the way back."""
+"""The ledger of releases: one line each, oldest first, and what it says about the ways back and forward."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,8 @@ class Ledger:
         return result
 
     def live(self, service: str) -> list[dict[str, Any]]:
-        """The releases of a service that came up."""
-        return [
-            entry
-            for entry in self.entries()
-            if entry["result"] == "live" and entry["service"] == service
-        ]
+        """The releases of a service that came up and were not taken back."""
+        return live_releases(self.entries(), service)
 
     def append(self, entry: dict[str, Any]) -> None:
         """One more line, on disk before this returns."""
@@ -39,6 +36,38 @@ class Ledger:
             stream.write(json.dumps(entry) + "\n")
             stream.flush()
             os.fsync(stream.fileno())
+
+
+def live_releases(entries: Iterable[dict[str, Any]], service: str) -> list[dict[str, Any]]:
+    """Those of the ledger's ``entries`` that came up and were not taken back, oldest first."""
+    live: list[dict[str, Any]] = []
+    for entry in entries:
+        if entry["service"] != service:
+            continue
+        if entry["result"] == "live":
+            live.append(entry)
+        elif (
+            (entry.get("action"), entry["result"]) == ("undo", "failed, restored")
+            and live
+            and live[-1]["to"] == entry["to"]
+        ):
+            live.pop()
+    return live
+
+
+def overtaken(live: list[dict[str, Any]], newer: Collection[str]) -> str:
+    """Why an older checkout must not change an app whose releases are ``live``; empty when it may.
+
+    ``newer`` are the revisions of the main branch that the checkout does not have.
+    """
+    if not live or live[-1]["revision"][:40] not in newer:
+        return ""
+    last = live[-1]
+    return (
+        f"{last['service']} runs revision {last['revision'][:12]}, released by {last['who']} at {last['time']}, "
+        "which is newer than what you bring; nothing was changed. Next: nothing, when the newer one is to stay; "
+        "to go back make rollback, or the same command with ALLOW_OLDER=true"
+    )
 
 
 def shown(entry: dict[str, Any]) -> str:
