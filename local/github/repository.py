@@ -1,6 +1,6 @@
 """The repository on GitHub: a bare one, whose push starts Pull request or Deploy, and the button that merges.
 
-Usage: python -m local.github.repository merge NUMBER | again RUN | dispatch WORKFLOW NAME=VALUE…
+Usage: python -m local.github.repository merge NUMBER | again RUN [JOB…] | dispatch WORKFLOW NAME=VALUE…
 A push comes as usual: git push .local/github/cimt.git HEAD:refs/heads/my-change, and what it starts is printed.
 """
 
@@ -11,10 +11,12 @@ import json
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from local.github.runner import REPOSITORY, Event, Job, Run, Say, parse, starts
+from local.github.runner import REPOSITORY, Event, Run, Say, parse, starts
 from local.settings import LocalError, load, write_atomic
 
 WORKFLOWS = ".github/workflows"
@@ -136,9 +138,6 @@ class Repository:
                 continue
             if starts(parse(self.git("show", f"{event.ref}:{path}")), event):
                 runs.append(Run(self.state, path, event, self.say))
-                write_atomic(
-                    runs[-1].folder / "event.json", json.dumps({"path": path, **vars(event)})
-                )
                 runs[-1].run()
                 self._checked(event, runs[-1])
         return runs
@@ -152,17 +151,12 @@ class Repository:
                 green = gate is not None and gate.result == "success" and not run.leaked
                 self._keep(pull | {"gate": pull["head"] if green else None})
 
-    def again(self, number: int, *, everything: bool = False) -> Run:
-        """Re-run: the jobs of that run that did not succeed, or all of them."""
-        folder = self.state / "runs" / str(number)
-        kept = json.loads((folder / "event.json").read_text())
-        path = kept.pop("path")
-        earlier = {
-            name: Job(**job) for name, job in json.loads((folder / "jobs.json").read_text()).items()
-        }
-        event = Event(**{**kept, "changed": tuple(kept["changed"]), "attempt": kept["attempt"] + 1})
-        run = Run(self.state, path, event, self.say)
-        return run.run(again=None if everything else earlier)
+    def again(self, number: int, jobs: Iterable[str] = ()) -> Run:
+        """Re-run jobs of a run: those that did not succeed, and those that are named."""
+        before = Run.read(self.state, number)
+        event = replace(before.event, attempt=before.event.attempt + 1)
+        earlier = {name: job for name, job in before.jobs.items() if name not in jobs}
+        return Run(self.state, before.path, event, self.say, before.sha).run(again=earlier)
 
     def dispatch(self, workflow: str, inputs: dict[str, str]) -> list[Run]:
         """Actions → a workflow → Run workflow, on main."""
@@ -185,7 +179,7 @@ def main() -> int:
         elif given.verb == "merge":
             runs = repository.merge(int(given.arguments[0]))
         elif given.verb == "again":
-            runs = [repository.again(int(given.arguments[0]))]
+            runs = [repository.again(int(given.arguments[0]), given.arguments[1:])]
         else:
             pairs = dict(one.split("=", 1) for one in given.arguments[1:])
             runs = repository.dispatch(given.arguments[0], pairs)

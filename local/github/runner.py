@@ -95,10 +95,13 @@ def _matches(pattern: str, text: str) -> bool:
 class Run:
     """One run of one workflow. `state` holds the repository, environments and runs; `say` takes a line of progress."""
 
-    def __init__(self, state: Path, path: str, event: Event, say: Say = print) -> None:
+    def __init__(
+        self, state: Path, path: str, event: Event, say: Say = print, sha: str = ""
+    ) -> None:
         self.state, self.path, self.event, self.say = state, path, event, say
         git = ["git", "-C", str(state / "cimt.git")]
-        self.sha = subprocess.check_output([*git, "rev-parse", event.ref], text=True).strip()
+        named = sha or event.ref  # a run that is started again keeps its commit
+        self.sha = subprocess.check_output([*git, "rev-parse", named], text=True).strip()
         text = subprocess.check_output([*git, "show", f"{self.sha}:{path}"], text=True)
         self.workflow = parse(text)
         self.name = str(self.workflow.get("name", path))
@@ -111,6 +114,18 @@ class Run:
             self.number = 1 + max((int(one.name) for one in runs.glob("[0-9]*")), default=0)
             self.folder = runs / str(self.number)
             self.folder.mkdir()
+
+    @classmethod
+    def read(cls, state: Path, number: int) -> Run:
+        """A run that has ended, as it was kept."""
+        run = cls.__new__(cls)
+        run.state, run.number, run.folder = state, number, state / "runs" / str(number)
+        kept = json.loads((run.folder / "run.json").read_text())
+        run.jobs = {name: Job(**job) for name, job in kept.pop("jobs").items()}
+        event = kept.pop("event")
+        run.event = Event(**{**event, "changed": tuple(event["changed"])})
+        vars(run).update(kept)
+        return run
 
     @property
     def green(self) -> bool:
@@ -128,8 +143,12 @@ class Run:
         todo = {name: job for name, job in self.workflow["jobs"].items() if name not in kept}
         with _group(self.state, self.workflow.get("concurrency"), self.event, self.say):
             self._all(todo)
-        results = {name: vars(job) for name, job in self.jobs.items()}
-        write_atomic(self.folder / "jobs.json", json.dumps(results, indent=1) + "\n")
+        jobs = {one: vars(job) for one, job in self.jobs.items()}
+        kept: dict[str, Any] = {
+            one: getattr(self, one) for one in ("path", "name", "sha", "leaked")
+        }
+        kept |= {"event": vars(self.event), "jobs": jobs}
+        write_atomic(self.folder / "run.json", json.dumps(kept, indent=1) + "\n")
         self.say(f"{self.name} #{self.number}: {'green' if self.green else 'RED'} ({self.folder})")
         return self
 
@@ -273,10 +292,8 @@ class Run:
         scripts = "\n".join(str(step.get("run", "")) for step in steps)
         uses = {str(step["uses"]) for step in steps if "uses" in step}
         local = [one for one in sorted(uses) if (ACTIONS / _action(one)).is_dir()]
-        checkout: dict[str, Any] = next(
-            (step for step in steps if str(step.get("uses", "")).startswith("actions/checkout@")),
-            {},
-        ).get("with", {})
+        checkouts = (one for one in steps if str(one.get("uses")).startswith("actions/checkout@"))
+        checkout = dict(next(checkouts, {}).get("with", {}))
         full = str(checkout.get("fetch-depth", 1)) == "0"
         environment = {
             "GITHUB_RUN_ID": self.number, "GITHUB_RUN_NUMBER": self.number, "GITHUB_RUN_ATTEMPT": self.event.attempt,
