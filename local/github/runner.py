@@ -143,12 +143,10 @@ class Run:
         todo = {name: job for name, job in self.workflow["jobs"].items() if name not in kept}
         with _group(self.state, self.workflow.get("concurrency"), self.event, self.say):
             self._all(todo)
-        jobs = {one: vars(job) for one, job in self.jobs.items()}
-        kept: dict[str, Any] = {
-            one: getattr(self, one) for one in ("path", "name", "sha", "leaked")
-        }
-        kept |= {"event": vars(self.event), "jobs": jobs}
-        write_atomic(self.folder / "run.json", json.dumps(kept, indent=1) + "\n")
+        ended: dict[str, Any] = {"event": vars(self.event)}
+        ended |= {one: getattr(self, one) for one in ("path", "name", "sha", "leaked")}
+        ended["jobs"] = {one: vars(job) for one, job in self.jobs.items()}
+        write_atomic(self.folder / "run.json", json.dumps(ended, indent=1) + "\n")
         self.say(f"{self.name} #{self.number}: {'green' if self.green else 'RED'} ({self.folder})")
         return self
 
@@ -288,12 +286,12 @@ class Run:
         return {"ref": self.event.ref, "repository": repository, **self.event.payload}
 
     def _act(self, home: Path, name: str, job: dict[str, Any]) -> int:
-        steps = job.get("steps", [])
+        steps: list[dict[str, Any]] = job.get("steps", [])
         scripts = "\n".join(str(step.get("run", "")) for step in steps)
         uses = {str(step["uses"]) for step in steps if "uses" in step}
         local = [one for one in sorted(uses) if (ACTIONS / _action(one)).is_dir()]
         checkouts = (one for one in steps if str(one.get("uses")).startswith("actions/checkout@"))
-        checkout = dict(next(checkouts, {}).get("with", {}))
+        checkout = next((one.get("with", {}) for one in checkouts), {})
         full = str(checkout.get("fetch-depth", 1)) == "0"
         environment = {
             "GITHUB_RUN_ID": self.number, "GITHUB_RUN_NUMBER": self.number, "GITHUB_RUN_ATTEMPT": self.event.attempt,
