@@ -1,4 +1,4 @@
-"""Production releases what GitHub attests: the deploy playbook with a stand-in for `gh`, and for ssh, which no refusal reaches."""
+"""Production releases what GitHub attests: the deploy playbook, with stand-ins for `gh` and ssh, which no refusal reaches."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ SSH = """#!/bin/sh
 echo ssh >>"$CALLS"
 exit 255
 """
-WANTED = f"gh attestation verify oci://{IMAGE} --repo Example/cimt --source-ref refs/heads/main --source-digest {REVISION}"
+WANTED = (
+    f"gh attestation verify oci://{IMAGE} --repo Example/cimt "
+    f"--source-ref refs/heads/main --source-digest {REVISION}"
+)
 
 
 def deploy(folder: Path, **environment: str) -> tuple[list[str], str]:
