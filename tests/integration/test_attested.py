@@ -1,4 +1,4 @@
-"""Production releases what GitHub attests: the deploy playbook, with stand-ins for `gh` and ssh, which no refusal reaches."""
+"""Production releases what GitHub attests: the deploy playbook, with stand-ins for `gh` and for ssh."""
 
 from __future__ import annotations
 
