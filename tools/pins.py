@@ -39,7 +39,7 @@ PASSED_OVER = re.compile(
     r"^(docs|tests|bench|migrations|n8n_workflows|supabase)/|\.(md|svg|in|sql)$|(?<!package)\.json$"
 )
 # Lines that name a version and pin none: the oldest that will do, our own, an example in an error message.
-NO_PIN = re.compile(r"minimum_pre_commit_version|__version__|"version":|raise LocalError")
+NO_PIN = re.compile(r"minimum_pre_commit_version|\bversion\b.*0\.0\.0|__version__|raise LocalError")
 # Renovate says so of what it would look up at GitHub: it has read it.
 READ = (None, "github-token-required")
 
