@@ -84,8 +84,8 @@ def extract(root: Path, program: Path, node: Path) -> dict[str, list[dict[str, A
         env = {"PATH": f"{node}:/usr/local/bin:/usr/bin:/bin", "HOME": home}
         env |= {"LOG_LEVEL": "debug", "LOG_FORMAT": "json", "RENOVATE_BASE_DIR": home}
         env |= {"RENOVATE_ONBOARDING": "false", "RENOVATE_REQUIRE_CONFIG": "required"}
-        valid = [program / "dist/config-validator.js", "--strict", CONFIG]
-        dry = [program / "dist/renovate.js", "--platform=local", "--dry-run=extract"]
+        valid = [str(program / "dist/config-validator.js"), "--strict", CONFIG]
+        dry = [str(program / "dist/renovate.js"), "--platform=local", "--dry-run=extract"]
         for command in (valid, dry):
             done = subprocess.run(
                 ["node", *command], cwd=root, env=env, capture_output=True, text=True
