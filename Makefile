@@ -116,7 +116,7 @@ audit: setup ## Read-only audit of the droplet: testinfra inside, port scan outs
 .PHONY: settings
 settings: setup ## After an edit of services/settings.yaml: write workflows, docs/setup.md and production.env.example
 	@python -m tools.settings write
-.PHONY: setup check check-unprivileged lint unit kernel database-17 n8n-install n8n-lint n8n-catalogue n8n-test n8n-upgrade test faults pipeline lock clean
+.PHONY: setup check check-unprivileged lint unit kernel database-17 n8n-install n8n-lint n8n-catalogue n8n-test n8n-upgrade test sbom vulnerabilities pins faults pipeline lock clean
 setup: .venv/.installed node_modules/.installed ## Install the locked Python and npm environments
 check: lint unit kernel ## All that needs no VM: linters, unit and contract tests (5 minutes on two cores)
 # Root may do what GitHub's runner and a developer may not: so root checks as one of them.
@@ -145,6 +145,12 @@ test: packages check-unprivileged kernel database-17 n8n-test ## check, Postgres
 	  echo "test: plan on a droplet that was never provisioned"; python -m local start; make --no-print-directory plan; fi
 	@python -m local up
 	@python -m pytest -v -p no:cacheprovider tests/acceptance/test_image.py tests/acceptance/test_droplet.py
+sbom: setup ## What is inside, from the locks: CycloneDX documents in .local/sbom/ (npm 10 or newer)
+	@tools/locks.sh sbom
+vulnerabilities: setup ## What is known against the locked packages; red too when the index knows nothing
+	@tools/locks.sh vulnerabilities
+pins: setup ## The update bot sees every pinned version: Renovate's own dry run (436 MB from npm at the first run)
+	@python -m tools.pins
 faults: packages setup ## Break the running local droplet on purpose: bad images, races, a full disk, a kill, a reboot
 	@python -m local up
 	@python -m pytest -v -p no:cacheprovider tests/acceptance/test_second_app.py tests/acceptance/test_undo.py tests/acceptance/test_faults.py $(if $(wildcard .local/build/n8n.json),tests/acceptance/test_n8n.py)

@@ -62,12 +62,33 @@ fi
 # The stand-in answers as the version that the role installs.
 [ "$service" != easypanel ] || tag=$(sed -n 's/^easypanel_version: "\(.*\)"/\1/p' roles/easypanel/defaults/main.yml)
 image=$repository:${tag:-$revision}
-if [ -n "$missing" ] && skopeo inspect --no-tags "${registry_options[@]}" "docker://$image" >/dev/null 2>&1; then
-  echo "build: the registry has $image"
-  exit 0
+mkdir -p .local/build
+work=$(mktemp -d .local/build/.work.XXXXXX)
+trap 'rm -rf "$work"' EXIT
+
+source=$(tools/source.sh)
+registry=${repository%%/*}
+denied() { # WHAT: the registry refused us; says what to do about it, and ends
+  stop 1 "$registry refused $1. Next: sign in by \`buildah login $registry\` (a token with write:packages); when you are, link the package: \
+its page → Package settings → Manage Actions access → Add Repository${source:+ ${source#*//*/}}, role Write"
+}
+if [ -n "$missing" ]; then
+  if skopeo inspect --no-tags "${registry_options[@]}" "docker://$image" >/dev/null 2>"$work/words"; then
+    echo "build: the registry has $image"
+    exit 0
+  fi
+  # Only a registry that says so does not have it: "denied", or no answer, would cost minutes of building for nothing.
+  if ! grep -qE 'manifest unknown|name unknown|\b404\b' "$work/words"; then
+    cat "$work/words" >&2
+    ! grep -qiE 'denied|unauthorized|forbidden|authentication required|\b40[13]\b' "$work/words" || denied "to say whether it has $image"
+    stop 1 "$registry did not say whether it has $image (see above). Next: try again when it answers"
+  fi
 fi
 
+# Both overwrite what a base image says of itself. By the source ghcr.io links a new package to the repository.
 options=(--format docker --isolation chroot --layers --pull-always=false --build-arg "REVISION=$revision" --tag "$image")
+options+=(--label "org.opencontainers.image.revision=$revision")
+[ -z "$source" ] || options+=(--label "org.opencontainers.image.source=$source")
 if [ -n "$local_droplet" ]; then
   base=$(.venv/bin/python -m local base "$service") # made now where it is missing
   options+=(--build-arg "BASE_IMAGE=$base")
@@ -77,14 +98,15 @@ echo "build: $image"
 buildah bud "${options[@]}" "$context"
 [ -n "$push" ] || exit 0
 
-mkdir -p .local/build
-work=$(mktemp -d .local/build/.work.XXXXXX)
-trap 'rm -rf "$work"' EXIT
 options=(--digestfile "$work/digest" "${registry_options[@]}")
 # The local registry is on this machine: what compression would save on the way, an emulated droplet pays many times to undo.
 [ -z "$local_droplet" ] || options+=(--disable-compression)
 echo "build: pushing $image"
-buildah push --quiet "${options[@]}" "$image"
+if ! buildah push --quiet "${options[@]}" "$image" 2>"$work/words"; then
+  cat "$work/words" >&2
+  ! grep -qiE 'denied|unauthorized|forbidden|not allowed|\b40[13]\b' "$work/words" || denied "the push of $image"
+  stop 1 "the push of $image failed (see above). Next: the same command again"
+fi
 digest=$(cat "$work/digest")
 printf '{"image": "%s", "digest": "%s", "revision": "%s", "pushed_to": "%s"}\n' \
   "$pull_repository@$digest" "$digest" "$revision" "$repository" >"$work/json"

@@ -35,7 +35,7 @@ esac
 """
 SKOPEO = """#!/bin/bash
 printf 'skopeo %s\\n' "$*" >>"$CALLS"
-exit "${SKOPEO_EXIT:-0}"
+[ -z "${SKOPEO_EXIT:-}" ] || { echo 'reading manifest 1 in example.com/cimt/n8n: manifest unknown' >&2; exit 1; }
 """
 REPOSITORY = "example.com/cimt"
 
@@ -45,6 +45,7 @@ class Checkout:
 
     def __init__(self, root: Path) -> None:
         self.root = root / "a checkout"
+        self.registry = ""
         self.calls = root / "calls"
         self.result = self.root / ".local/build/api.json"
         programs = root / "bin"
@@ -61,7 +62,8 @@ class Checkout:
         service = self.root / "services/api"
         service.mkdir(parents=True)
         (self.root / "tools").mkdir()
-        shutil.copy(ROOT / "tools/build.sh", self.root / "tools")
+        for name in ("build.sh", "source.sh"):
+            shutil.copy(ROOT / "tools" / name, self.root / "tools")
         for name in ("services/n8n", "tools/services", "plugins/filter"):
             shutil.copytree(ROOT / name, self.root / name)
         shutil.copy(ROOT / "services/compose.yaml", self.root / "services")
@@ -92,7 +94,7 @@ class Checkout:
             cwd=self.root,
             env=os.environ
             | {"PATH": self.path, "CALLS": str(self.calls), "SSL_CERT_FILE": ""}
-            | {"IMAGE_REPOSITORY": REPOSITORY}
+            | {"IMAGE_REPOSITORY": REPOSITORY, "GITHUB_REPOSITORY": "", "GITHUB_SERVER_URL": ""}
             | environment,
             capture_output=True,
             text=True,
@@ -185,7 +187,7 @@ def test_n8n_is_built_only_where_its_version_is_new(
         result = checkout.services(
             *("build", "n8n", "--missing", *options),
             REGISTRY_PORT=registry,
-            SKOPEO_EXIT="0" if there else "1",
+            SKOPEO_EXIT="" if there else "1",
         )
         assert result.returncode == 0, result.stderr
         calls = checkout.calls.read_text()
@@ -198,8 +200,145 @@ def test_n8n_is_built_only_where_its_version_is_new(
             assert calls.splitlines()[-1].endswith(image)
 
 
+@pytest.mark.parametrize(
+    ("origin", "runner", "source"),
+    [
+        ("", "", ""),
+        ("/srv/cimt.git", "", ""),
+        ("https://github.com.example.com/Example/cimt", "", ""),
+        ("https://github.com/Example/cimt.git", "", "https://github.com/Example/cimt"),
+        ("https://me:secret@github.com/Example/cimt", "", "https://github.com/Example/cimt"),
+        ("git@github.com:Example/cimt.git", "", "https://github.com/Example/cimt"),
+        ("ssh://git@github.com/Example/cimt.git", "", "https://github.com/Example/cimt"),
+        ("/srv/cimt.git", "Example/cimt", "https://github.com/Example/cimt"),
+    ],
+)
+def test_every_image_names_repository_and_revision(
+    checkout: Checkout, origin: str, runner: str, source: str
+) -> None:
+    """By this label ghcr.io links a package that a person pushed: the repository's workflow may then write it."""
+    if origin:
+        checkout.git("remote", "add", "origin", origin)
+    assert checkout.build("n8n", GITHUB_REPOSITORY=runner).returncode == 0
+    build = checkout.calls.read_text().splitlines()[0]
+    assert f"--label org.opencontainers.image.revision={checkout.git('rev-parse', 'HEAD')}" in build
+    assert ("image.source=" in build) is bool(source)
+    assert f"--label org.opencontainers.image.source={source} " in build or not source
+    assert "secret" not in build
+
+
+def test_no_image_keeps_what_its_base_says_of_itself() -> None:
+    """The official image of n8n names n8n's repository: ghcr.io would look for the package's owner there."""
+    text = (ROOT / "services/n8n/Dockerfile").read_text()
+    for name in ("title", "description", "url", "source", "version"):
+        assert f"org.opencontainers.image.{name}=" in text
+
+
+@pytest.fixture
+def ghcr(checkout: Checkout) -> Iterator[dict[str, tuple[int, str]]]:
+    """What a registry that asks for a token answers to `token` and `manifest`, for the real skopeo."""
+    answers = {"token": (200, "")}
+
+    class Answer(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            known = {"/token": "token", "/v2/": "ping"}.get(self.path.partition("?")[0], "manifest")
+            status, code = {"ping": (401, "UNAUTHORIZED"), **answers}[known]
+            word = code.lower().replace("_", " ")
+            body = {"errors": [{"code": code, "message": word}]} if code else {"token": "t"}
+            self.send_response(status)
+            if known == "ping":
+                where = f'realm="http://{self.headers["Host"]}/token",service="ghcr.io"'
+                self.send_header("WWW-Authenticate", f"Bearer {where}")
+            self.send_header("Content-Type", "application/json")
+            self.end_headers()
+            self.wfile.write(json.dumps(body).encode())
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    (checkout.root.parent / "bin/skopeo").unlink()
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
+        where = f"127.0.0.1:{server.server_port}"
+        settings = checkout.root.parent / ".config/containers"
+        settings.mkdir(parents=True)
+        text = f'[[registry]]\nlocation = "{where}"\ninsecure = true\n'
+        (settings / "registries.conf").write_text(text)
+        checkout.registry = where
+        threading.Thread(target=server.serve_forever).start()
+        yield answers
+        server.shutdown()
+
+
+NOT_THERE = ((404, "MANIFEST_UNKNOWN"), (404, "NAME_UNKNOWN"))
+DENIED = ((403, "DENIED"), (401, "UNAUTHORIZED"))
+
+
+@pytest.mark.parametrize(
+    ("place", "answer", "outcome"),
+    [
+        *(("manifest", answer, "built") for answer in NOT_THERE),
+        *((place, answer, "denied") for place in ("manifest", "token") for answer in DENIED),
+        *((place, (500, "UNKNOWN"), "no answer") for place in ("manifest", "token")),
+    ],
+)
+def test_only_what_the_registry_says_it_has_not_is_built(
+    checkout: Checkout,
+    ghcr: dict[str, tuple[int, str]],
+    place: str,
+    answer: tuple[int, str],
+    outcome: str,
+) -> None:
+    ghcr[place] = answer
+    if place == "token":
+        ghcr["manifest"] = (404, "MANIFEST_UNKNOWN")
+    result = checkout.services(
+        *("build", "n8n", "--missing"),
+        HOME=str(checkout.root.parent),
+        XDG_CONFIG_HOME="",
+        IMAGE_REPOSITORY=f"{checkout.registry}/example",
+    )
+    built = checkout.calls.exists() and "bud " in checkout.calls.read_text()
+    assert built is (outcome == "built"), result.stderr
+    assert result.returncode == (0 if built else 1), result.stderr
+    last = (result.stderr.splitlines() or [""])[-1]
+    assert (f"buildah login {checkout.registry}" in last) is (outcome == "denied"), last
+    assert ("Next: try again when it answers" in last) is (outcome == "no answer"), last
+
+
+def test_a_registry_that_is_away_does_not_count_as_empty(checkout: Checkout) -> None:
+    (checkout.root.parent / "bin/skopeo").unlink()
+    result = checkout.services("build", "n8n", "--missing", IMAGE_REPOSITORY="127.0.0.1:1/example")
+    assert result.returncode == 1
+    assert "Next: try again when it answers" in result.stderr
+    assert not checkout.calls.exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "trying to reuse blob sha256:ab at destination: failed to read from destination repository x: 403 (Forbidden)",
+        "writing blob: initiating layer upload to /v2/x/blobs/uploads/: denied: permission_denied: write_package",
+        "denied: installation not allowed to Write organization package",
+        "denied: requested access to the resource is denied",
+        "Requesting bearer token: invalid status code from registry 403 (Forbidden)",
+    ],
+)
+def test_a_push_that_is_denied_says_how_the_package_is_linked(
+    checkout: Checkout, words: str
+) -> None:
+    program = checkout.root.parent / "bin/buildah"
+    program.write_text(f'#!/bin/bash\n[ "$1" != push ] || {{ echo "{words}" >&2; exit 125; }}\n')
+    result = checkout.build("api", GITHUB_REPOSITORY="Example/cimt")
+    assert result.returncode == 1
+    said, last = result.stderr.splitlines()
+    assert said == words
+    assert "Manage Actions access → Add Repository Example/cimt, role Write" in last
+    assert "buildah login example.com" in last
+    assert not checkout.result.exists()
+
+
 def test_what_is_released_by_digest_is_built_without_being_named(checkout: Checkout) -> None:
-    assert checkout.services("build", SKOPEO_EXIT="0").returncode == 0
+    assert checkout.services("build").returncode == 0
     calls = checkout.calls.read_text()
     assert calls.count("buildah bud") + calls.count("\nbud ") + calls.startswith("bud ") == 1
     assert "skopeo inspect" in calls, "the other app has a tag, which the registry has"

@@ -35,8 +35,8 @@ author: ["CIMT contributors"]
 EXAMPLES = r"""
 - name: Panel installed
   easypanel_install:
-    image: easypanel/easypanel:2.33.1
-    version: 2.33.1
+    image: "{{ easypanel_image }}"
+    version: "{{ easypanel_version }}"
     url: http://127.0.0.1:3000
     admin_email: ops@example.com
     admin_password: "{{ password }}"
