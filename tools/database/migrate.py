@@ -29,6 +29,7 @@ import psycopg.sql
 
 from tools.database import safety
 from tools.database.address import Refused, database_url, hide_secrets, without_password
+from tools.step import note
 
 ROOT = pathlib.Path(__file__).parents[2]
 FILE = re.compile(r"\d{14}_[a-z0-9_]+\.sql")
@@ -300,6 +301,7 @@ def main() -> int:
                 print(f"migrate: {migration.name} ({migration.safety})", flush=True)
             if arguments.plan:
                 return push(url, "--dry-run")
+            note(migrations=[[migration.name, migration.safety] for migration in todo])
             code = apply(url, todo)
             if code == 0:
                 set_api_password(connection, url)
