@@ -102,12 +102,16 @@ rollback: setup ## Release the digest that ran before; ACCEPT=… past migration
 history: setup ## The release ledger of the host
 	@$(call play,history) $(ARGS)
 
-.PHONY: smoke audit
+.PHONY: smoke audit checklist receipt
 smoke: setup ## Ask the product through its public address: TLS, /healthz, POST /chat
 	@$(call step,smoke) python -m pytest -q -p no:cacheprovider tests/smoke $(ARGS)
 audit: setup ## Read-only audit of the droplet: testinfra inside, port scan outside
 	@mkdir -p .local/reports
 	@$(call step,audit) python -m pytest -q -p no:cacheprovider tests/audit --junitxml=.local/reports/audit-$(ENV).xml $(ARGS)
+checklist: setup ## The product's fifteen promises, each proven by a command (Portuguese); ARGS=--strict fails on a ❌
+	@$(call step,checklist) python -m tools.checklist $(ARGS)
+receipt: setup ## What the last release did, as Markdown: steps, images, migrations, audit, the way back
+	@python -m tools.receipt release $(ARGS)
 
 ##@ The code
 # What is written from services/settings.yaml is checked by the unit tests.

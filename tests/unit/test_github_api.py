@@ -21,7 +21,7 @@ import uvicorn
 from local.github.__main__ import application
 from tools import github
 
-TOKEN = "ghs_abcdefghijklmnopqrstuvwxyz0123456789"
+TOKEN = "ghs_a-token-that-nobody-may-see"
 MERGE, HEAD = "a" * 40, "b" * 40
 ALL = {"issues": "write", "pull-requests": "write", "contents": "write", "checks": "read"}
 Told = subprocess.CompletedProcess[str]
