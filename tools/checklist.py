@@ -68,7 +68,7 @@ def droplet(commands: list[str]) -> list[tuple[int, str]]:
     elif not (ROOT / ".local/ssh_config").exists():
         return [(2, "não há droplet local: make up")] * len(commands)
     script = "".join(
-        f"echo; echo '{MARK}'; (\n{command}\n) 2>&1 </dev/null; echo; echo $?\n"
+        f"echo; echo '{MARK}'; (\n{command}\n) 2>&1 </dev/null; code=$?; echo; echo $code\n"
         for command in commands
     )
     ssh = ["ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=30", *there]
