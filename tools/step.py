@@ -62,16 +62,14 @@ def main() -> int:
     """Command line; returns the command's exit code."""
     name, *command = sys.argv[1:]
     FOLDER.mkdir(parents=True, exist_ok=True)
-    facts = FOLDER / f"{name}.facts"
-    for old in (facts, FOLDER / f"{name}.json"):
-        old.unlink(missing_ok=True)
+    facts = FOLDER / f"{name}.{os.getpid()}.facts"  # two at once keep apart
+    (FOLDER / f"{name}.json").unlink(missing_ok=True)
     started = time.monotonic()
     with subprocess.Popen(command, env=os.environ | {"RECEIPT_FACTS": str(facts)}) as process:
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, lambda got, _: process.send_signal(got))
-        signal.signal(
-            signal.SIGINT, signal.SIG_IGN
-        )  # the command gets it too: it is of the same group
+        # A Ctrl-C reaches the command too: it is of the same group.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     code = process.returncode
     kept = json.loads(facts.read_text()) if facts.exists() else {}
     facts.unlink(missing_ok=True)

@@ -272,7 +272,7 @@ def test_a_step_keeps_what_its_command_noted_but_no_secret(tmp_path: Path) -> No
         "local",
         "plain",
     )
-    assert not (tmp_path / "trial.facts").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["trial.json"]
 
 
 def test_a_step_that_is_ended_ends_its_command_and_says_so(tmp_path: Path) -> None:
