@@ -27,6 +27,8 @@ export ANSIBLE_STRATEGY := mitogen_linear
 export ANSIBLE_STRATEGY_PLUGINS = $(CURDIR)/$(wildcard .venv/lib/python3*/site-packages/ansible_mitogen/plugins/strategy)
 endif
 
+# A step of a release, or of the nightly look: what came of it stays in .local/receipt/ for `make receipt`.
+step = python -m tools.step $(1)
 play = ansible-playbook -i inventory/$(ENV) playbooks/$(1).yml
 build_options = $(if $(MISSING),--missing) $(if $(filter local,$(ENV)),--local) $(if $(filter 0,$(PUSH)),--no-push)
 
@@ -62,7 +64,7 @@ panel-image: setup ## Build the stand-in panel's image and push it to the local 
 provision: setup ## Make the host and its panel what the files here say
 	@$(call play,provision) $(ARGS)
 plan: setup ## Show what `provision` would change; changes nothing
-	@$(call play,provision) --check --diff $(ARGS)
+	@$(call step,plan) $(call play,provision) --check --diff $(ARGS)
 
 .PHONY: pull-request-plan
 pull-request-plan: setup ## What merging this branch changes in production, from the files alone; BASE=… (origin/main)
@@ -70,7 +72,7 @@ pull-request-plan: setup ## What merging this branch changes in production, from
 
 .PHONY: services
 services: setup ## Make only the panel's apps what services/compose.yaml says (a part of provision)
-	@$(call play,services) $(ARGS)
+	@$(call step,services) $(call play,services) $(ARGS)
 
 .PHONY: build
 build: setup ## Build and push the images of the apps, or of SERVICE alone (MISSING=1: unless it is there)
@@ -86,7 +88,7 @@ n8n-pull: setup ## Bring edits of n8n's editor into n8n_workflows/; ARGS=--check
 
 .PHONY: migrate migrate-plan schema user-export user-erase
 migrate: setup ## Apply the pending database migrations
-	@python -m tools.database.migrate
+	@$(call step,migrate) python -m tools.database.migrate
 migrate-plan: setup ## Show the pending migrations; applies nothing
 	@python -m tools.database.migrate --plan
 schema: setup ## Write docs/schema.md from the live catalogue of all migrations
@@ -98,18 +100,22 @@ user-erase: setup ## Delete one person's account and data for good: USER_ID=… 
 
 .PHONY: deploy rollback history
 deploy: setup ## Release what was built last, or IMAGE=…@sha256:… REVISION=… of SERVICE; back when smoke or audit fail
-	@$(call play,deploy) $(ARGS)
+	@$(call step,deploy) $(call play,deploy) $(ARGS)
 rollback: setup ## Release the digest that ran before; ACCEPT=… past migrations that it does without
 	@$(call play,rollback) $(ARGS)
 history: setup ## The release ledger of the host
 	@$(call play,history) $(ARGS)
 
-.PHONY: smoke audit
+.PHONY: smoke audit checklist receipt
 smoke: setup ## Ask the product through its public address: TLS, /healthz, POST /chat
-	@python -m pytest -q -p no:cacheprovider tests/smoke
+	@$(call step,smoke) python -m pytest -q -p no:cacheprovider tests/smoke $(ARGS)
 audit: setup ## Read-only audit of the droplet: testinfra inside, port scan outside
 	@mkdir -p .local/reports
-	@python -m pytest -q -p no:cacheprovider tests/audit --junitxml=.local/reports/audit-$(ENV).xml $(ARGS)
+	@$(call step,audit) python -m pytest -q -p no:cacheprovider tests/audit --junitxml=.local/reports/audit-$(ENV).xml $(ARGS)
+checklist: setup ## The product's fifteen promises, each proven by a command (Portuguese); ARGS=--strict fails on a ❌
+	@$(call step,checklist) python -m tools.checklist $(ARGS)
+receipt: setup ## What the last release did, as Markdown: steps, images, migrations, audit, the way back
+	@python -m tools.receipt release $(ARGS)
 
 ##@ The code
 # What is written from services/settings.yaml is checked by the unit tests.

@@ -37,6 +37,10 @@ NEEDED = {
     "audit": set(REQUIRED["audit"]),
     "check": set(),
     "setup": set(),
+    "pull-request-plan": set(),
+    "sbom": set(),
+    "vulnerabilities": set(),
+    "checklist": {"DROPLET_HOST", "API_DOMAIN", "SUPABASE_DB_URL"},
 }
 # Verbs that write what an audit compares, and the audit.
 COMPARED = {"services", "provision", "plan", "deploy", "audit"}
@@ -84,6 +88,7 @@ def filled(text: Any, inputs: dict[str, str], *, optional: bool) -> str:
 
     def value(match: re.Match[str]) -> str:
         for part in match[1].split("||"):
+            part = part.rpartition("&&")[2].strip(" ()")
             context, _, name = part.strip().partition(".")
             if literal := re.fullmatch(r"'([^']*)'", part.strip()):
                 return literal[1]

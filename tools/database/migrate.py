@@ -29,6 +29,7 @@ import psycopg.sql
 
 from tools.database import history, safety
 from tools.database.address import Refused, database_url, hide_secrets, without_password
+from tools.step import note
 
 ROOT = pathlib.Path(__file__).parents[2]
 LOCK = 0x43494D54  # "CIMT": one number for every runner of this project
@@ -270,6 +271,7 @@ def main() -> int:
                 print(f"migrate: {migration.name} ({migration.safety})", flush=True)
             if arguments.plan:
                 return push(url, "--dry-run")
+            note(migrations=[[migration.name, migration.safety] for migration in todo])
             code = apply(url, todo)
             if code == 0:
                 set_api_password(connection, url)
