@@ -291,7 +291,7 @@ class Run:
         uses = {str(step["uses"]) for step in steps if "uses" in step}
         local = [one for one in sorted(uses) if (ACTIONS / _action(one)).is_dir()]
         checkouts = (one for one in steps if str(one.get("uses")).startswith("actions/checkout@"))
-        checkout = next((one.get("with", {}) for one in checkouts), {})
+        checkout = dict(next(checkouts, {"with": {}}).get("with", {}))
         full = str(checkout.get("fetch-depth", 1)) == "0"
         environment = {
             "GITHUB_RUN_ID": self.number, "GITHUB_RUN_NUMBER": self.number, "GITHUB_RUN_ATTEMPT": self.event.attempt,

@@ -87,8 +87,8 @@ def filled(text: Any, inputs: dict[str, str], *, optional: bool) -> str:
     """
 
     def value(match: re.Match[str]) -> str:
-        for part in match[1].split("||"):
-            part = part.rpartition("&&")[2].strip(" ()")
+        for alternative in match[1].split("||"):
+            part = alternative.rpartition("&&")[2].strip(" ()")
             context, _, name = part.strip().partition(".")
             if literal := re.fullmatch(r"'([^']*)'", part.strip()):
                 return literal[1]
