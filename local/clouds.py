@@ -176,6 +176,10 @@ def _supabase(ports: Ports, folder: Path) -> list[str]:
     return options
 
 
+def _github(_: Ports, folder: Path) -> list[str]:
+    return ["--folder", str(DOCUMENTS), "--state", str(folder.parent / "github")]
+
+
 def _ghcr(_: Ports, folder: Path) -> list[str]:
     return ["--state", str(folder / "ghcr"), "--name", GHCR]
 
@@ -191,7 +195,7 @@ CLOUDS = {
         ),
         Cloud("openai", "local.openai", lambda *_: [], "/stand-in/health"),
         Cloud(
-            *("github", "local.github", lambda *_: ["--folder", str(DOCUMENTS)]),
+            *("github", "local.github", _github),
             "/stand-in/health",
         ),
         # The registry of production, where an image has owners: for `make pipeline`.

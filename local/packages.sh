@@ -7,6 +7,7 @@ set -euo pipefail
 wanted=(
   qemu-system-x86_64:qemu-system-x86 qemu-img:qemu-utils
   mmdebstrap:mmdebstrap mkfs.ext4:e2fsprogs buildah:buildah skopeo:skopeo bwrap:bubblewrap docker-registry:docker-registry
+  fuse-overlayfs:fuse-overlayfs
   ssh:openssh-client nft:nftables ip:iproute2 git:git curl:curl node:nodejs npm:npm make:make g++:g++ jq:jq sudo:sudo
 )
 PATH="$PATH:/usr/sbin:/sbin"

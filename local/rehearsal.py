@@ -41,8 +41,9 @@ insecure = true
 """
 PROFILE = """\
 export PATH="$HOME/bin:$PATH" SSL_CERT_FILE="$HOME/ca.pem"
-export GITHUB_API_URL=http://127.0.0.1:{github}/api
 """
+# Else buildah copies every layer where fuse-overlayfs is missing.
+STORAGE = '[storage]\ndriver = "overlay"\n'
 
 
 def registry(settings: Settings) -> str:
@@ -180,10 +181,13 @@ def _home(settings: Settings, authorities: str) -> None:
     system = os.environ.get("SSL_CERT_FILE") or ssl.get_default_verify_paths().cafile
     trusted = Path(system).read_text() if system else ""
     (home / "ca.pem").write_text(f"{trusted}\n{authorities}")
-    (home / ".profile").write_text(PROFILE.format(github=settings.ports["github"]))
+    (home / ".profile").write_text(PROFILE)
+    api = f"http://127.0.0.1:{settings.ports['github']}/api"
+    (home / "environment").write_text(f"GITHUB_API_URL={api}\n")
     containers = home / ".config/containers"
     containers.mkdir(parents=True)
     (containers / "registries.conf").write_text(REGISTRIES.format(port=settings.ports["registry"]))
+    (containers / "storage.conf").write_text(STORAGE)
     (home / "hosts").write_text(f"127.0.0.1 {clouds.GHCR}\n")
     if BIN.is_dir():
         shutil.copytree(BIN, home / "bin")

@@ -47,7 +47,9 @@ def commands(settings: Settings, number: int) -> str:
 def rows(settings: Settings) -> dict[str, str]:
     """Where GitHub keeps each setting, by the document's table: {NAME: variable or secret}."""
     found = re.findall(
-        r"^\| `([A-Z0-9_]+)` \|.*\| (variable|secret) \|$", section(settings, 3), re.MULTILINE
+        r"^\| `([A-Z0-9_]+)` \|.*\| (variable|secret|variable of the repository) \|$",
+        section(settings, 3),
+        re.MULTILINE,
     )
     return dict(found)
 
@@ -115,6 +117,7 @@ def first_time(settings: Settings) -> None:
 def environment(settings: Settings) -> None:
     """Chapter 5: every row of the table into GitHub's environment, by the commands that the chapter shows."""
     given = rehearsal.values(settings) | {"REGISTRY": rehearsal.registry(settings)}
+    of_repository = "variable of the repository"
     shown = commands(settings, 5)
     if "gh variable set " not in shown or "gh secret set " not in shown:
         raise LocalError(
@@ -123,8 +126,9 @@ def environment(settings: Settings) -> None:
     lines = []
     for name, kind in rows(settings).items():
         if name in given:
-            where = "" if name == "REGISTRY" else " --env production"
-            lines.append(f"printf %s {shlex.quote(given[name])} | gh {kind} set {name}{where}")
+            where = "" if kind == of_repository else " --env production"
+            typed = f"gh {kind.partition(' ')[0]} set {name}{where}"
+            lines.append(f"printf %s {shlex.quote(given[name])} | {typed}")
     type_in(settings, "\n".join(lines), settings.state / "github", 5)
 
 
@@ -153,7 +157,7 @@ def green(settings: Settings) -> list[Run]:
     repository = Repository(settings.state / "github", say)
     repository.create(settings.root)
     change(repository, f"harmless-{time.time_ns()}", CHANGE, "# Nothing changes by this line.\n")
-    runs = repository.merge(repository.pulls()[-1]["number"])
+    runs = repository.merge(repository.known()["pulls"][-1]["number"])
     for run in runs:
         if not run.green:
             raise LocalError(f"pipeline: {run.name} is red. Its logs: {run.folder}")

@@ -11,7 +11,8 @@ import json
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,7 @@ class Repository:
             )
             self.git("config", "uploadpack.allowAnySHA1InWant", "true")
         self.git("fetch", "-q", "--no-tags", f"file://{root}", "+HEAD:refs/heads/main")
+        write_atomic(self.state / "repository.json", json.dumps(self.known()) + "\n")
         hook = self.bare / "hooks/post-receive"
         hook.write_text(
             HOOK.format(root=shlex.quote(str(root)), python=shlex.quote(sys.executable))
@@ -72,41 +74,44 @@ class Repository:
             return self.start(Event("push", ref, {"before": old, "after": new}, changed))
         return self.start(self.pull_request(ref, new))
 
-    def pulls(self) -> list[dict[str, Any]]:
-        """Every pull request: number, branch, head, state (open, merged) and merged, the commit on main."""
-        path = self.state / "pulls.json"
-        return list(json.loads(path.read_text())) if path.exists() else []
+    def known(self) -> dict[str, Any]:
+        """What the API tells of the repository, in the form that api.py says: pulls, commits, checks."""
+        path = self.state / "repository.json"
+        nothing: dict[str, Any] = {"pulls": [], "commits": {}, "checks": []}
+        return dict(json.loads(path.read_text())) if path.exists() else nothing
 
-    def _keep(self, pull: dict[str, Any]) -> None:
-        others = [one for one in self.pulls() if one["number"] != pull["number"]]
-        write_atomic(self.state / "pulls.json", json.dumps([*others, pull], indent=1) + "\n")
+    def _keep(self, pull: dict[str, Any], checks: Sequence[dict[str, Any]] = ()) -> None:
+        known = self.known()
+        known["pulls"] = [one for one in known["pulls"] if one["number"] != pull["number"]] + [pull]
+        for sha in filter(None, (pull["head"]["sha"], pull["merge_commit_sha"])):
+            known["commits"][sha] = {"tree": {"sha": self.git("rev-parse", f"{sha}^{{tree}}")}}
+        known["checks"] += checks
+        write_atomic(self.state / "repository.json", json.dumps(known, indent=1) + "\n")
 
     def pull_request(self, ref: str, head: str) -> Event:
         """Open the pull request of a branch, or bring it up to date; its event."""
-        branch = ref.removeprefix("refs/heads/")
-        pulls = self.pulls()
-        known = [one for one in pulls if one["branch"] == branch and one["state"] == "open"]
-        pull = {"number": len(pulls) + 1, "branch": branch, "state": "open"} | (
-            known[0] if known else {}
-        )
-        number = pull["number"]
-        self._keep(pull | {"head": head})
-        merge = f"refs/pull/{number}/merge"
-        self.git("update-ref", merge, self._merged(head, f"Merge {head} into main"))
+        branch, pulls = ref.removeprefix("refs/heads/"), self.known()["pulls"]
         base = {
             "ref": "main",
             "sha": self.git("rev-parse", "main"),
             "repo": {"full_name": REPOSITORY},
         }
-        request = {
-            "number": number,
-            "head": {"ref": branch, "sha": head, "repo": {"full_name": REPOSITORY}},
+        pull: dict[str, Any] = {
+            "number": len(pulls) + 1,
+            "merged_at": None,
+            "merge_commit_sha": None,
             "base": base,
         }
-        action = "synchronize" if known else "opened"
-        return Event(
-            "pull_request", merge, {"action": action, "number": number, "pull_request": request}
-        )
+        opened = [one for one in pulls if one["head"]["ref"] == branch and not one["merged_at"]]
+        pull |= opened[0] if opened else {}
+        pull["head"] = {"ref": branch, "sha": head, "repo": {"full_name": REPOSITORY}}
+        self._keep(pull)
+        number = pull["number"]
+        merge = f"refs/pull/{number}/merge"
+        self.git("update-ref", merge, self._merged(head, f"Merge {head} into main"))
+        action = "synchronize" if opened else "opened"
+        payload = {"action": action, "number": number, "pull_request": pull | {"base": base}}
+        return Event("pull_request", merge, payload)
 
     def _merged(self, head: str, message: str) -> str:
         """A merge commit of head into main. Raises LocalError where they are in conflict."""
@@ -116,17 +121,28 @@ class Repository:
 
     def merge(self, number: int) -> list[Run]:
         """The button: main moves only when Gate, which the ruleset requires, was green for this head."""
-        pull = next((one for one in self.pulls() if one["number"] == number), None)
-        if pull is None or pull["state"] != "open":
+        known = self.known()
+        pull = next((one for one in known["pulls"] if one["number"] == number), None)
+        if pull is None or pull["merged_at"]:
             raise LocalError(f"github: there is no open pull request {number}")
-        if pull.get("gate") != pull["head"]:
-            raise LocalError(
-                f"github: pull request {number} cannot be merged: the required check Gate is not green"
-            )
+        head = pull["head"]["sha"]
+        gates = [
+            one["conclusion"]
+            for one in known["checks"]
+            if (one["name"], one["head_sha"]) == ("Gate", head)
+        ]
+        if gates[-1:] != ["success"]:
+            raise LocalError(f"github: pull request {number} waits for the required check Gate")
         old = self.git("rev-parse", "main")
-        new = self._merged(pull["head"], f"Merge pull request #{number} from {pull['branch']}")
+        new = self._merged(head, f"Merge pull request #{number} from {pull['head']['ref']}")
         self.git("update-ref", "refs/heads/main", new, old)
-        self._keep(pull | {"state": "merged", "merged": new})
+        self._keep(
+            pull
+            | {
+                "merged_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                "merge_commit_sha": new,
+            }
+        )
         self.say(f"pull request {number} merged: main is {new[:12]}")
         return self.received(old, new, "refs/heads/main")
 
@@ -143,13 +159,25 @@ class Repository:
         return runs
 
     def _checked(self, event: Event, run: Run) -> None:
-        if event.name != "pull_request":
-            return
-        for pull in self.pulls():
-            if pull["number"] == event.payload["number"]:
-                gate = run.jobs.get("gate")
-                green = gate is not None and gate.result == "success" and not run.leaked
-                self._keep(pull | {"gate": pull["head"] if green else None})
+        """The jobs of a pull request's run, as checks of its head."""
+        if event.name == "pull_request":
+            pull = event.payload["pull_request"]
+            about = {
+                "head_sha": pull["head"]["sha"],
+                "status": "completed",
+                "app": {"slug": "github-actions"},
+            }
+            named = {
+                run.workflow["jobs"][name].get("name", name): job.result
+                for name, job in run.jobs.items()
+            }
+            if run.leaked:
+                named["Gate"] = "failure"
+            newest = next(one for one in self.known()["pulls"] if one["number"] == pull["number"])
+            self._keep(
+                newest,
+                [{"name": name, "conclusion": result, **about} for name, result in named.items()],
+            )
 
     def again(self, number: int, jobs: Iterable[str] = ()) -> Run:
         """Re-run jobs of a run: those that did not succeed, and those that are named."""

@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from local.registry.rights import TOKENS, change, grant, revoke
 from local.settings import LocalError, write_atomic
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -205,28 +206,17 @@ class Run:
 
     @contextlib.contextmanager
     def _token(self, permissions: dict[str, str]) -> Iterator[str]:
-        """A token that lives as long as the job, with its permissions, at the registry and at the API."""
-        token = f"ghs_{secrets.token_hex(18)}"
-        tokens = self.state / "tokens.json"
-
-        def change(entry: dict[str, Any] | None) -> None:
-            with open(self.state / ".tokens.lock", "w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
-                known = json.loads(tokens.read_text()) if tokens.exists() else {}
-                known.pop(token, None)
-                write_atomic(tokens, json.dumps(known | ({token: entry} if entry else {})), 0o600)
-
-        change(
-            {
-                "repository": REPOSITORY,
-                "packages": permissions.get("packages", ""),
-                "permissions": permissions,
-            }
-        )
+        """A token that lives as long as the job, with its permissions, for the API and for the registry."""
+        token, registry = f"ghs_{secrets.token_hex(18)}", self.state.parent / "clouds/ghcr"
+        with change(self.state, TOKENS) as tokens:
+            tokens[token] = {"permissions": permissions}
+        grant(registry, token, repository=REPOSITORY, packages=permissions.get("packages", ""))
         try:
             yield token
         finally:
-            change(None)
+            revoke(registry, token)
+            with change(self.state, TOKENS) as tokens:
+                del tokens[token]
 
     def _home(
         self,
@@ -306,6 +296,7 @@ class Run:
             f'--eventpath "$HOME/.act/event.json" --actor {self.event.actor} --platform ubuntu-24.04=-self-hosted',
             '--var-file "$HOME/.act/variables.yaml" --secret-file "$HOME/.act/secrets.yaml"',
             *(f"--env {key}={value}" for key, value in environment.items()),
+            '--env-file "$HOME/environment"' if (home / "environment").exists() else "",
             *(f'--local-repository {one}="$HOME/.act/actions/{_action(one)}"' for one in local),
         ]
         kind, _, branch = self.event.ref.removeprefix("refs/").partition("/")
