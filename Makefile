@@ -126,7 +126,7 @@ settings: setup ## After an edit of services/settings.yaml: write workflows, doc
 setup: .venv/.installed node_modules/.installed ## Install the locked Python and npm environments
 check: lint unit kernel ## All that needs no VM: linters, unit and contract tests (5 minutes on two cores)
 # Root may do what GitHub's runner and a developer may not: so root checks as one of them.
-check-unprivileged: ## `check` as GitHub runs it: of HEAD, and never as root nor with user namespaces
+check-unprivileged: ## `check` as GitHub runs it: of HEAD, as an ordinary user with sudo, without user namespaces
 	@python3 tools/unprivileged.py make check
 lint: setup ## Every linter
 	@tools/lint/lint.sh
