@@ -29,7 +29,7 @@ endif
 
 # A step of a release, or of the nightly look: what came of it stays in .local/receipt/ for `make receipt`.
 step = python -m tools.step $(1)
-play = ansible-playbook -i inventory/$(ENV) playbooks/$(1).yml
+play = $(if $(filter local,$(ENV)),,python -m tools.settings needed $(1)) ansible-playbook -i inventory/$(ENV) playbooks/$(1).yml
 build_options = $(if $(MISSING),--missing) $(if $(filter local,$(ENV)),--local) $(if $(filter 0,$(PUSH)),--no-push)
 
 ##@ The local droplet (a real VM on this machine, no account anywhere)

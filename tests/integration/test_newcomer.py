@@ -141,6 +141,31 @@ def test_a_deploy_without_an_image(droplet: Path, where: str) -> None:
     )
 
 
+@pytest.mark.parametrize("verb", ["provision", "plan", "services", "deploy", "history"])
+def test_settings_that_production_lacks_are_named_at_once(verb: str) -> None:
+    """And nothing of Ansible's about tasks and files: it has not been asked."""
+    kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    given = {"IMAGE": f"ghcr.io/example/api@sha256:{'0' * 64}", "REVISION": "0" * 40}
+    done = subprocess.run(
+        [
+            "make",
+            "--no-print-directory",
+            verb,
+            "ENV=production",
+            *(f"{n}={v}" for n, v in given.items()),
+        ],
+        cwd=ROOT,
+        env=kept | {"API_DOMAIN": "api.example.com"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert "  DROPLET_HOST: address of the droplet" in done.stderr
+    assert "API_DOMAIN" not in done.stderr
+    assert "Next: docs/setup.md" in done.stderr
+    assert "TASK" not in done.stdout
+
+
 # -- values ---------------------------------------------------------------------------
 
 

@@ -1,5 +1,7 @@
 """`python -m tools.settings write|check`: what is written from services/settings.yaml into committed files.
 
+`python -m tools.settings needed PLAYBOOK COMMAND…` runs the command, unless a setting that the playbook needs is not set.
+
 In a workflow, `# settings: plain of VERB …` is followed by the settings of those verbs that may be shown, and
 `# settings: secret of VERB …` by their secret ones, as an `env:` block wants them. docs/setup.md has a table of all
 settings, production.env.example a line for each.
@@ -8,6 +10,7 @@ settings, production.env.example a line for each.
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from plugins.filter.settings import of_verb
+from plugins.filter.settings import needed, of_verb
 
 ROOT = Path(__file__).parents[2]
 FILE = ROOT / "services/settings.yaml"
@@ -113,11 +116,32 @@ def texts(declared: Mapping[str, Any]) -> dict[Path, str]:
     return found
 
 
+def missing(playbook: str) -> list[str]:
+    """What a playbook needs and the environment does not have: NAME (what it is)."""
+    play = yaml.safe_load((ROOT / f"playbooks/{playbook}.yml").read_text())[0]
+    names = needed(read())[play["vars"]["preflight_for"]]
+    return [f"  {name}: {what}" for name, what in names.items() if not os.environ.get(name)]
+
+
 def main(argv: list[str] | None = None) -> int:
-    """Exit code 1 when `check` finds a file that is stale."""
+    """Exit code 1 when `check` finds a file that is stale, 2 when a needed setting is missing."""
     parser = argparse.ArgumentParser(prog="python -m tools.settings", description=__doc__)
-    parser.add_argument("verb", choices=["write", "check"])
-    check = parser.parse_args(argv).verb == "check"
+    parser.add_argument("verb", choices=["write", "check", "needed"])
+    parser.add_argument("command", nargs=argparse.REMAINDER, help="PLAYBOOK COMMAND…, of `needed`")
+    given = parser.parse_args(argv)
+    if given.verb == "needed":
+        playbook, *command = given.command
+        # Ansible would say it too (playbooks/tasks/preflight.yml), among where in which file.
+        if lacking := missing(playbook):
+            told = [
+                f"{playbook}: not set:",
+                *lacking,
+                "Next: docs/setup.md says where each comes from",
+            ]
+            print("\n".join(told), file=sys.stderr)
+            return 2
+        os.execvp(command[0], command)  # noqa: S606
+    check = given.verb == "check"
     stale = {
         path: text
         for path, text in texts(read()).items()
