@@ -1,6 +1,6 @@
 """`python -m tools.settings write|check`: what is written from services/settings.yaml into committed files.
 
-`python -m tools.settings needed PLAYBOOK COMMAND…` runs the command, unless a setting that the playbook needs is not set.
+`python -m tools.settings needed PLAYBOOK COMMAND…` runs the command, unless a setting of the playbook is missing.
 
 In a workflow, `# settings: plain of VERB …` is followed by the settings of those verbs that may be shown, and
 `# settings: secret of VERB …` by their secret ones, as an `env:` block wants them. docs/setup.md has a table of all
