@@ -143,7 +143,7 @@ def host(reached: Reached) -> Host:
 
 
 @pytest.fixture(scope="session")
-def found(host: Host, declared: Declared) -> dict[str, Any]:
+def collected(host: Host, declared: Declared) -> dict[str, Any]:
     """What is there now, read once."""
     sets = declared.sets()
     project = declared["services_project"]

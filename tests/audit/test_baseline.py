@@ -11,47 +11,47 @@ from tools.declared import Declared
 from .conftest import Reached
 
 
-def test_kernel_settings_are_live(declared: Declared, found: dict[str, Any]) -> None:
+def test_kernel_settings_are_live(declared: Declared, collected: dict[str, Any]) -> None:
     """Without forwarding every container is cut off; the rest keeps spoofed packets out."""
     wanted = {name: str(value) for name, value in declared["baseline_sysctl"].items()}
-    assert found["sysctl"] == wanted
+    assert collected["sysctl"] == wanted
 
 
-def test_swap_takes_the_rare_peak(declared: Declared, found: dict[str, Any]) -> None:
+def test_swap_takes_the_rare_peak(declared: Declared, collected: dict[str, Any]) -> None:
     """Two gigabytes without swap end in the kernel killing the app in the middle of an answer."""
     header_mb = 1  # of a swap file's first page, rounded up
-    assert found["memory_mb"]["SwapTotal"] >= declared["baseline_swap_mb"] - header_mb
+    assert collected["memory_mb"]["SwapTotal"] >= declared["baseline_swap_mb"] - header_mb
 
 
-def test_no_unit_has_failed(found: dict[str, Any]) -> None:
+def test_no_unit_has_failed(collected: dict[str, Any]) -> None:
     """A failed unit is a fault that nobody has read yet."""
-    assert found["failed"] == [], "Next: make ssh, then: systemctl status " + " ".join(
-        found["failed"]
+    assert collected["failed"] == [], "Next: make ssh, then: systemctl status " + " ".join(
+        collected["failed"]
     )
 
 
-def test_packages_are_whole(found: dict[str, Any]) -> None:
+def test_packages_are_whole(collected: dict[str, Any]) -> None:
     """One half-configured package blocks every security update after it."""
-    assert found["dpkg_audit"] == ""
+    assert collected["dpkg_audit"] == ""
 
 
 @pytest.mark.logs("unattended-upgrades.service", "apt-daily-upgrade.service")
-def test_security_updates_come_by_themselves(found: dict[str, Any]) -> None:
+def test_security_updates_come_by_themselves(collected: dict[str, Any]) -> None:
     """Nobody reads advisories every day. The settings in effect, the timer behind them, and where they come from."""
     for setting in ("Update-Package-Lists", "Unattended-Upgrade"):
-        lines = [line for line in found["apt"] if line.startswith(f"APT::Periodic::{setting} ")]
+        lines = [line for line in collected["apt"] if line.startswith(f"APT::Periodic::{setting} ")]
         assert lines, f"APT::Periodic::{setting} is not set"
         assert lines[0].split('"')[1] not in ("", "0")
-    timer = found["units"]["apt-daily-upgrade.timer"]
+    timer = collected["units"]["apt-daily-upgrade.timer"]
     assert (timer["ActiveState"], timer["UnitFileState"]) == ("active", "enabled")
     assert any(
         line.startswith(
             ("Unattended-Upgrade::Allowed-Origins::", "Unattended-Upgrade::Origins-Pattern::")
         )
         and "ecurity" in line
-        for line in found["apt"]
+        for line in collected["apt"]
     ), "unattended-upgrades takes nothing from the security origin"
-    assert any("-security/" in source for source in found["apt_sources"]), (
+    assert any("-security/" in source for source in collected["apt_sources"]), (
         "no security archive is among apt's sources"
     )
 
@@ -61,6 +61,6 @@ def test_the_clock_is_right(reached: Reached) -> None:
     assert abs(reached.skew) <= 5 + reached.uncertainty
 
 
-def test_there_is_memory_left(found: dict[str, Any]) -> None:
+def test_there_is_memory_left(collected: dict[str, Any]) -> None:
     """A start-first release runs the old and the new app side by side."""
-    assert found["memory_mb"]["MemAvailable"] >= 128
+    assert collected["memory_mb"]["MemAvailable"] >= 128

@@ -26,12 +26,12 @@ def expected(item: dict[str, Any]) -> dict[str, str]:
 
 
 def test_files_are_what_the_role_would_write_now(
-    set_name: str, declared: Declared, found: dict[str, Any]
+    set_name: str, declared: Declared, collected: dict[str, Any]
 ) -> None:
     """A file that somebody edited on the host lasts until the next provision, and then surprises everybody."""
     problems = []
     for item in files_of(declared.sets()[set_name]):
-        wanted, there = expected(item), found["files"][item["path"]]
+        wanted, there = expected(item), collected["files"][item["path"]]
         for key, value in wanted.items():
             if there.get(key) == value:
                 continue
@@ -51,10 +51,10 @@ def test_files_are_what_the_role_would_write_now(
 
 
 def test_units_run_and_come_back_after_a_boot(
-    set_name: str, declared: Declared, found: dict[str, Any]
+    set_name: str, declared: Declared, collected: dict[str, Any]
 ) -> None:
     """What is only started is gone after the next reboot; what is only enabled never started."""
-    units = {unit: found["units"][unit] for unit in declared.sets()[set_name].get("units", [])}
+    units = {unit: collected["units"][unit] for unit in declared.sets()[set_name].get("units", [])}
     wrong = {
         unit: shown
         for unit, shown in units.items()
@@ -63,16 +63,16 @@ def test_units_run_and_come_back_after_a_boot(
     assert wrong == {}
 
 
-def test_no_change_is_still_on_trial(found: dict[str, Any]) -> None:
+def test_no_change_is_still_on_trial(collected: dict[str, Any]) -> None:
     """A change that nobody confirmed takes itself back: the next boot would have other rules than now."""
-    assert found["trials"] == []
+    assert collected["trials"] == []
 
 
-def test_packages_are_the_declared_ones(declared: Declared, found: dict[str, Any]) -> None:
+def test_packages_are_the_declared_ones(declared: Declared, collected: dict[str, Any]) -> None:
     """A daemon that updates itself at night restarts every app: what is pinned is also held."""
     problems = []
     for name, wanted in declared.packages().items():
-        there = found["packages"].get(name, {"status": "not installed", "version": ""})
+        there = collected["packages"].get(name, {"status": "not installed", "version": ""})
         if there["status"][1:2] != "i":
             problems.append(f"{name}: {there['status']}")
         elif wanted["version"] and not fnmatch.fnmatchcase(there["version"], wanted["version"]):

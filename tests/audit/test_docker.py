@@ -12,16 +12,16 @@ from tools.declared import Declared
 
 
 @pytest.mark.logs("docker.service")
-def test_the_engine_is_a_swarm_manager(declared: Declared, found: dict[str, Any]) -> None:
+def test_the_engine_is_a_swarm_manager(declared: Declared, collected: dict[str, Any]) -> None:
     """The panel runs every app as a service of Swarm; a worker, or a locked manager, can start none."""
-    docker = found["docker"]
+    docker = collected["docker"]
     assert "error" not in docker, docker.get("error")
     assert docker["swarm"] == {"state": "active", "manager": True}
     if declared["docker_source"] == "upstream":
         assert docker["version"] == declared["docker_version"]
 
 
-def test_logs_of_every_container_are_bounded(declared: Declared, found: dict[str, Any]) -> None:
+def test_logs_of_every_container_are_bounded(declared: Declared, collected: dict[str, Any]) -> None:
     """One talkative app fills the disk. A container keeps the settings that it was started with."""
     limit = {
         "max-size": declared["docker_log_max_size"],
@@ -29,7 +29,7 @@ def test_logs_of_every_container_are_bounded(declared: Declared, found: dict[str
     }
     wrong = {
         container["name"]: container["log"]
-        for container in found["docker"]["containers"]
+        for container in collected["docker"]["containers"]
         if {key: container["log"]["Config"].get(key) for key in limit} != limit
     }
     assert wrong == {}, (
@@ -38,7 +38,7 @@ def test_logs_of_every_container_are_bounded(declared: Declared, found: dict[str
 
 
 def test_no_port_is_published_beyond_the_declared(
-    declared: Declared, found: dict[str, Any]
+    declared: Declared, collected: dict[str, Any]
 ) -> None:
     """Docker opens ports by itself. The panel's own is the one exception; the firewall keeps it shut (test_outside)."""
     panel = int(declared["easypanel_url"].rpartition(":")[2])
@@ -47,7 +47,7 @@ def test_no_port_is_published_beyond_the_declared(
     }
     published = {
         (service["name"], protocol, port)
-        for service in found["docker"]["services"]
+        for service in collected["docker"]["services"]
         for protocol, port in service["ports"]
     }
     allowed = {(protocol, port) for protocol, port in declared_ports} | {("tcp", panel)}
@@ -55,37 +55,41 @@ def test_no_port_is_published_beyond_the_declared(
     assert {name for name, _, port in published if port == panel} <= {"easypanel"}
     bound = {
         (container["name"], port)
-        for container in found["docker"]["containers"]
+        for container in collected["docker"]["containers"]
         for port in container["ports"]
         if port not in {port for _, port in allowed}
     }
     assert bound == set()
 
 
-def test_no_container_rules_the_host(found: dict[str, Any]) -> None:
+def test_no_container_rules_the_host(collected: dict[str, Any]) -> None:
     """A privileged container is root on the droplet."""
-    assert [item["name"] for item in found["docker"]["containers"] if item["privileged"]] == []
+    assert [item["name"] for item in collected["docker"]["containers"] if item["privileged"]] == []
 
 
-def test_no_container_network_hides_a_network_of_the_host(found: dict[str, Any]) -> None:
+def test_no_container_network_hides_a_network_of_the_host(collected: dict[str, Any]) -> None:
     """An app cannot reach what its own network covers: a registry, a database or a private network of the provider."""
-    outside = [ipaddress.ip_interface(text).network for text in found["host_networks"]["addresses"]]
-    outside += [ipaddress.ip_network(text) for text in found["host_networks"]["gateways"]]
+    outside = [
+        ipaddress.ip_interface(text).network for text in collected["host_networks"]["addresses"]
+    ]
+    outside += [ipaddress.ip_network(text) for text in collected["host_networks"]["gateways"]]
     hidden = {
         name: [str(other) for other in outside if other.version == 4 and other.overlaps(subnet)]
-        for name, subnets in found["docker"]["networks"].items()
+        for name, subnets in collected["docker"]["networks"].items()
         for subnet in map(ipaddress.ip_network, subnets)
         if subnet.version == 4
     }
     assert {name: others for name, others in hidden.items() if others} == {}
 
 
-def test_disk_has_room(declared: Declared, found: dict[str, Any]) -> None:
+def test_disk_has_room(declared: Declared, collected: dict[str, Any]) -> None:
     """A release is refused below its limit: this is seen before."""
     need = 2 * declared["release_min_free_mb"]
-    docker_root = found["docker"].get("root", "/")
-    assert found["room"][docker_root]["free_mb"] >= need, (
+    docker_root = collected["docker"].get("root", "/")
+    assert collected["room"][docker_root]["free_mb"] >= need, (
         "Next: docker image prune --all --filter until=168h"
     )
-    short = {path: room for path, room in found["room"].items() if room["free_inodes_percent"] < 10}
+    short = {
+        path: room for path, room in collected["room"].items() if room["free_inodes_percent"] < 10
+    }
     assert json.dumps(short) == "{}"

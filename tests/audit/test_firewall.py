@@ -47,10 +47,10 @@ def number(value: int | str) -> int:
 
 
 @pytest.mark.logs("cimt-firewall.service")
-def test_the_kernel_has_the_file_and_nothing_else(found: dict[str, Any]) -> None:
+def test_the_kernel_has_the_file_and_nothing_else(collected: dict[str, Any]) -> None:
     """A rule that somebody added by hand is open until the next boot; a flushed table lets everything in."""
     live, file = (
-        [json.dumps(item, sort_keys=True) for item in items(found["firewall"][where])]
+        [json.dumps(item, sort_keys=True) for item in items(collected["firewall"][where])]
         for where in ("live", "file")
     )
     diff = "\n".join(
@@ -61,9 +61,9 @@ def test_the_kernel_has_the_file_and_nothing_else(found: dict[str, Any]) -> None
     assert live == file, diff + "\nNext: make provision loads the file again"
 
 
-def test_what_is_not_declared_is_dropped(declared: Declared, found: dict[str, Any]) -> None:
+def test_what_is_not_declared_is_dropped(declared: Declared, collected: dict[str, Any]) -> None:
     """Said apart from the file, so that a mistake in its template is seen: default drop, and exactly these ports."""
-    live = items(found["firewall"]["live"])
+    live = items(collected["firewall"]["live"])
     hooks = {
         chain["hook"]: chain["policy"]
         for chain in (item["chain"] for item in live if "chain" in item)

@@ -10,31 +10,31 @@ from tools.declared import Declared
 
 
 def test_what_runs_is_the_last_live_release(
-    app: dict[str, Any], declared: Declared, found: dict[str, Any]
+    app: dict[str, Any], declared: Declared, collected: dict[str, Any]
 ) -> None:
     """An image that no release put there is a change that nobody reviewed, and rollback would not know it."""
     if not app["released"]:
         return
-    entries = [json.loads(line) for line in found["ledger"] if line.endswith("}")]
+    entries = [json.loads(line) for line in collected["ledger"] if line.endswith("}")]
     live = live_releases(entries, app["name"])
     assert live, (
         f"the ledger knows no release of {app['name']}. Next: make deploy SERVICE={app['name']}"
     )
     name = f"{declared['services_project']}_{app['name']}"
-    running = [item["image"] for item in found["docker"]["services"] if item["name"] == name]
+    running = [item["image"] for item in collected["docker"]["services"] if item["name"] == name]
     assert running == [live[-1]["to"]], "Next: make history, then make deploy IMAGE=… REVISION=…"
 
 
-def test_no_release_ended_in_between(found: dict[str, Any]) -> None:
+def test_no_release_ended_in_between(collected: dict[str, Any]) -> None:
     """`failed, NOT restored` means that neither the new nor the old version is known to serve."""
-    entries = [json.loads(line) for line in found["ledger"] if line.endswith("}")]
+    entries = [json.loads(line) for line in collected["ledger"] if line.endswith("}")]
     last = {entry["service"]: entry["result"] for entry in entries}
     assert {name: result for name, result in last.items() if "NOT restored" in result} == {}
 
 
-def test_the_ledger_is_written_by_root_alone(declared: Declared, found: dict[str, Any]) -> None:
+def test_the_ledger_is_written_by_root_alone(declared: Declared, collected: dict[str, Any]) -> None:
     """It is the only witness of who released what."""
-    folder = found["files"][declared["release_state_directory"]]
+    folder = collected["files"][declared["release_state_directory"]]
     assert folder["kind"] == "directory"
     assert folder["owner"] == "0:0"
     assert int(folder["mode"], 8) & 0o022 == 0

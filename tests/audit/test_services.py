@@ -15,22 +15,22 @@ from tools.declared import Declared
 
 
 @pytest.fixture
-def service(app: dict[str, Any], declared: Declared, found: dict[str, Any]) -> dict[str, Any]:
+def service(app: dict[str, Any], declared: Declared, collected: dict[str, Any]) -> dict[str, Any]:
     """The app's service in Swarm."""
     name = f"{declared['services_project']}_{app['name']}"
-    services = {item["name"]: item for item in found["docker"]["services"]}
+    services = {item["name"]: item for item in collected["docker"]["services"]}
     assert name in services, f"{name} was never released. Next: make deploy SERVICE={app['name']}"
     return dict(services[name])
 
 
 def test_it_runs_with_all_its_replicas(
-    app: dict[str, Any], service: dict[str, Any], found: dict[str, Any]
+    app: dict[str, Any], service: dict[str, Any], collected: dict[str, Any]
 ) -> None:
     """Swarm's own view. The panel only knows what it once asked for."""
     assert service["replicas"] == app["replicas"]
     tasks = [
         task
-        for task in found["docker"]["tasks"]
+        for task in collected["docker"]["tasks"]
         if task["service"] == service["id"] and task["wanted"] == "running"
     ]
     assert [task["state"] for task in tasks] == ["running"] * app["replicas"], tasks
@@ -86,7 +86,7 @@ def visit(door: tuple[str, int], name: str, path: str, authority: str | None) ->
 
 @pytest.mark.logs("traefik")
 def test_its_domains_are_served_with_a_valid_certificate(
-    app: dict[str, Any], declared: Declared, found: dict[str, Any]
+    app: dict[str, Any], declared: Declared, collected: dict[str, Any]
 ) -> None:
     """What a browser sees. Proxies renew with a third of a certificate's life left; with a tenth, they failed to."""
     door = declared.door(443)
@@ -94,13 +94,13 @@ def test_its_domains_are_served_with_a_valid_certificate(
     for domain in (domain for domain in app["domains"] if domain["https"]):
         assert domain["host"], f"no domain for {app['name']}. Next: docs/setup.md, the domains"
         try:
-            left, status = visit(door, domain["host"], domain["path"], found["ca"])
+            left, status = visit(door, domain["host"], domain["path"], collected["ca"])
         except OSError as error:
             pytest.fail(f"https://{domain['host']}{domain['path']}: {error}")
         assert left > 0.1, f"{domain['host']}: its certificate ends soon and was not renewed"
         assert status < 500, f"https://{domain['host']}{domain['path']} answers {status}"
 
 
-def test_no_change_was_left_undone(found: dict[str, Any]) -> None:
+def test_no_change_was_left_undone(collected: dict[str, Any]) -> None:
     """A run that was killed between writing to the panel and deploying leaves a note."""
-    assert json.dumps(found["unfinished"]) == "[]", "Next: make provision, or make deploy again"
+    assert json.dumps(collected["unfinished"]) == "[]", "Next: make provision, or make deploy again"

@@ -10,11 +10,11 @@ from tools.declared import Declared
 
 
 @pytest.fixture
-def effective(found: dict[str, Any]) -> dict[str, list[str]]:
+def effective(collected: dict[str, Any]) -> dict[str, list[str]]:
     """`sshd -T`: every value of a setting, by its lower-case name."""
-    assert found["sshd"]["code"] == 0, found["sshd"]["err"]
+    assert collected["sshd"]["code"] == 0, collected["sshd"]["err"]
     result: dict[str, list[str]] = {}
-    for line in found["sshd"]["out"].splitlines():
+    for line in collected["sshd"]["out"].splitlines():
         name, _, value = line.partition(" ")
         result.setdefault(name, []).append(value)
     return result
@@ -50,18 +50,18 @@ def test_algorithms_are_the_declared_ones(
 
 
 def test_host_keys_are_the_declared_types_and_private(
-    declared: Declared, effective: dict[str, list[str]], found: dict[str, Any]
+    declared: Declared, effective: dict[str, list[str]], collected: dict[str, Any]
 ) -> None:
     """Who reads the host key can pretend to be the droplet."""
     keys = [f"/etc/ssh/ssh_host_{kind}_key" for kind in declared["ssh_host_key_types"]]
     assert effective["hostkey"] == keys
-    assert {key: found["files"][key]["mode"] for key in keys} == dict.fromkeys(keys, "0600")
+    assert {key: collected["files"][key]["mode"] for key in keys} == dict.fromkeys(keys, "0600")
 
 
 @pytest.mark.logs("ssh.service")
-def test_sshd_comes_back_after_a_boot(found: dict[str, Any]) -> None:
+def test_sshd_comes_back_after_a_boot(collected: dict[str, Any]) -> None:
     """The server, or on Ubuntu 24.04 the socket that starts it: without it a reboot locks everybody out."""
-    unit = found["units"]["ssh.service"]
+    unit = collected["units"]["ssh.service"]
     assert unit["ActiveState"] == "active"
     assert (
         unit["UnitFileState"] in ("enabled", "indirect") or unit.get("TriggeredBy") == "ssh.socket"
