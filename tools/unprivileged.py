@@ -157,6 +157,9 @@ def run(given: argparse.Namespace) -> int:
             shutil.copytree(given.home, home, symlinks=True)
         home.mkdir(exist_ok=True)
         check_out(given.repository, given.ref, given.branch, checkout, full=given.full)
+        if given.origin:
+            origin = ["git", "-C", str(checkout), "remote", "set-url", "origin", given.origin]
+            subprocess.run(origin, check=True)
         env = machine(home)
         CACHE.mkdir(parents=True, exist_ok=True)
         if os.geteuid() == 0:
@@ -185,6 +188,7 @@ def main() -> int:
     parser.add_argument("--repository", type=Path, default=ROOT, help="which is checked out")
     parser.add_argument("--ref", default="HEAD", help="what of it")
     parser.add_argument("--branch", default="", help="on which it then is")
+    parser.add_argument("--origin", default="", help="what its remote says it is")
     parser.add_argument("--full", action="store_true", help="with its history and its branches")
     parser.add_argument("--home", type=Path, help="a folder that is copied to be the home")
     parser.add_argument("--out", type=Path, help="where ~/out is copied to in the end")

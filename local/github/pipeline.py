@@ -65,22 +65,12 @@ def type_in(settings: Settings, script: str, out: Path, minutes: float) -> None:
         (home / ".ssh/id_ed25519").touch(mode=0o600)
         (home / ".ssh/id_ed25519").write_text(given["DROPLET_SSH_KEY"])
         (home / "script").write_text(script)
+        # The clone of a repository on GitHub: its images are linked to it by that.
+        origin = f"https://github.com/{rehearsal.REPOSITORY}.git"
         command = [
-            sys.executable,
-            str(settings.root / "tools/unprivileged.py"),
-            "--home",
-            name,
-            "--out",
-            str(out),
-        ]
-        command += [
-            "--minutes",
-            str(minutes),
-            "--user-namespaces",
-            "bash",
-            "-euo",
-            "pipefail",
-            "-c",
+            *(sys.executable, str(settings.root / "tools/unprivileged.py")),
+            *("--home", name, "--out", str(out), "--origin", origin, "--minutes", str(minutes)),
+            *("--user-namespaces", "bash", "-euo", "pipefail", "-c"),
         ]
         log = settings.logs / "pipeline-setup.log"
         with log.open("a") as stream:
