@@ -122,7 +122,7 @@ receipt: setup ## What the last release did, as Markdown: steps, images, migrati
 .PHONY: settings
 settings: setup ## After an edit of services/settings.yaml: write workflows, docs/setup.md and production.env.example
 	@python -m tools.settings write
-.PHONY: setup check check-unprivileged lint unit kernel database-17 n8n-install n8n-lint n8n-catalogue n8n-test n8n-upgrade test sbom vulnerabilities pins faults pipeline lock clean
+.PHONY: setup check check-unprivileged lint unit kernel database-17 n8n-install n8n-lint n8n-catalogue n8n-test n8n-upgrade test sbom vulnerabilities pins faults pipeline drills lock clean
 setup: .venv/.installed node_modules/.installed ## Install the locked Python and npm environments
 check: lint unit kernel ## All that needs no VM: linters, unit and contract tests (5 minutes on two cores)
 # Root may do what GitHub's runner and a developer may not: so root checks as one of them.
@@ -146,7 +146,8 @@ n8n-test: n8n-install ## The workflows and their role on the real n8n (installs 
 	@python -m pytest -q -p no:cacheprovider -n 2 --dist loadfile tests/n8n --ignore tests/n8n/test_upgrade.py
 n8n-upgrade: setup ## Upgrade from N8N_FROM (default 2.40.7) to the pinned n8n, on a volume with data
 	@python -m pytest -q -p no:cacheprovider tests/n8n/test_upgrade.py
-test: packages check-unprivileged kernel database-17 n8n-test ## check, Postgres 17, the real n8n, then the acceptance run on a real droplet
+test: packages check-unprivileged kernel database-17 n8n-test ## check, Postgres 17, the real n8n, a registry, then the acceptance run on a real droplet
+	@python -m pytest -q -p no:cacheprovider tests/acceptance/test_registry.py
 	@if [ ! -e .local/droplet/disk.qcow2 ]; then \
 	  echo "test: plan on a droplet that was never provisioned"; python -m local start; make --no-print-directory plan; fi
 	@python -m local up
@@ -162,6 +163,8 @@ faults: packages setup ## Break the running local droplet on purpose: bad images
 	@python -m pytest -v -p no:cacheprovider tests/acceptance/test_second_app.py tests/acceptance/test_undo.py tests/acceptance/test_faults.py $(if $(wildcard .local/build/n8n.json),tests/acceptance/test_n8n.py)
 pipeline: packages setup ## From a clone to a live release, as on GitHub: docs/setup.md, a pull request, its merge
 	@python -m local.github.pipeline
+drills: faults pins ## Everything that takes long: faults, the update bot's dry run, the pipeline green and red
+	@python -m pytest -v -p no:cacheprovider tests/acceptance/test_pipeline.py
 clean: ## Remove what `setup` installed (the droplet: make down)
 	rm -rf .venv node_modules
 
