@@ -30,6 +30,7 @@ from local.settings import LocalError, write_atomic
 ROOT = Path(__file__).resolve().parents[2]
 ACTIONS = Path(__file__).parent / "actions"
 MINUTES = 360  # of a job that says nothing else
+AT_ONCE = 2  # jobs: on GitHub each has a machine of its own
 # Ubuntu's AppArmor lets buildah make user namespaces, and nothing else of ours.
 NAMESPACES = re.compile(r"buildah|make build")
 HAND_ON = 'for name in $NAMES; do printf "%s<<_END_\\n%s\\n_END_\\n" "$name" "${!name}" >>"$GITHUB_OUTPUT"; done'
@@ -152,7 +153,7 @@ class Run:
         return self
 
     def _all(self, todo: dict[str, dict[str, Any]]) -> None:
-        with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
             running: dict[concurrent.futures.Future[Job], str] = {}
             while todo or running:
                 for name in list(todo):
