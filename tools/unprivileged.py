@@ -74,7 +74,7 @@ def make_runner(hosts: str) -> None:
         if call:
             raise OSError(ctypes.get_errno(), "the kernel makes no mount namespace")
     added = {
-        "/etc/passwd": f"{NAME}:*:{NUMBER}:{NUMBER}::/nonexistent:/bin/bash",
+        "/etc/passwd": f"{NAME}:*:{NUMBER}:{NUMBER}::{os.environ['HOME']}:/bin/bash",
         "/etc/group": f"{NAME}:*:{NUMBER}:",
         "/etc/subuid": f"{NAME}:{1 << 28}:65536",
         "/etc/subgid": f"{NAME}:{1 << 28}:65536",
