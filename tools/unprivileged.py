@@ -103,6 +103,8 @@ def machine(home: Path) -> dict[str, str]:
             shutil.copy(found, home / name)
     caches = {"PIP_CACHE_DIR": "pip", "UV_CACHE_DIR": "uv", "npm_config_cache": "npm"}
     env |= {name: str(CACHE / below) for name, below in caches.items()}
+    (home / "run").mkdir(mode=0o700)
+    env["XDG_RUNTIME_DIR"] = str(home / "run")
     if os.geteuid() == 0:
         env |= {"USER": NAME, "LOGNAME": NAME, "PYTHON": _python(env)}
     return env | {"HOME": str(home), "LANG": "C.UTF-8"}

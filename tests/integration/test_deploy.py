@@ -42,6 +42,7 @@ INVENTORY = {
     "release_image": "image-of-{{ release_service }}",
     "release_who": "ops",
     "release_lock_wait": 60,
+    "release_attestation": "none",
     "ansible_connection": "local",
     "ansible_become": False,
     "ansible_python_interpreter": sys.executable,
@@ -96,9 +97,11 @@ class Ended:
 
 def deploy(home: Path, world: World, *apps: str) -> Ended:
     """Run the playbook on apps in a copy of what it needs."""
-    for name in ("playbooks", "plugins", "roles/release"):
+    for name in ("playbooks", "plugins", "roles/release", "tools"):
         shutil.copytree(ROOT / name, home / name)
     shutil.copy(ROOT / "ansible.cfg", home)
+    (home / "services").mkdir()
+    shutil.copy(ROOT / "services/settings.yaml", home / "services")
     files = {
         "roles/release/library/easypanel_release.py": MODULE,
         "tests/smoke/test_smoke.py": SMOKE,
