@@ -152,9 +152,9 @@ test: packages check-unprivileged kernel database-17 n8n-test ## check, Postgres
 	  echo "test: plan on a droplet that was never provisioned"; python -m local start; make --no-print-directory plan; fi
 	@python -m local up
 	@python -m pytest -v -p no:cacheprovider tests/acceptance/test_image.py tests/acceptance/test_droplet.py
-sbom: setup ## What is inside, from the locks: CycloneDX documents in .local/sbom/ (npm 10 or newer)
+sbom: .venv/audit/.installed ## What is inside, from the locks: CycloneDX documents in .local/sbom/ (npm 10 or newer)
 	@tools/locks.sh sbom
-vulnerabilities: setup ## What is known against the locked packages; red too when the index knows nothing
+vulnerabilities: .venv/audit/.installed ## What is known against the locked packages; red too when the index knows nothing
 	@tools/locks.sh vulnerabilities
 pins: setup ## The update bot sees every pinned version: Renovate's own dry run (436 MB from npm at the first run)
 	@python -m tools.pins
@@ -170,12 +170,16 @@ clean: ## Remove what `setup` installed (the droplet: make down)
 
 lock: .venv/.installed ## Compile the lock files again after editing a *.in
 	@# In its folder and with `=`: an update bot reads the command that uv writes into the second line of each.
-	@for name in requirements/uv requirements/ops services/api/requirements local/easypanel/requirements; do \
+	@for name in requirements/uv requirements/ops requirements/audit services/api/requirements local/easypanel/requirements; do \
 	  (cd $${name%/*} && uv pip compile -q --universal --generate-hashes --python-version=3.11 --output-file=$${name##*/}.txt $${name##*/}.in); done
 	@npm install --package-lock-only
 
 .venv/.installed: requirements/uv.txt requirements/ops.txt | preflight
 	@tools/setup.sh python
+	@touch $@
+# Apart from the tools that run every day: what these bring makes Ansible's every process seconds slower.
+.venv/audit/.installed: requirements/audit.txt .venv/.installed
+	@tools/setup.sh audit
 	@touch $@
 node_modules/.installed: package.json package-lock.json | preflight
 	@tools/setup.sh npm

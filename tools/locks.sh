@@ -5,6 +5,7 @@
 # shellcheck disable=SC2329 # the functions are called by name
 set -euo pipefail
 cd "$(dirname "$0")/.."
+PATH=$PWD/.venv/audit/bin:$PATH # Next, where it is missing: make .venv/audit/.installed
 verb=${1:-}
 mapfile -t locks < <(git ls-files '*requirements*.txt' '*package-lock.json')
 

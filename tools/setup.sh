@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs what is locked. Usage: PYTHON=python3 tools/setup.sh python|npm    (into .venv, node_modules; called by `make setup`)
+# Installs what is locked. Usage: PYTHON=python3 tools/setup.sh python|audit|npm    (into .venv, node_modules; called by `make setup`)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -33,6 +33,11 @@ case ${1:-} in
     "$PYTHON" -m venv .venv
     quietly pip PIP_INDEX_URL .venv/bin/python -m pip install --disable-pip-version-check --require-hashes -r requirements/uv.txt
     quietly uv UV_DEFAULT_INDEX .venv/bin/uv pip sync --python .venv/bin/python --require-hashes requirements/ops.txt
+    ;;
+  audit)
+    echo "setup: locked tools that look at the locks in .venv/audit"
+    .venv/bin/uv venv -q --clear --python .venv/bin/python .venv/audit
+    quietly uv UV_DEFAULT_INDEX .venv/bin/uv pip sync --python .venv/audit/bin/python --require-hashes requirements/audit.txt
     ;;
   npm)
     echo "setup: locked npm tools in node_modules"

@@ -9,7 +9,6 @@ import re
 import shutil
 import ssl
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,16 +17,27 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[2]
-HOST = "pypi.org"  # pip-audit asks this name and no other, whatever index installs packages
+AUDIT = ROOT / ".venv/audit"
 KNOWN: dict[str, Any] = {"info": {}, "releases": {}, "urls": [], "vulnerabilities": []}
 HOLE = {"id": "PYSEC-2026-1", "aliases": [], "summary": "a hole", "details": "", "fixed_in": ["9"]}
 LOCK = f"idna==3.20 \\\n    --hash=sha256:{'ab' * 32}\n"
 
 
+@pytest.fixture(scope="session")
+def host() -> str:
+    """The name that pip-audit asks, and no other, whatever index installs packages."""
+    subprocess.run(["make", "--no-print-directory", ".venv/audit/.installed"], cwd=ROOT, check=True)
+    (service,) = AUDIT.glob("lib/python3*/site-packages/pip_audit/_service/pypi.py")
+    found = re.search(r"https://([a-z.]+)/pypi/", service.read_text())
+    assert found
+    return found[1]
+
+
 class Index(http.server.ThreadingHTTPServer):
     """What stands in for the package index, as a proxy to it by its real name, and for npm's registry."""
 
-    def __init__(self, certificate: Path) -> None:
+    def __init__(self, certificate: Path, host: str) -> None:
+        self.host = host
         super().__init__(("127.0.0.1", 0), Answer)
         self.tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self.tls.load_cert_chain(certificate)
@@ -42,7 +52,7 @@ class Answer(http.server.BaseHTTPRequestHandler):
     def do_CONNECT(self) -> None:
         self.send_response(200)
         self.end_headers()
-        assert self.path == f"{HOST}:443"
+        assert self.path == f"{self.server.host}:443"
         self.connection = self.server.tls.wrap_socket(self.connection, server_side=True)
         self.setup_streams()
         self.handle_one_request()
@@ -74,15 +84,15 @@ class Answer(http.server.BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def index(tmp_path: Path) -> Iterator[Index]:
+def index(tmp_path: Path, host: str) -> Iterator[Index]:
     certificate = tmp_path / "certificate.pem"
     command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
-    command += ["-subj", f"/CN={HOST}", "-addext", f"subjectAltName=DNS:{HOST}"]
+    command += ["-subj", f"/CN={host}", "-addext", f"subjectAltName=DNS:{host}"]
     command += ["-keyout", str(certificate), "-out", str(tmp_path / "public.pem")]
     subprocess.run(command, check=True, capture_output=True)
     with certificate.open("a") as opened:
         opened.write((tmp_path / "public.pem").read_text())
-    with Index(certificate) as server:
+    with Index(certificate, host) as server:
         threading.Thread(target=server.serve_forever).start()
         yield server
         server.shutdown()
@@ -102,7 +112,7 @@ def check(index: Index, folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [checkout / "tools/locks.sh", "vulnerabilities"],
         env={
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "PATH": f"{AUDIT / 'bin'}:{os.environ['PATH']}",
             "HOME": str(folder),
             "HTTPS_PROXY": address,
             "REQUESTS_CA_BUNDLE": str(folder / "public.pem"),
