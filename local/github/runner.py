@@ -291,7 +291,7 @@ class Run:
         }  # fmt: skip
         words = [
             # act gives a terminal, which GitHub does not.
-            "export DOCKER_HOST=unix:///nonexistent TERM=dumb GIT_PAGER=cat;",
+            'export DOCKER_HOST=unix:///nonexistent TERM=dumb GIT_PAGER=cat CHECKOUT="$PWD";',
             '[ ! -e "$HOME/.profile" ] || . "$HOME/.profile";',
             f'exec "$HOME/.act/act" {self.event.name} --workflows "$HOME/.act/job.yml" --job record --json',
             f'--eventpath "$HOME/.act/event.json" --actor {self.event.actor} --platform ubuntu-24.04=-self-hosted',
