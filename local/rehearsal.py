@@ -16,11 +16,12 @@ from pathlib import Path
 
 from local import clouds
 from local.droplet import machine
+from local.github.runner import REPOSITORY
 from local.images import base
 from local.registry.rights import PACKAGES, change, grant
 from local.settings import LocalError, Settings, write_atomic
 
-OWNER, REPOSITORY = "example", "example/cimt"
+OWNER = REPOSITORY.partition("/")[0]
 PANEL_CA = "/etc/easypanel/traefik/ca.crt"  # of the stand-in panel; Let's Encrypt in production
 BIN = Path(__file__).parent / "github/bin"
 WORLD = """\
@@ -176,7 +177,8 @@ def _panel_image(settings: Settings, state: Path) -> None:
 def _home(settings: Settings, authorities: str) -> None:
     """What a runner's machine knows: certificates, names of registries, where GitHub is."""
     home = settings.state / "github/home"
-    shutil.rmtree(home, ignore_errors=True)
+    if home.exists():
+        shutil.rmtree(home)
     home.mkdir(parents=True)
     system = os.environ.get("SSL_CERT_FILE") or ssl.get_default_verify_paths().cafile
     trusted = Path(system).read_text() if system else ""

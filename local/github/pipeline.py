@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from local import rehearsal
 from local.github.repository import Repository
-from local.github.runner import Run, stop_all
+from local.github.runner import REPOSITORY, Run, stop_all
 from local.settings import LocalError, Settings, load
 
 DOCUMENT = "docs/setup.md"
@@ -59,14 +60,14 @@ def type_in(settings: Settings, script: str, out: Path, minutes: float) -> None:
     given = rehearsal.values(settings)
     with tempfile.TemporaryDirectory() as name:
         home = Path(name)
-        subprocess.run(["cp", "-r", f"{settings.state}/github/home/.", name], check=True)
+        shutil.copytree(settings.state / "github/home", home, dirs_exist_ok=True)
         (home / ".ssh").mkdir(mode=0o700)
         (home / ".ssh/known_hosts").write_text(given["DROPLET_KNOWN_HOSTS"] + "\n")
         (home / ".ssh/id_ed25519").touch(mode=0o600)
         (home / ".ssh/id_ed25519").write_text(given["DROPLET_SSH_KEY"])
         (home / "script").write_text(script)
         # The clone of a repository on GitHub: its images are linked to it by that.
-        origin = f"https://github.com/{rehearsal.REPOSITORY}.git"
+        origin = f"https://github.com/{REPOSITORY}.git"
         command = [
             *(sys.executable, str(settings.root / "tools/unprivileged.py")),
             *("--home", name, "--out", str(out), "--origin", origin, "--minutes", str(minutes)),

@@ -28,16 +28,16 @@ cd {root} && unset GIT_DIR && exec {python} -m local.github.repository received
 
 
 class Repository:
-    """`state` is .local/github: cimt.git, pulls.json, runs/, settings/ (variables, secrets), home/ (of a runner)."""
+    """`state` is .local/github: cimt.git, repository.json, runs/, settings/ (of GitHub), home/ (of a runner)."""
 
     def __init__(self, state: Path, say: Say = print) -> None:
         self.state, self.say = state, say
         self.bare = state / "cimt.git"
 
-    def git(self, *arguments: str, text: str | None = None) -> str:
+    def git(self, *arguments: str) -> str:
         """What git says of the repository. Raises LocalError when it fails."""
         done = subprocess.run(
-            ["git", "-C", str(self.bare), *arguments], capture_output=True, text=True, input=text
+            ["git", "-C", str(self.bare), *arguments], capture_output=True, text=True
         )
         if done.returncode:
             raise LocalError(f"git {arguments[0]}: {done.stderr.strip()}")

@@ -14,7 +14,7 @@ import pytest
 from local import rehearsal
 from local.github import pipeline
 from local.github.repository import Repository
-from local.github.runner import Run
+from local.github.runner import REPOSITORY, Run
 from local.registry.rights import PACKAGES, change
 from local.settings import Settings, load
 
@@ -81,7 +81,7 @@ def test_a_missing_secret_is_named(
 def test_a_package_that_is_not_linked_cannot_be_pushed(
     deploy: Run, repository: Repository, settings: Settings, serving: Callable[[], str]
 ) -> None:
-    package = f"{rehearsal.REPOSITORY}/api"
+    package = f"{REPOSITORY}/api"
     with change(settings.clouds / "ghcr", PACKAGES) as packages:
         kept, packages[package]["repository"] = packages[package]["repository"], None
     try:
