@@ -10,6 +10,7 @@ import os
 import secrets
 import shlex
 import shutil
+import socket
 import ssl
 import subprocess
 from pathlib import Path
@@ -125,6 +126,7 @@ def prepare(settings: Settings) -> None:
         raise LocalError("rehearsal: the local droplet is off. Next: make up")
     if not clouds.running_pid(settings, "ghcr"):
         clouds.start(settings, "ghcr")
+    _name_leads_here()
     state = settings.clouds / "ghcr"
     given = values(settings)
     push = settings.state / "production/push-token"
@@ -145,6 +147,19 @@ def prepare(settings: Settings) -> None:
     mirror = f"docker://127.0.0.1:{settings.ports['registry']}/library/python:3.12-slim"
     _run("buildah", "push", "--quiet", "--tls-verify=false", "--disable-compression", image, mirror)
     _home(settings, authority + done.stdout)
+
+
+def _name_leads_here() -> None:
+    """Of the registry. Root says it to its runners alone (tools/unprivileged.py); nobody else can."""
+    try:
+        leads = socket.gethostbyname(clouds.GHCR) == "127.0.0.1"
+    except OSError:
+        leads = False
+    if os.geteuid() != 0 and not leads:
+        raise LocalError(
+            f"rehearsal: the name {clouds.GHCR} has to lead to this machine. "
+            f"Next: echo '127.0.0.1 {clouds.GHCR}' | sudo tee -a /etc/hosts"
+        )
 
 
 def _panel_image(settings: Settings, state: Path) -> None:
