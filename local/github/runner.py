@@ -30,6 +30,7 @@ from local.settings import LocalError, write_atomic
 ROOT = Path(__file__).resolve().parents[2]
 ACTIONS = Path(__file__).parent / "actions"
 MINUTES = 360  # of a job that says nothing else
+TAIL = 40  # lines of the log of a job that failed, which are shown
 AT_ONCE = 2  # jobs: on GitHub each has a machine of its own
 # Ubuntu's AppArmor lets buildah make user namespaces, and nothing else of ours.
 NAMESPACES = re.compile(r"buildah|make build")
@@ -192,6 +193,9 @@ class Run:
             self.say(f"  {name}: its time of {job.get('timeout-minutes', MINUTES)} minutes was up")
             result = "cancelled"
         seconds = time.monotonic() - started
+        if result != "success" and (self.folder / f"{name}.log").exists():
+            lines = (self.folder / f"{name}.log").read_text(errors="replace").splitlines()
+            self.say("\n".join(f"  {name} | {line}" for line in lines[-TAIL:]))
         self.say(f"  {name}: {result} in {seconds:.0f} s")
         return Job(result, dict(ended.get("outputs") or {}), round(seconds, 1))
 
