@@ -176,15 +176,9 @@ def _panel_image(settings: Settings, state: Path) -> None:
     login = ["skopeo", "login", "--authfile", str(auth), "--cert-dir", str(certificates)]
     login += ["--username", "easypanel", "--password-stdin", f"127.0.0.1:{settings.ports['ghcr']}"]
     _run(*login, text=token)
-    copy = [
-        "skopeo",
-        "copy",
-        "--quiet",
-        "--src-tls-verify=false",
-        "--dest-cert-dir",
-        str(certificates),
-    ]
-    _run(*copy, "--dest-authfile", str(auth), source, target)
+    copy = ["skopeo", "copy", "--quiet", "--src-tls-verify=false", "--src-no-creds"]
+    copy += ["--dest-cert-dir", str(certificates), "--dest-authfile", str(auth)]
+    _run(*copy, source, target)
     with change(state, PACKAGES) as packages:
         packages["easypanel/easypanel"]["public"] = True
 
