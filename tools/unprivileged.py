@@ -112,7 +112,10 @@ def machine(home: Path) -> dict[str, str]:
 
 def _open(folder: Path) -> bool:
     """Whether everybody may use what is in a folder: root's own programs are no runner's."""
-    return folder.is_dir() and all(one.stat().st_mode & 5 == 5 for one in (folder, *folder.parents))
+    # Path.is_dir alone raises for what lies below a closed folder.
+    if not (os.access(folder, os.X_OK) and folder.is_dir()):
+        return False
+    return all(one.stat().st_mode & 5 == 5 for one in (folder, *folder.parents))
 
 
 def _python(env: dict[str, str]) -> str:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tools.unprivileged import machine
+
 BELOW = """
 import os, sys, threading
 from tools.unprivileged import refuse_user_namespaces
@@ -47,3 +49,16 @@ def test_no_user_namespace_is_made(attempt: tuple[str, ...]) -> None:
     assert done.returncode == 1
     assert "Operation not permitted" in done.stderr
     assert done.stdout == "a thread runs\n"
+
+
+def test_a_folder_that_nobody_else_may_enter_is_left_out_of_the_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed = tmp_path / "closed"
+    (closed / "bin").mkdir(parents=True)
+    closed.chmod(0)
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("PATH", f"{closed / 'bin'}:/usr/bin")
+    assert machine(home)["PATH"] == "/usr/bin"
+    closed.chmod(0o700)
