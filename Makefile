@@ -162,7 +162,7 @@ faults: packages setup ## Break the running local droplet on purpose: bad images
 	@python -m local up
 	@python -m pytest -v -p no:cacheprovider tests/acceptance/test_second_app.py tests/acceptance/test_undo.py tests/acceptance/test_faults.py $(if $(wildcard .local/build/n8n.json),tests/acceptance/test_n8n.py)
 pipeline: packages setup ## From a clone to a live release, as on GitHub: docs/setup.md, a pull request, its merge
-	@python -m local.github.pipeline
+	@python -m local.pipeline
 drills: faults pins ## Everything that takes long: faults, the update bot's dry run, the pipeline green and red
 	@python -m pytest -v -p no:cacheprovider tests/acceptance/test_pipeline.py
 clean: ## Remove what `setup` installed (the droplet: make down)

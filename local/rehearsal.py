@@ -201,7 +201,7 @@ def _home(settings: Settings, authorities: str) -> None:
     (containers / "storage.conf").write_text(STORAGE)
     (home / "hosts").write_text(f"127.0.0.1 {clouds.GHCR}\n")
     if BIN.is_dir():
-        shutil.copytree(BIN, home / "bin")
+        shutil.copytree(BIN, home / "bin", symlinks=True)
 
 
 def _run(*command: str, text: str = "") -> None:

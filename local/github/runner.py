@@ -233,7 +233,7 @@ class Run:
     ) -> None:
         """All that act reads, and what a runner's home has: settings of this machine (`state/home`)."""
         if (self.state / "home").is_dir():
-            shutil.copytree(self.state / "home", home, dirs_exist_ok=True)
+            shutil.copytree(self.state / "home", home, symlinks=True, dirs_exist_ok=True)
         act = home / ".act"
         shutil.copytree(ACTIONS, act / "actions")
         shutil.copy(shutil.which("act") or ROOT / ".venv/bin/act", act / "act")

@@ -1,6 +1,6 @@
 """From a pull request to a live release as GitHub runs it, and two ways to be red; on the droplet of `make up`.
 
-Production's inventory, the workflow files, the commands of docs/setup.md: see local/github/pipeline.py.
+Production's inventory, the workflow files, the commands of docs/setup.md: see local/pipeline.py.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from local import rehearsal
-from local.github import pipeline
+from local import pipeline
 from local.github.repository import Repository
 from local.github.runner import REPOSITORY, Run
 from local.registry.rights import PACKAGES, change

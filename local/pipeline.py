@@ -18,6 +18,7 @@ from local import rehearsal
 from local.github.repository import Repository
 from local.github.runner import REPOSITORY, Run, stop_all
 from local.settings import LocalError, Settings, load
+from local.up import HEARTBEAT, last_line
 
 DOCUMENT = "docs/setup.md"
 CHANGE = "services/api/cimt_api/__init__.py"
@@ -60,7 +61,7 @@ def type_in(settings: Settings, script: str, out: Path, minutes: float) -> None:
     given = rehearsal.values(settings)
     with tempfile.TemporaryDirectory() as name:
         home = Path(name)
-        shutil.copytree(settings.state / "github/home", home, dirs_exist_ok=True)
+        shutil.copytree(settings.state / "github/home", home, symlinks=True, dirs_exist_ok=True)
         (home / ".ssh").mkdir(mode=0o700)
         (home / ".ssh/known_hosts").write_text(given["DROPLET_KNOWN_HOSTS"] + "\n")
         (home / ".ssh/id_ed25519").touch(mode=0o600)
@@ -74,10 +75,16 @@ def type_in(settings: Settings, script: str, out: Path, minutes: float) -> None:
             *("--user-namespaces", "bash", "-euo", "pipefail", "-c"),
         ]
         log = settings.logs / "pipeline-setup.log"
-        with log.open("a") as stream:
-            done = subprocess.run(
-                [*command, '. "$HOME/.profile"; . "$HOME/script"'], stdout=stream, stderr=stream
-            ).returncode
+        command += ['. "$HOME/.profile"; . "$HOME/script"']
+        started = time.monotonic()
+        with log.open("w") as stream:
+            process = subprocess.Popen(command, stdout=stream, stderr=stream)
+        while process.poll() is None:
+            try:
+                process.wait(HEARTBEAT)
+            except subprocess.TimeoutExpired:
+                say(f"  {time.monotonic() - started:4.0f} s  {last_line(log)}")
+        done = process.returncode
     if done:
         tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
         raise LocalError(
