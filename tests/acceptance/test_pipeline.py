@@ -11,8 +11,7 @@ from collections.abc import Callable
 import httpx
 import pytest
 
-from local import rehearsal
-from local import pipeline
+from local import pipeline, rehearsal
 from local.github.repository import Repository
 from local.github.runner import REPOSITORY, Run
 from local.registry.rights import PACKAGES, change
