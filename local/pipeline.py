@@ -72,7 +72,7 @@ def type_in(settings: Settings, script: str, out: Path, minutes: float) -> None:
         command = [
             *(sys.executable, str(settings.root / "tools/unprivileged.py")),
             *("--home", name, "--out", str(out), "--origin", origin, "--minutes", str(minutes)),
-            *("--user-namespaces", "bash", "-euo", "pipefail", "-c"),
+            *("--full", "--user-namespaces", "bash", "-euo", "pipefail", "-c"),
         ]
         log = settings.logs / "pipeline-setup.log"
         command += ['. "$HOME/.profile"; . "$HOME/script"']

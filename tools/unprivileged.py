@@ -185,6 +185,9 @@ def run(given: argparse.Namespace) -> int:
             process.wait()
             if given.out and (home / "out").is_dir():
                 shutil.copytree(home / "out", given.out, dirs_exist_ok=True)
+            kept = home / ".local/share/containers"
+            if os.geteuid() != 0 and kept.is_dir():  # files of subordinate users in it
+                subprocess.run(["buildah", "unshare", "rm", "-rf", str(kept)], env=env, check=True)
 
 
 def main() -> int:
