@@ -146,12 +146,15 @@ n8n-test: n8n-install ## The workflows and their role on the real n8n (installs 
 	@python -m pytest -q -p no:cacheprovider -n 2 --dist loadfile tests/n8n --ignore tests/n8n/test_upgrade.py
 n8n-upgrade: setup ## Upgrade from N8N_FROM (default 2.40.7) to the pinned n8n, on a volume with data
 	@python -m pytest -q -p no:cacheprovider tests/n8n/test_upgrade.py
-test: packages check-unprivileged kernel database-17 n8n-test ## check, Postgres 17, the real n8n, a registry, then the acceptance run on a real droplet
+test: packages setup ## A pull request with its `check`, Postgres 17, the real n8n, a registry; then, on a real droplet, its merge
+	@python -m local clouds start
+	@python -m local.pipeline propose
+	@make --no-print-directory kernel database-17 n8n-test
 	@python -m pytest -q -p no:cacheprovider tests/acceptance/test_registry.py
 	@if [ ! -e .local/droplet/disk.qcow2 ]; then \
 	  echo "test: plan on a droplet that was never provisioned"; python -m local start; make --no-print-directory plan; fi
 	@python -m local up
-	@python -m pytest -v -p no:cacheprovider tests/acceptance/test_image.py tests/acceptance/test_droplet.py
+	@python -m pytest -v -p no:cacheprovider tests/acceptance/test_image.py tests/acceptance/test_droplet.py tests/acceptance/test_pipeline.py
 sbom: .venv/audit/.installed ## What is inside, from the locks: CycloneDX documents in .local/sbom/ (npm 10 or newer)
 	@tools/locks.sh sbom
 vulnerabilities: .venv/audit/.installed ## What is known against the locked packages; red too when the index knows nothing
@@ -163,8 +166,8 @@ faults: packages setup ## Break the running local droplet on purpose: bad images
 	@python -m pytest -v -p no:cacheprovider tests/acceptance/test_second_app.py tests/acceptance/test_undo.py tests/acceptance/test_faults.py $(if $(wildcard .local/build/n8n.json),tests/acceptance/test_n8n.py)
 pipeline: packages setup ## From a clone to a live release, as on GitHub: docs/setup.md, a pull request, its merge
 	@python -m local.pipeline
-drills: faults pins ## Everything that takes long: faults, the update bot's dry run, the pipeline green and red
-	@python -m pytest -v -p no:cacheprovider tests/acceptance/test_pipeline.py
+drills: faults pins pipeline ## Everything that takes long: faults, the update bot's dry run, the whole pipeline and what must not go live
+	@python -m pytest -v -p no:cacheprovider tests/acceptance/test_pipeline.py tests/acceptance/test_pipeline_faults.py
 clean: ## Remove what `setup` installed (the droplet: make down)
 	rm -rf .venv node_modules
 

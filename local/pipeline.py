@@ -5,6 +5,7 @@ Everything is production's: inventory, workflows, commands of the document. The 
 
 from __future__ import annotations
 
+import argparse
 import re
 import shlex
 import shutil
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from local import rehearsal
@@ -22,12 +24,21 @@ from local.up import HEARTBEAT, last_line
 
 DOCUMENT = "docs/setup.md"
 CHANGE = "services/api/cimt_api/__init__.py"
+AUTHOR = ("-c", "user.name=developer", "-c", "user.email=developer@example.com")
 PLACEHOLDER = re.compile(r"([A-Z][A-Z0-9_]*)=…")
 
 
 def say(text: str) -> None:
     """One line of progress."""
     print(text, flush=True)
+
+
+def prepare(settings: Settings) -> None:
+    """The world around production's droplet, and what stands in for what of it."""
+    for what, place in rehearsal.replaced(settings).items():
+        say(f"  {what}: {place}")
+    rehearsal.prepare_runner(settings)
+    rehearsal.prepare_droplet(settings)
 
 
 def section(settings: Settings, number: int) -> str:
@@ -133,15 +144,7 @@ def environment(settings: Settings) -> None:
 def change(repository: Repository, branch: str, path: str, added: str) -> None:
     """Push a branch with a line more in a file, as a person does; what it starts runs by the hook of the push."""
     with tempfile.TemporaryDirectory() as name:
-        git = [
-            "git",
-            "-C",
-            name,
-            "-c",
-            "user.name=developer",
-            "-c",
-            "user.email=developer@example.com",
-        ]
+        git = ["git", "-C", name, *AUTHOR]
         subprocess.run(["git", "clone", "-q", str(repository.bare), name], check=True)
         with open(Path(name, path), "a") as file:
             file.write(added)
@@ -150,42 +153,63 @@ def change(repository: Repository, branch: str, path: str, added: str) -> None:
         subprocess.run([*git, "push", "-q", "origin", f"HEAD:refs/heads/{branch}"], check=True)
 
 
-def green(settings: Settings) -> list[Run]:
-    """A harmless change, from the pull request to a verified release. Raises LocalError where something is red."""
+def propose(settings: Settings) -> int:
+    """A pull request of a harmless change to what is checked out; its number. Raises LocalError when Gate is red."""
+    rehearsal.prepare_runner(settings)
     repository = Repository(settings.state / "github", say)
     repository.create(settings.root)
     change(repository, f"harmless-{time.time_ns()}", CHANGE, "# Nothing changes by this line.\n")
-    runs = repository.merge(repository.known()["pulls"][-1]["number"])
+    number = int(repository.known()["pulls"][-1]["number"])
+    repository.mergeable(number)
+    return number
+
+
+def live(settings: Settings, number: int) -> Run:
+    """The merge of a pull request, up to the verified release. Raises LocalError where something is red."""
+    runs = Repository(settings.state / "github", say).merge(number)
     for run in runs:
         if not run.green:
             raise LocalError(f"pipeline: {run.name} is red. Its logs: {run.folder}")
-    return runs
+    return runs[0]
 
 
 def main() -> int:
-    """The whole; returns the exit code."""
+    """Command line; returns the exit code."""
+    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
+    parser.add_argument("only", nargs="?", choices=["propose"], help="the pull request alone")
+    only = parser.parse_args().only
     settings = load(running=True)
+    number = 0
+
+    def merged() -> None:
+        live(settings, number)
+
+    def proposed() -> None:
+        nonlocal number
+        number = propose(settings)
+
+    steps: dict[str, Callable[[], object]] = {"the pull request": proposed}
+    if not only:
+        steps = {
+            "what stands in": lambda: prepare(settings),
+            "chapter 4, the first time": lambda: first_time(settings),
+            "chapter 5, the environment on GitHub": lambda: environment(settings),
+            **steps,
+            "the merge": merged,
+        }
     try:
-        say("pipeline: production, rehearsed on the local droplet. What stands in:")
-        rehearsal.prepare(settings)
-        for what, place in rehearsal.replaced(settings).items():
-            say(f"  {what}: {place}")
-        for told, step in (
-            ("4, the first time", first_time),
-            ("5, the environment on GitHub", environment),
-        ):
+        for told, step in steps.items():
             started = time.monotonic()
-            say(f"pipeline: chapter {told} …")
-            step(settings)
-            say(f"pipeline: chapter {told}: {time.monotonic() - started:.0f} s")
-        green(settings)
+            say(f"pipeline: {told} …")
+            step()
+            say(f"pipeline: {told}: {time.monotonic() - started:.0f} s")
     except LocalError as error:
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         stop_all()
         return 130
-    say("pipeline: live")
+    say("pipeline: Gate is green" if only else "pipeline: live")
     return 0
 
 

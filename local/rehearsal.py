@@ -6,6 +6,7 @@ place, `replaced`, which each run prints; the droplet learns the names and autho
 
 from __future__ import annotations
 
+import functools
 import os
 import secrets
 import shlex
@@ -69,15 +70,8 @@ def replaced(settings: Settings) -> dict[str, str]:
 
 def values(settings: Settings) -> dict[str, str]:
     """Every setting of production as a user would give it, by name; made once, then kept in `.local/production`."""
-    kept = settings.state / "production"
     panel = (settings.state / "panel-password").read_text().strip()
-
-    def secret(name: str) -> str:
-        path = kept / name
-        if not path.exists():
-            write_atomic(path, secrets.token_hex(24), 0o600)
-        return path.read_text()
-
+    secret = functools.partial(_secret, settings)
     ports = settings.ports
     doors = {22: "ssh", 80: "http", 443: "https", 3000: "panel", 2377: "swarm"}
     _, host_key = (settings.droplet / "host_ed25519.pub").read_text().split()[:2]
@@ -114,39 +108,53 @@ def values(settings: Settings) -> dict[str, str]:
     }
 
 
+def _secret(settings: Settings, name: str) -> str:
+    """A secret of this production, made when it is asked for first."""
+    path = settings.state / "production" / name
+    if not path.exists():
+        write_atomic(path, secrets.token_hex(24), 0o600)
+    return path.read_text()
+
+
 def panel_version(settings: Settings) -> str:
     """Of the panel that the role installs."""
     text = (settings.root / "roles/easypanel/defaults/main.yml").read_text()
     return text.partition('easypanel_version: "')[2].partition('"')[0]
 
 
-def prepare(settings: Settings) -> None:
-    """Make the world around the droplet; a second time changes nothing. Raises LocalError without a running droplet."""
-    if not machine.running_pid(settings):
-        raise LocalError("rehearsal: the local droplet is off. Next: make up")
+def prepare_runner(settings: Settings) -> None:
+    """Make what a job finds, and a person beside it: the registry, base images, a home. Needs the local clouds."""
+    _name_leads_here()
     if not clouds.running_pid(settings, "ghcr"):
         clouds.start(settings, "ghcr")
-    _name_leads_here()
     state = settings.clouds / "ghcr"
-    given = values(settings)
     push = settings.state / "production/push-token"
     if not push.exists():
         write_atomic(push, f"ghp_{secrets.token_hex(18)}", 0o600)
     grant(state, push.read_text(), user=OWNER, scopes=("read:packages", "write:packages"))
-    grant(state, given["REGISTRY_PASSWORD"], user=OWNER, scopes=("read:packages",))
-    authority = (state / "ca.crt").read_text()
+    grant(state, _secret(settings, "pull-token"), user=OWNER, scopes=("read:packages",))
+    image = base.ensure(settings)
+    mirror = f"docker://127.0.0.1:{settings.ports['registry']}/library/python:3.12-slim"
+    _run("buildah", "push", "--quiet", "--tls-verify=false", "--disable-compression", image, mirror)
+    _home(settings)
+
+
+def prepare_droplet(settings: Settings) -> None:
+    """Make the world around the droplet. Raises LocalError without a running one."""
+    if not machine.running_pid(settings):
+        raise LocalError("rehearsal: the local droplet is off. Next: make up")
+    state = settings.clouds / "ghcr"
     script = WORLD.format(host=clouds.GHCR, port=settings.ports["ghcr"], panel_ca=PANEL_CA)
     command = machine.ssh_command(settings, "sudo sh -c " + shlex.quote(script))
+    authority = (state / "ca.crt").read_text()
     done = subprocess.run(command, input=authority, capture_output=True, text=True)
     if done.returncode:
         raise LocalError(
             f"rehearsal: the droplet was not prepared: {done.stderr.strip()[-300:]}. Next: make up"
         )
+    write_atomic(settings.state / "production/panel-ca.crt", done.stdout)
     _panel_image(settings, state)
-    image = base.ensure(settings)
-    mirror = f"docker://127.0.0.1:{settings.ports['registry']}/library/python:3.12-slim"
-    _run("buildah", "push", "--quiet", "--tls-verify=false", "--disable-compression", image, mirror)
-    _home(settings, authority + done.stdout)
+    _home(settings)
 
 
 def _name_leads_here() -> None:
@@ -183,15 +191,17 @@ def _panel_image(settings: Settings, state: Path) -> None:
         packages["easypanel/easypanel"]["public"] = True
 
 
-def _home(settings: Settings, authorities: str) -> None:
+def _home(settings: Settings) -> None:
     """What a runner's machine knows: certificates, names of registries, where GitHub is."""
+    panel = settings.state / "production/panel-ca.crt"
+    authorities = [settings.clouds / "ghcr/ca.crt", *([panel] if panel.exists() else [])]
     home = settings.state / "github/home"
     if home.exists():
         shutil.rmtree(home)
     home.mkdir(parents=True)
     system = os.environ.get("SSL_CERT_FILE") or ssl.get_default_verify_paths().cafile
     trusted = Path(system).read_text() if system else ""
-    (home / "ca.pem").write_text(f"{trusted}\n{authorities}")
+    (home / "ca.pem").write_text("\n".join([trusted, *(one.read_text() for one in authorities)]))
     (home / ".profile").write_text(PROFILE)
     api = f"http://127.0.0.1:{settings.ports['github']}/api"
     (home / "environment").write_text(f"GITHUB_API_URL={api}\n")

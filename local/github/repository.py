@@ -119,20 +119,22 @@ class Repository:
         author = ("-c", "user.name=GitHub", "-c", "user.email=noreply@github.com")
         return self.git(*author, "commit-tree", tree, "-p", "main", "-p", head, "-m", message)
 
-    def merge(self, number: int) -> list[Run]:
-        """The button: main moves only when Gate, which the ruleset requires, was green for this head."""
+    def mergeable(self, number: int) -> dict[str, Any]:
+        """The open pull request, whose Gate is green. Raises LocalError when it is not."""
         known = self.known()
         pull = next((one for one in known["pulls"] if one["number"] == number), None)
         if pull is None or pull["merged_at"]:
             raise LocalError(f"github: there is no open pull request {number}")
-        head = pull["head"]["sha"]
-        gates = [
-            one["conclusion"]
-            for one in known["checks"]
-            if (one["name"], one["head_sha"]) == ("Gate", head)
-        ]
-        if gates[-1:] != ["success"]:
+        about = ("Gate", pull["head"]["sha"])
+        gates = [one for one in known["checks"] if (one["name"], one["head_sha"]) == about]
+        if [one["conclusion"] for one in gates[-1:]] != ["success"]:
             raise LocalError(f"github: pull request {number} waits for the required check Gate")
+        return dict(pull)
+
+    def merge(self, number: int) -> list[Run]:
+        """The button: main moves only when Gate, which the ruleset requires, was green for this head."""
+        pull = self.mergeable(number)
+        head = pull["head"]["sha"]
         old = self.git("rev-parse", "main")
         new = self._merged(head, f"Merge pull request #{number} from {pull['head']['ref']}")
         self.git("update-ref", "refs/heads/main", new, old)

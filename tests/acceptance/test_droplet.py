@@ -1,8 +1,7 @@
-"""The droplet in daily use: converge, drift, release, rollback, wrong input."""
+"""The droplet in daily use: converge, drift, wrong input. Releases: test_pipeline.py, test_faults.py."""
 
 from __future__ import annotations
 
-import json
 import re
 
 import pytest
@@ -14,10 +13,7 @@ from testbed.droplet import (
     Traffic,
     ledger,
     make,
-    on_droplet,
     panel,
-    release,
-    running_image,
 )
 
 
@@ -51,40 +47,6 @@ def test_an_edit_in_the_panel_shows_in_the_plan_and_is_put_right(
     assert environment() == declared
     client.wait_for(live_build.revision)
     traffic.assert_no_gap()
-
-
-def test_a_good_release_and_its_rollback_lose_no_request(
-    client: Client, traffic: Traffic, images: dict[str, Image], live_build: Image
-) -> None:
-    done = release(images["good"])
-    assert done.returncode == 0
-    assert running_image() == images["good"].reference
-    assert client.revision() == images["good"].revision
-    assert ledger()[-1]["result"] == "live"
-
-    done = make("rollback")
-    assert done.returncode == 0
-    assert running_image() == live_build.reference
-    assert client.revision() == live_build.revision
-    assert (ledger()[-1]["action"], ledger()[-1]["result"]) == ("rollback", "live")
-    traffic.assert_no_gap()
-
-
-def test_a_first_release_that_came_up_too_late_ends_as_live(live_build: Image) -> None:
-    """Its line says "failed" and nothing was put back; then it serves, and the next deploy says so."""
-    lines = ledger()
-    late = {**lines[-1], "from": "", "result": "failed", "reason": "not live after 600 s"}
-    file = "/var/lib/cimt/releases.jsonl"
-    on_droplet(f"cp -p {file} {file}.kept; cat >{file} <<'END'\n{json.dumps(late)}\nEND")
-    try:
-        done = release(live_build)
-        assert done.returncode == 0
-        assert "already runs" in done.stdout
-        assert [line["result"] for line in ledger()] == ["failed", "live"]
-        assert ledger()[-1]["to"] == running_image()
-        # The deploy has ended with an audit, which compares what runs with the ledger's last live line.
-    finally:
-        on_droplet(f"mv {file}.kept {file}")
 
 
 @pytest.mark.parametrize(

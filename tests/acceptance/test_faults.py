@@ -35,6 +35,40 @@ def containers() -> list[str]:
     ).split()
 
 
+def test_a_good_release_and_its_rollback_lose_no_request(
+    client: Client, traffic: Traffic, images: dict[str, Image], live_build: Image
+) -> None:
+    done = release(images["good"])
+    assert done.returncode == 0
+    assert running_image() == images["good"].reference
+    assert client.revision() == images["good"].revision
+    assert ledger()[-1]["result"] == "live"
+
+    done = make("rollback")
+    assert done.returncode == 0
+    assert running_image() == live_build.reference
+    assert client.revision() == live_build.revision
+    assert (ledger()[-1]["action"], ledger()[-1]["result"]) == ("rollback", "live")
+    traffic.assert_no_gap()
+
+
+def test_a_first_release_that_came_up_too_late_ends_as_live(live_build: Image) -> None:
+    """Its line says "failed" and nothing was put back; then it serves, and the next deploy says so."""
+    lines = ledger()
+    late = {**lines[-1], "from": "", "result": "failed", "reason": "not live after 600 s"}
+    file = "/var/lib/cimt/releases.jsonl"
+    on_droplet(f"cp -p {file} {file}.kept; cat >{file} <<'END'\n{json.dumps(late)}\nEND")
+    try:
+        done = release(live_build)
+        assert done.returncode == 0
+        assert "already runs" in done.stdout
+        assert [line["result"] for line in ledger()] == ["failed", "live"]
+        assert ledger()[-1]["to"] == running_image()
+        # The deploy has ended with an audit, which compares what runs with the ledger's last live line.
+    finally:
+        on_droplet(f"mv {file}.kept {file}")
+
+
 @pytest.mark.parametrize("fault", ["crashes at once", "never healthy", "wrong revision"])
 def test_a_broken_release_fails_says_why_and_is_not_noticed_by_users(
     fault: str, client: Client, traffic: Traffic, images: dict[str, Image], live_build: Image

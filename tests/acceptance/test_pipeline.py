@@ -1,21 +1,20 @@
-"""From a pull request to a live release as GitHub runs it, and two ways to be red; on the droplet of `make up`.
+"""From a pull request to a live release as GitHub runs it, two ways to be red, and back; on the droplet of `make up`.
 
-Production's inventory, the workflow files, the commands of docs/setup.md: see local/pipeline.py.
+Production's inventory, the workflow files, the environment as docs/setup.md makes it: see local/pipeline.py.
 """
 
 from __future__ import annotations
 
-import ssl
-from collections.abc import Callable
+from pathlib import Path
 
-import httpx
 import pytest
 
-from local import pipeline, rehearsal
+from local import pipeline
 from local.github.repository import Repository
 from local.github.runner import REPOSITORY, Run
 from local.registry.rights import PACKAGES, change
 from local.settings import Settings, load
+from testbed.droplet import Client, Traffic, ledger, running_image
 
 
 @pytest.fixture(scope="module")
@@ -29,41 +28,30 @@ def repository(settings: Settings) -> Repository:
 
 
 @pytest.fixture(scope="module")
-def deploy(settings: Settings) -> Run:
-    """The Deploy of a harmless change; everything before it is done, too."""
-    assert pipeline.main() == 0
-    newest = max(int(one.name) for one in (settings.state / "github/runs").glob("[0-9]*"))
-    return Run.read(settings.state, newest)
+def deploy(settings: Settings, repository: Repository) -> Run:
+    """The Deploy of what `make test` has proposed, or of a harmless change; no user notices it."""
+    opened = [pull["number"] for pull in repository.known()["pulls"] if not pull["merged_at"]]
+    pipeline.prepare(settings)
+    pipeline.environment(settings)
+    number = opened[-1] if opened else pipeline.propose(settings)
+    with Traffic(Client()) as users:
+        run = pipeline.live(settings, number)
+    users.assert_no_gap()
+    return run
 
 
-@pytest.fixture
-def serving(settings: Settings) -> Callable[[], str]:
-    """The revision that the product reports through TLS, under its name."""
-    trusted = ssl.create_default_context(cafile=settings.state / "github/home/ca.pem")
-    domain = rehearsal.values(settings)["API_DOMAIN"]
-
-    def ask() -> str:
-        with httpx.Client(verify=trusted, timeout=60) as client:
-            answer = client.get(
-                f"https://127.0.0.1:{settings.ports['https']}/healthz",
-                headers={"Host": domain},
-                extensions={"sni_hostname": domain},
-            )
-        return str(answer.json()["revision"])
-
-    return ask
-
-
-def test_a_merge_is_live(deploy: Run, serving: Callable[[], str]) -> None:
-    assert {name: job.result for name, job in deploy.jobs.items()} == dict.fromkeys(
-        deploy.jobs, "success"
-    )
-    assert serving() == deploy.sha
+def test_a_merge_is_live(deploy: Run, client: Client) -> None:
+    results = {name: job.result for name, job in deploy.jobs.items()}
+    assert results == dict.fromkeys(results, "success")
     assert deploy.leaked == []
+    assert client.revision() == deploy.sha
+    assert ledger()[-1]["result"] == "live"
+    receipt = (deploy.folder / "release.summary.md").read_text()
+    assert running_image().partition("@")[2] in receipt
 
 
 def test_a_missing_secret_is_named(
-    deploy: Run, repository: Repository, settings: Settings, serving: Callable[[], str]
+    deploy: Run, repository: Repository, settings: Settings, client: Client
 ) -> None:
     secret = settings.state / "github/settings/production/secrets/OPENAI_API_KEY"
     kept = secret.read_text()
@@ -73,12 +61,12 @@ def test_a_missing_secret_is_named(
     finally:
         secret.write_text(kept)
     assert run.jobs["release"].result == "failure"
-    assert "OPENAI_API_KEY" in (run.folder / "release.log").read_text()
-    assert serving() == deploy.sha
+    assert "OPENAI_API_KEY" in log(run, "release")
+    assert client.revision() == deploy.sha
 
 
 def test_a_package_that_is_not_linked_cannot_be_pushed(
-    deploy: Run, repository: Repository, settings: Settings, serving: Callable[[], str]
+    deploy: Run, repository: Repository, settings: Settings, client: Client
 ) -> None:
     package = f"{REPOSITORY}/api"
     with change(settings.clouds / "ghcr", PACKAGES) as packages:
@@ -89,5 +77,22 @@ def test_a_package_that_is_not_linked_cannot_be_pushed(
         with change(settings.clouds / "ghcr", PACKAGES) as packages:
             packages[package]["repository"] = kept
     assert (run.jobs["build"].result, run.jobs["release"].result) == ("failure", "skipped")
-    assert "Manage Actions access" in (run.folder / "build.log").read_text()
-    assert serving() == deploy.sha
+    assert "Manage Actions access" in log(run, "build")
+    assert client.revision() == deploy.sha
+
+
+def test_a_rollback_by_hand_brings_the_release_before(
+    deploy: Run, repository: Repository, client: Client, traffic: Traffic
+) -> None:
+    before = [line for line in ledger() if line["result"] == "live"][-1]["from"]
+    (run,) = repository.dispatch("operate.yml", {"verb": "rollback"})
+    assert run.green
+    assert running_image() == before
+    assert client.revision() != deploy.sha
+    assert (ledger()[-1]["action"], ledger()[-1]["result"]) == ("rollback", "live")
+    traffic.assert_no_gap()
+
+
+def log(run: Run, job: str) -> str:
+    """What a job printed."""
+    return Path(run.folder, f"{job}.log").read_text()
