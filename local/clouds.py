@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from local.certificate import make_certificate
 from local.postgres import server as postgres
 from local.settings import (
     LocalError,
@@ -38,7 +39,9 @@ log: {{level: warn, accesslog: {{disabled: true}}}}
 storage:
   filesystem: {{rootdirectory: {data}}}
   delete: {{enabled: true}}
-http: {{addr: "127.0.0.1:{port}"}}
+http:
+  addr: "127.0.0.1:{port}"
+  tls: {{certificate: {certificate}, key: {key}}}
 """
 
 
@@ -160,7 +163,10 @@ def _registry(ports: Ports, folder: Path) -> list[str]:
     check_tools("docker-registry")
     config, data = folder / "registry.yml", folder / "registry"
     data.mkdir(parents=True, exist_ok=True)
-    write_atomic(config, REGISTRY.format(data=json.dumps(str(data)), port=ports["registry"]))
+    make_certificate(folder / "ghcr", GHCR)
+    paths = {"data": data, "certificate": folder / "ghcr/ca.crt", "key": folder / "ghcr/server.key"}
+    quoted = {name: json.dumps(str(path)) for name, path in paths.items()}
+    write_atomic(config, REGISTRY.format(port=ports["registry"], **quoted))
     return ["docker-registry", "serve", str(config)]
 
 
@@ -187,7 +193,7 @@ def _ghcr(_: Ports, folder: Path) -> list[str]:
 CLOUDS = {
     cloud.name: cloud
     for cloud in (  # in the order of their start: Auth keeps its accounts in Postgres
-        Cloud("registry", "docker-registry", _registry, "/v2/"),
+        Cloud("registry", "docker-registry", _registry),
         Cloud("postgres", "postgres", _postgres),
         Cloud(
             *("supabase", "local.supabase", _supabase),

@@ -20,7 +20,7 @@ from local import clouds
 from local.droplet import machine
 from local.github.runner import REPOSITORY
 from local.images import base
-from local.registry.rights import PACKAGES, change, grant
+from local.registry.rights import grant
 from local.settings import LocalError, Settings, write_atomic
 
 OWNER = REPOSITORY.partition("/")[0]
@@ -29,8 +29,6 @@ BIN = Path(__file__).parent / "github/bin"
 WORLD = """\
 set -eu
 grep -q ' {host}$' /etc/hosts || echo '10.0.2.2 {host}' >>/etc/hosts
-install -D -m 0644 /dev/stdin '/etc/docker/certs.d/{host}:{port}/ca.crt'
-cp '/etc/docker/certs.d/{host}:{port}/ca.crt' /usr/local/share/ca-certificates/cimt-ghcr.crt
 cp {panel_ca} /usr/local/share/ca-certificates/cimt-panel.crt
 update-ca-certificates >/dev/null
 cat {panel_ca}
@@ -59,7 +57,7 @@ def replaced(settings: Settings) -> dict[str, str]:
     ghcr = registry(settings)
     return {
         "ghcr.io (REGISTRY)": ghcr,
-        "Docker Hub's easypanel/easypanel (EASYPANEL_IMAGE)": f"{ghcr}/easypanel/easypanel, the stand-in",
+        "Docker Hub's easypanel/easypanel (EASYPANEL_IMAGE)": panel_image(settings),
         "Docker Hub's base images": f"127.0.0.1:{settings.ports['registry']}, made of Debian packages",
         "Docker's own packages (DOCKER_SOURCE)": "distribution",
         "Supabase, OpenAI": "the local clouds",
@@ -90,7 +88,7 @@ def values(settings: Settings) -> dict[str, str]:
         "REGISTRY_USERNAME": OWNER,
         "REGISTRY_PASSWORD": secret("pull-token"),
         "LEAVE_OUT": "n8n",
-        "EASYPANEL_IMAGE": f"{registry(settings)}/easypanel/easypanel:{panel_version(settings)}",
+        "EASYPANEL_IMAGE": panel_image(settings),
         "EASYPANEL_ADMIN_EMAIL": "admin@cimt.localhost",
         "EASYPANEL_ADMIN_PASSWORD": panel,
         "SUPABASE_DB_URL": f"postgresql://postgres@127.0.0.1:{ports['postgres']}/postgres?sslmode=disable",
@@ -116,10 +114,11 @@ def _secret(settings: Settings, name: str) -> str:
     return path.read_text()
 
 
-def panel_version(settings: Settings) -> str:
-    """Of the panel that the role installs."""
+def panel_image(settings: Settings) -> str:
+    """The stand-in for the panel, as `make up` has it too: another one would restart the panel."""
     text = (settings.root / "roles/easypanel/defaults/main.yml").read_text()
-    return text.partition('easypanel_version: "')[2].partition('"')[0]
+    version = text.partition('easypanel_version: "')[2].partition('"')[0]
+    return f"10.0.2.2:{settings.ports['registry']}/cimt/easypanel:{version}"
 
 
 def prepare_runner(settings: Settings) -> None:
@@ -143,17 +142,14 @@ def prepare_droplet(settings: Settings) -> None:
     """Make the world around the droplet. Raises LocalError without a running one."""
     if not machine.running_pid(settings):
         raise LocalError("rehearsal: the local droplet is off. Next: make up")
-    state = settings.clouds / "ghcr"
-    script = WORLD.format(host=clouds.GHCR, port=settings.ports["ghcr"], panel_ca=PANEL_CA)
+    script = WORLD.format(host=clouds.GHCR, panel_ca=PANEL_CA)
     command = machine.ssh_command(settings, "sudo sh -c " + shlex.quote(script))
-    authority = (state / "ca.crt").read_text()
-    done = subprocess.run(command, input=authority, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise LocalError(
             f"rehearsal: the droplet was not prepared: {done.stderr.strip()[-300:]}. Next: make up"
         )
     write_atomic(settings.state / "production/panel-ca.crt", done.stdout)
-    _panel_image(settings, state)
     _home(settings)
 
 
@@ -168,27 +164,6 @@ def _name_leads_here() -> None:
             f"rehearsal: the name {clouds.GHCR} has to lead to this machine. "
             f"Next: echo '127.0.0.1 {clouds.GHCR}' | sudo tee -a /etc/hosts"
         )
-
-
-def _panel_image(settings: Settings, state: Path) -> None:
-    """The stand-in panel, as a public package of its maker's."""
-    token = f"ghp_{secrets.token_hex(18)}"
-    grant(state, token, user="easypanel", scopes=("read:packages", "write:packages"))
-    version = panel_version(settings)
-    source = f"docker://127.0.0.1:{settings.ports['registry']}/cimt/easypanel:{version}"
-    target = f"docker://127.0.0.1:{settings.ports['ghcr']}/easypanel/easypanel:{version}"
-    auth = settings.state / "production/.panel-auth.json"
-    certificates = settings.state / "production/certificates"
-    certificates.mkdir(exist_ok=True)
-    shutil.copy(state / "ca.crt", certificates / "ca.crt")
-    login = ["skopeo", "login", "--authfile", str(auth), "--cert-dir", str(certificates)]
-    login += ["--username", "easypanel", "--password-stdin", f"127.0.0.1:{settings.ports['ghcr']}"]
-    _run(*login, text=token)
-    copy = ["skopeo", "copy", "--quiet", "--src-tls-verify=false", "--src-no-creds"]
-    copy += ["--dest-cert-dir", str(certificates), "--dest-authfile", str(auth)]
-    _run(*copy, source, target)
-    with change(state, PACKAGES) as packages:
-        packages["easypanel/easypanel"]["public"] = True
 
 
 def _home(settings: Settings) -> None:

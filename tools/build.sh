@@ -37,7 +37,8 @@ command -v buildah >/dev/null || stop 1 "buildah is missing. Next: sudo apt-get 
 registry_options=()
 if [ -n "$local_droplet" ]; then
   port=$(.venv/bin/python -m local port registry)
-  curl -fsS -o /dev/null --max-time 10 "http://127.0.0.1:$port/v2/" ||
+  # Its certificate is its own: buildah, too, takes what is on this machine as it is.
+  curl -fsSk -o /dev/null --max-time 10 "https://127.0.0.1:$port/v2/" ||
     stop 1 "the registry 127.0.0.1:$port does not answer. Next: python -m local clouds start"
   repository=127.0.0.1:$port/cimt/$service
   pull_repository=10.0.2.2:$port/cimt/$service # the same, as the droplet sees it

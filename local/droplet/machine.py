@@ -12,12 +12,14 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pycdlib
 
+from local import clouds
+from local.certificate import make_certificate
 from local.droplet import image as images
 from local.droplet.acceleration import CPU, choose, drive
 from local.settings import (
@@ -240,12 +242,20 @@ def _create(settings: Settings) -> None:
             ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", str(home / name)],
             home,
         )
-    write_seed(home / "seed.iso", user_data(home), f"instance-id: local-{int(time.time())}\n")
+    make_certificate(settings.clouds / "ghcr", clouds.GHCR)
+    authority = (settings.clouds / "ghcr/ca.crt").read_text()
+    registries = (
+        f"10.0.2.2:{settings.ports['registry']}",
+        f"{clouds.GHCR}:{settings.ports['ghcr']}",
+    )
+    files = {f"/etc/docker/certs.d/{one}/ca.crt": authority for one in registries}
+    user = user_data(home, files)
+    write_seed(home / "seed.iso", user, f"instance-id: local-{int(time.time())}\n")
     write_atomic(home / "state.json", json.dumps({"image": settings.image}) + "\n")
 
 
-def user_data(home: Path) -> str:
-    """cloud-init's user-data: the key-only admin, and the host key that known_hosts already expects."""
+def user_data(home: Path, files: Mapping[str, str]) -> str:
+    """cloud-init's user-data: the key-only admin, the host key that known_hosts already expects, files by path."""
     key = (home / "id_ed25519.pub").read_text().strip()
     admin = {
         "name": USER,
@@ -260,6 +270,7 @@ def user_data(home: Path) -> str:
         "ssh_pwauth": False,
         "disable_root": False,  # as on a new droplet: root has the key until the ssh role runs
         "users": [admin, {"name": "root", "lock_passwd": True, "ssh_authorized_keys": [key]}],
+        "write_files": [{"path": path, "content": text} for path, text in files.items()],
         "ssh_deletekeys": True,
         "ssh_keys": {
             "ed25519_private": (home / "host_ed25519").read_text(),

@@ -11,6 +11,7 @@ import concurrent.futures
 import contextlib
 import fcntl
 import json
+import os
 import re
 import secrets
 import shutil
@@ -30,8 +31,8 @@ from local.settings import LocalError, write_atomic
 ROOT = Path(__file__).resolve().parents[2]
 ACTIONS = Path(__file__).parent / "actions"
 MINUTES = 360  # of a job that says nothing else
-TAIL = 40  # lines of the log of a job that failed, which are shown
-AT_ONCE = 2  # jobs: on GitHub each has a machine of its own
+TAIL = 100  # lines of the log of a job that failed, which are shown
+AT_ONCE = max(1, (os.cpu_count() or 2) // 2)  # jobs: on GitHub each has a machine of its own
 # Ubuntu's AppArmor lets buildah make user namespaces, and nothing else of ours.
 NAMESPACES = re.compile(r"buildah|make build")
 HAND_ON = 'for name in $NAMES; do printf "%s<<_END_\\n%s\\n_END_\\n" "$name" "${!name}" >>"$GITHUB_OUTPUT"; done'

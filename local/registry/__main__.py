@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import datetime
-import ipaddress
 import json
 import subprocess
 import sys
 from pathlib import Path
 
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-
+from local.certificate import make_certificate
 from local.clouds import http_answers
 from local.serving import arguments, serve
 from local.settings import check_tools, write_atomic
@@ -20,7 +15,6 @@ from local.waiting import eventually, free_port
 
 from .app import REALM, SERVICE, Registry
 
-ADDRESSES = ("127.0.0.1", "10.0.2.2")  # of this machine, for itself and for the droplet
 CONFIGURATION = f"""\
 version: 0.1
 log: {{{{level: error, accesslog: {{{{disabled: true}}}}}}}}
@@ -28,28 +22,6 @@ storage: {{{{filesystem: {{{{rootdirectory: {{data}}}}}}}}}}
 http: {{{{addr: "127.0.0.1:{{port}}", relativeurls: true}}}}
 auth: {{{{token: {{{{realm: {REALM}, service: {SERVICE}, issuer: {SERVICE}, rootcertbundle: {{bundle}}}}}}}}}}
 """
-
-
-def make_certificate(folder: Path, host: str) -> None:
-    """Write ca.crt, the server's certificate, which is its own authority, and server.key, unless they are there."""
-    if (folder / "ca.crt").exists():
-        return
-    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.datetime.now(datetime.UTC)
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, host)])
-    addresses = [x509.IPAddress(ipaddress.ip_address(one)) for one in ADDRESSES]
-    alternatives = x509.SubjectAlternativeName([x509.DNSName(host), *addresses])
-    certificate = (
-        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))  # a droplet's clock may be behind
-        .not_valid_after(now + datetime.timedelta(days=800))
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(alternatives, critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    pem, plain = serialization.Encoding.PEM, serialization.NoEncryption()
-    private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain)
-    write_atomic(folder / "server.key", private.decode(), mode=0o600)
-    write_atomic(folder / "ca.crt", certificate.public_bytes(pem).decode())
 
 
 def main() -> int:

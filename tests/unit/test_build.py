@@ -6,6 +6,7 @@ import http.server
 import json
 import os
 import shutil
+import ssl
 import subprocess
 import sys
 import threading
@@ -13,6 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from local.certificate import make_certificate
 
 ROOT = Path(__file__).parents[2]
 DIGEST = "sha256:" + "ab" * 32
@@ -113,8 +116,8 @@ def checkout(tmp_path: Path) -> Checkout:
 
 
 @pytest.fixture
-def registry() -> Iterator[str]:
-    """Port of something that answers as a registry does."""
+def registry(tmp_path: Path) -> Iterator[str]:
+    """Port of something that answers as a registry does, by TLS."""
 
     class Answer(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -124,7 +127,11 @@ def registry() -> Iterator[str]:
         def log_message(self, *_: object) -> None:
             pass
 
+    make_certificate(tmp_path / "certificate", "registry.test")
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(tmp_path / "certificate/ca.crt", tmp_path / "certificate/server.key")
     with http.server.HTTPServer(("127.0.0.1", 0), Answer) as server:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
         threading.Thread(target=server.serve_forever).start()
         yield str(server.server_port)
         server.shutdown()

@@ -26,15 +26,7 @@ def test_docker_configuration_is_json_without_what_swarm_refuses() -> None:
     plain = json.loads(render("docker", "daemon.json.j2"))
     assert plain == {"log-driver": "local", "log-opts": {"max-size": "10m", "max-file": "3"}}
     pools = [{"base": "10.201.0.0/16", "size": 24}]
-    full = json.loads(
-        render(
-            "docker",
-            "daemon.json.j2",
-            docker_insecure_registries=["192.0.2.9:5000"],
-            docker_address_pools=pools,
-        )
-    )
-    assert full["insecure-registries"] == ["192.0.2.9:5000"]
+    full = json.loads(render("docker", "daemon.json.j2", docker_address_pools=pools))
     assert full["default-address-pools"] == pools
     assert "live-restore" not in full
 
