@@ -147,7 +147,9 @@ def check_out(repository: Path, ref: str, branch: str, folder: Path, *, full: bo
     folder.mkdir()
     subprocess.run([*git, "init", "-q"], check=True)
     subprocess.run([*git, "remote", "add", "origin", f"file://{repository}"], check=True)
-    wanted = [ref, "+refs/heads/*:refs/remotes/origin/*"] if full else ["--depth=1", ref]
+    # A proposal has a ref there too; act leaves empty folders out of its copy, and no repository is without refs.
+    wanted = [ref if branch else f"+{ref}:refs/remotes/pull/merge"]
+    wanted += ["+refs/heads/*:refs/remotes/origin/*"] if full else ["--depth=1"]
     subprocess.run([*git, "fetch", "-q", "--no-tags", "origin", *wanted], check=True)
     named = ["-B", branch] if branch else ["--detach"]
     subprocess.run([*git, "checkout", "-q", *named, "FETCH_HEAD"], check=True)
