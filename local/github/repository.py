@@ -186,7 +186,9 @@ class Repository:
         before = Run.read(self.state, number)
         event = replace(before.event, attempt=before.event.attempt + 1)
         earlier = {name: job for name, job in before.jobs.items() if name not in jobs}
-        return Run(self.state, before.path, event, self.say, before.sha).run(again=earlier)
+        run = Run(self.state, before.path, event, self.say, before.sha).run(again=earlier)
+        self._checked(event, run)
+        return run
 
     def dispatch(self, workflow: str, inputs: dict[str, str]) -> list[Run]:
         """Actions → a workflow → Run workflow, on main."""
