@@ -11,6 +11,7 @@ import json
 import shlex
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -115,9 +116,17 @@ class Repository:
 
     def _merged(self, head: str, message: str) -> str:
         """A merge commit of head into main. Raises LocalError where they are in conflict."""
-        tree = self.git("merge-tree", "--write-tree", "main", head).splitlines()[0]
         author = ("-c", "user.name=GitHub", "-c", "user.email=noreply@github.com")
-        return self.git(*author, "commit-tree", tree, "-p", "main", "-p", head, "-m", message)
+        with (
+            tempfile.TemporaryDirectory() as clone
+        ):  # Git of Ubuntu 22.04 merges in no bare repository
+            self.git("clone", "-q", "--shared", "--branch", "main", str(self.bare), clone)
+            try:
+                self.git("-C", clone, *author, "merge", "-q", "--no-ff", "-m", message, head)
+            except LocalError:
+                raise LocalError(f"github: {head} cannot be merged into main: a conflict") from None
+            self.git("fetch", "-q", "--no-tags", clone, "HEAD")
+            return self.git("-C", clone, "rev-parse", "HEAD")
 
     def mergeable(self, number: int) -> dict[str, Any]:
         """The open pull request, whose Gate is green. Raises LocalError when it is not."""
