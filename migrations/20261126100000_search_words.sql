@@ -32,13 +32,13 @@ create table private.passage_words (
 comment on table private.passage_words is 'The words of each passage and of its document''s title; kept by a trigger.';
 comment on column private.passage_words.id is 'The passage.';
 comment on column private.passage_words.words is 'Stemmed as Portuguese and as English, without accents.';
-create index passage_words_words on private.passage_words using gin (words);
+create index passage_words_words on private.passage_words using gin (words) with (fastupdate = off);
 
 create table private.vocabulary (word text not null);
 comment on table private.vocabulary is 'Every word that a passage has: what a misspelt one may have meant; kept by a trigger.';
 comment on column private.vocabulary.word is 'In lower case, without accents, not stemmed. Two writers at once may add one twice.';
 create index vocabulary_word on private.vocabulary (word);
-create index vocabulary_similar on private.vocabulary using gin (word extensions.gin_trgm_ops);
+create index vocabulary_similar on private.vocabulary using gin (word extensions.gin_trgm_ops) with (fastupdate = off);
 
 -- For the functions below alone.
 alter table private.passage_words enable row level security;
@@ -66,26 +66,35 @@ comment on function private.plain_words(text) is 'The different words of a text 
 revoke all on function private.stemmed(text), private.stemmed_query(text), private.plain_words(text) from public;
 
 create function private.keep_words() returns trigger
-  language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+  language plpgsql security definer
+  set search_path = pg_catalog, pg_temp
+  set enable_seqscan = off  -- for each word an index tells whether it is there; reading all for one would look cheap
+as $$
+declare
+  gone pg_catalog.text[];
 begin
   if tg_op in ('INSERT', 'UPDATE') then
     insert into private.passage_words as kept (id, words)
       select v.id, setweight(private.stemmed(coalesce(v.metadata ->> 'title', '')), 'A') || private.stemmed(v.content)
       from new_rows v
-      on conflict (id) do update set words = excluded.words;
+      on conflict (id) do update set words = excluded.words where kept.words is distinct from excluded.words;
     insert into private.vocabulary (word)
       select distinct w.word from new_rows v
       cross join lateral unnest(private.plain_words(concat_ws(' ', v.metadata ->> 'title', v.content))) as w (word)
       where w.word ~ '^[a-z]{4,30}$' and not exists (select from private.vocabulary k where k.word = w.word);
   end if;
-  if tg_op in ('UPDATE', 'DELETE') then
-    -- What no passage has any more is forgotten: it may have been a person's own.
-    delete from private.vocabulary k using (
-      select distinct w.word from old_rows v
-      cross join lateral unnest(private.plain_words(concat_ws(' ', v.metadata ->> 'title', v.content))) as w (word)) as gone
-    where k.word = gone.word
-      and not exists (select from private.passage_words p where p.words @@ private.stemmed_query(gone.word));
+  -- What no passage has any more is forgotten: it may have been a person's own.
+  if tg_op = 'UPDATE' then
+    gone := array(
+      select unnest(private.plain_words(concat_ws(' ', v.metadata ->> 'title', v.content))) from old_rows v
+      except select unnest(private.plain_words(concat_ws(' ', v.metadata ->> 'title', v.content))) from new_rows v);
+  elsif tg_op = 'DELETE' then
+    gone := array(
+      select distinct unnest(private.plain_words(concat_ws(' ', v.metadata ->> 'title', v.content))) from old_rows v);
   end if;
+  delete from private.vocabulary k
+  where k.word = any (gone)
+    and not exists (select from private.passage_words p where p.words @@ private.stemmed_query(k.word) offset 0);
   return null;
 end $$;
 comment on function private.keep_words() is 'Trigger: keeps passage_words and vocabulary as vectors is.';

@@ -20,6 +20,7 @@ create or replace function public.search_vectors(
   set hnsw.iterative_scan = 'strict_order'
   set pg_trgm.similarity_threshold = 0.2
   set plan_cache_mode = 'force_custom_plan'
+  set enable_seqscan = off  -- of words beside the table (TOAST) the planner thinks that reading all is cheap
 as $$
 declare
   wanted constant integer := least(greatest(match_count, 1), 200);
@@ -106,7 +107,8 @@ begin
             extensions.levenshtein_less_equal(m.word, s.word, 2) as distance
           from unnest(private.plain_words(e.word)) as m (word)
           join private.vocabulary s on s.word operator(extensions.%) m.word
-          where length(m.word) between 4 and 30) as o
+          where length(m.word) between 4 and 30
+            and not exists (select from private.vocabulary k where k.word = m.word)) as o
         where o.distance <= case when length(o.asked) < 5 then 1 else 2 end) as k
       where k.nearness = 1) as l
     where l.query is not null),
@@ -130,14 +132,15 @@ begin
     select i.id, sum(w.weight) as score
     from weighed w cross join lateral unnest(w.ids) as i (id)
     where not w.everywhere or not exists (select from weighed o where not o.everywhere)
-    group by i.id order by 2 desc, 1 limit 200)
+    group by i.id order by 2 desc, 1 limit greatest(100, candidates))
   select array_agg(r.id order by r.score desc, r.id) into word_ids from (
     -- A title counts most, and what is said often.
     select b.id, (
       select sum(w.weight * case when w.everywhere then 0.5 else 1 end
-        * (1 + ts_rank('{0.5, 0.5, 0.5, 1}', p.words, w.query)))
-      from weighed w where p.words @@ w.query) as score
+        * (1 + ts_rank('{0.5, 0.5, 0.5, 1}', u.words, w.query)))
+      from weighed w where u.words @@ w.query) as score
     from best b join private.passage_words p on p.id = b.id
+    cross join lateral (select p.words || '' as words offset 0) as u  -- unpacked once, not for each word
     order by 2 desc, 1 limit candidates) as r;
 
   return query
