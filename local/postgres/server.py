@@ -45,8 +45,9 @@ def _reachable(tree: Path, parts: tuple[str, ...], name: str) -> Path:
     copy = Path("/var/tmp") / f"cimt-postgres-{name}"  # noqa: S108 - owned by root, made in one rename
     if not copy.exists():
         with building(copy) as part:
-            for below in parts if part else ():
-                shutil.copytree(tree / below, part / below, symlinks=True)
+            if part is not None:
+                for below in parts:
+                    shutil.copytree(tree / below, part / below, symlinks=True)
     if copy.stat().st_uid != 0:
         raise LocalError(f"{copy} does not belong to root. Next: rm -r {copy} && make up")
     return copy
@@ -70,7 +71,14 @@ def command(binaries: Path, data: Path, port: int) -> list[str]:
         if os.geteuid() == 0:
             user = pwd.getpwnam("nobody")
             os.chown(data, user.pw_uid, user.pw_gid)
-        options = ["-U", "postgres", "--auth=trust", "--encoding=UTF8", "--locale=C.UTF-8", "--no-sync"]
+        options = [
+            "-U",
+            "postgres",
+            "--auth=trust",
+            "--encoding=UTF8",
+            "--locale=C.UTF-8",
+            "--no-sync",
+        ]
         initdb = as_server_user([str(binaries / "initdb"), "-D", str(data), *options])
         made = subprocess.run(initdb, capture_output=True, text=True, cwd="/")
         if made.returncode:

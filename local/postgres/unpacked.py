@@ -1,4 +1,4 @@
-"""Postgres 17, which Supabase runs, with all extensions that we use: Debian 13's packages, unpacked and run as they are.
+"""Postgres 17, which Supabase runs, with all extensions that we use: Debian 13's packages, unpacked.
 
 Their own C library is unpacked beside them, so that they run on older systems too: for any user, without a container.
 Made once and kept in the cache, named by the hash of its inputs.
@@ -18,12 +18,42 @@ NAME = "postgres 17"
 # The server, its extensions, and the libraries that they load: a third of what they depend on (LLVM, Perl, locales).
 PACKAGES = (
     *("postgresql-17", "postgresql-client-17", "postgresql-17-cron", "postgresql-17-pgvector"),
-    *("libaudit1", "libc6", "libcap-ng0", "libcap2", "libcom-err2", "libgcc-s1", "libgssapi-krb5-2"),
-    *("libicu76", "libk5crypto3", "libkeyutils1", "libkrb5-3", "libkrb5support0", "libldap2", "liblz4-1"),
-    *("liblzma5", "libpam0g", "libpq5", "libreadline8t64", "libsasl2-2", "libssl3t64", "libstdc++6"),
+    *(
+        "libaudit1",
+        "libc6",
+        "libcap-ng0",
+        "libcap2",
+        "libcom-err2",
+        "libgcc-s1",
+        "libgssapi-krb5-2",
+    ),
+    *(
+        "libicu76",
+        "libk5crypto3",
+        "libkeyutils1",
+        "libkrb5-3",
+        "libkrb5support0",
+        "libldap2",
+        "liblz4-1",
+    ),
+    *(
+        "liblzma5",
+        "libpam0g",
+        "libpq5",
+        "libreadline8t64",
+        "libsasl2-2",
+        "libssl3t64",
+        "libstdc++6",
+    ),
     *("libsystemd0", "libtinfo6", "libxml2", "libxslt1.1", "libxxhash0", "libzstd1", "zlib1g"),
 )
-LEAVE_OUT = ("*/llvmjit*", "*/lib/bitcode", "./usr/include", "./usr/share/locale", "./usr/share/man")
+LEAVE_OUT = (
+    "*/llvmjit*",
+    "*/lib/bitcode",
+    "./usr/include",
+    "./usr/share/locale",
+    "./usr/share/man",
+)
 # `$1` is the root file system, whose package lists mmdebstrap has fetched and verified.
 UNPACK = f"""\
 set -e
@@ -43,9 +73,9 @@ LC_ALL=C.UTF-8 exec "$lib/{loader}" --argv0 "$0" --library-path "$lib" "$0.bin" 
 
 
 def ensure(settings: Settings) -> Path:
-    """The folder that has the `usr` of these packages, from the cache or made now (39 MB, ten seconds); says on stderr what it does.
+    """The folder with the `usr` of these packages, from the cache or made now: 39 MB, ten seconds.
 
-    Raises LocalError when a tool is missing or fails.
+    Says on stderr what it does. Raises LocalError when a tool is missing or fails.
     """
     inputs = {"suite": SUITE, "unpack": UNPACK, "wrapper": WRAPPER}
     return made(NAME, settings.cache / "postgres-17" / key(inputs), inputs, _unpack)
@@ -54,7 +84,13 @@ def ensure(settings: Settings) -> Path:
 def _unpack(part: Path) -> None:
     check_tools("mmdebstrap", "dpkg-deb")
     # Chrootless and custom: nothing is installed, and no right is needed that a user has not.
-    command = ["mmdebstrap", "--variant=custom", "--mode=chrootless", "--components=main", "--quiet"]
+    command = [
+        "mmdebstrap",
+        "--variant=custom",
+        "--mode=chrootless",
+        "--components=main",
+        "--quiet",
+    ]
     command += ['--aptopt=Acquire::Retries "3"', f"--customize-hook={UNPACK}"]
     then = "Next: is the Debian archive within reach? sudo apt-get update"
     run(NAME, [*command, SUITE, str(part / "root")], then=then)
