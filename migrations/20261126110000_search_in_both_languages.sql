@@ -20,7 +20,7 @@ create or replace function public.search_vectors(
   set hnsw.iterative_scan = 'strict_order'
   set pg_trgm.similarity_threshold = 0.2
   set plan_cache_mode = 'force_custom_plan'
-  set enable_seqscan = off  -- of words beside the table (TOAST) the planner thinks that reading all is cheap
+  set enable_seqscan = on
 as $$
 declare
   wanted constant integer := least(greatest(match_count, 1), 200);
@@ -36,21 +36,28 @@ declare
   near_ids bigint[];
   word_ids bigint[];
 begin
-  select greatest(c.reltuples, 1) into total from pg_class c where c.oid = 'public.vectors'::pg_catalog.regclass;
+  select greatest(c.reltuples, few) into total from pg_class c where c.oid = 'public.vectors'::pg_catalog.regclass;
   -- The larger the index, the more of it must be looked at to find the nearest. Ends with the function, as `set` above.
   perform set_config('hnsw.ef_search', greatest(40, least(200, (total / 200)::integer))::pg_catalog.text, true);
-  select array_agg(f.id) into within from (
-    select v.id from public.vectors v
-    where (everything or v.owner_id is null or v.owner_id = reader)
-      and (sources is null or v.source = any (sources))
-      and (metadata_filter is null or v.metadata @> metadata_filter)
-    limit few + 1) as f;
-  if within is null then
-    return;
-  elsif cardinality(within) <= few then
-    total := cardinality(within);
-  else
-    within := null;
+  -- Without a filter an index alone tells whether the reader may find many.
+  if everything or sources is not null or metadata_filter is not null or few >= (
+    select count(*) from (
+      (select from public.vectors v where v.owner_id is null limit few + 1)
+      union all (select from public.vectors v where v.owner_id = reader limit few + 1)) as readable)
+  then
+    select array_agg(f.id) into within from (
+      select v.id from public.vectors v
+      where (everything or v.owner_id is null or v.owner_id = reader)
+        and (sources is null or v.source = any (sources))
+        and (metadata_filter is null or v.metadata @> metadata_filter)
+      limit few + 1) as f;
+    if within is null then
+      return;
+    elsif cardinality(within) <= few then
+      total := cardinality(within);
+    else
+      within := null;
+    end if;
   end if;
 
   if query_embedding is not null and within is null then
@@ -75,6 +82,8 @@ begin
       order by 2 limit candidates) as n;
   end if;
 
+  -- As words lie outside of their rows (TOAST), the planner takes reading them all for cheap. Ends with the function, too.
+  perform set_config('enable_seqscan', 'off', true);
   -- Each word of the question finds the passages that have it, by either stemmer; the rarer it is, the more it counts.
   with asked as materialized (
     select q.place, q.word, q.query from (
@@ -156,3 +165,7 @@ begin
     join public.vectors v on v.id = f.id
     order by f.score desc, v.id;
 end $$;
+
+comment on column public.vectors.language is 'Its language, as whoever stored it knows; search needs none.';
+comment on column public.vectors.search is 'Its words by the stemmer of that language; search uses private.passage_words.';
+comment on view private.readable_vectors is 'The passages that the request''s user may read, as the policies of vectors say.';

@@ -2,11 +2,11 @@
 
 Usage: python -m bench.database.search [--rows 20000] [--queries 20] [--major 17]
 
-Passages lie around topics, as those of documents do, and have 120 words, some of which are in a fifth of all. Shared
-ones are searched first; then each gets an owner: readers of 8, of 1 % and of half of them, and others. As role
-`cimt_api` with the claims of a user, everything by the claims of the ingest routes; times are in milliseconds as a client
-on loopback sees them, words and embedding together, and by embedding alone. `times` is the median over that of the
-unfiltered search of the same line above, `rows` the fewest that came, `recall` the part of the nearest by an exact scan.
+Passages lie around topics, as those of documents do, and have 120 words, some of which are in a fifth of all.
+Shared ones are searched first; then each gets an owner: readers of 8, of 1 % and of half of them, and others. As
+role `cimt_api` with the claims of a user, everything by the claims of the ingest routes. Times are milliseconds as a
+client on loopback sees them, with words and embedding, and with the embedding alone. `times` is the median over that
+of the search of everything, `rows` the fewest that came, `recall` (embedding alone) is against an exact scan.
 20,000 rows take two minutes to make, for each of the two.
 """
 

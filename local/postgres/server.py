@@ -66,19 +66,23 @@ def command(binaries: Path, data: Path, port: int) -> list[str]:
     `data` must lie where the server's user can reach it, and no server may run on it. Raises LocalError.
     """
     (data / "postmaster.pid").unlink(missing_ok=True)  # of one that was killed
-    if not (data / "PG_VERSION").exists():
+    if (data / "PG_VERSION").exists():
+        version = subprocess.run(
+            [binaries / "postgres", "-V"], capture_output=True, text=True
+        ).stdout
+        made_by = (data / "PG_VERSION").read_text().strip()
+        if f" {made_by}." not in version:
+            raise LocalError(
+                f"postgres: {data} is of Postgres {made_by}, and {version.strip()} cannot read it. It holds local data "
+                f"only. Next: rm -r {data}, and the same command again"
+            )
+    else:
         data.mkdir(parents=True, exist_ok=True)
         if os.geteuid() == 0:
             user = pwd.getpwnam("nobody")
             os.chown(data, user.pw_uid, user.pw_gid)
-        options = [
-            "-U",
-            "postgres",
-            "--auth=trust",
-            "--encoding=UTF8",
-            "--locale=C.UTF-8",
-            "--no-sync",
-        ]
+        options = ["-U", "postgres", "--auth=trust", "--no-sync"]
+        options += ["--encoding=UTF8", "--locale=C.UTF-8"]  # whose every letter has an upper case
         initdb = as_server_user([str(binaries / "initdb"), "-D", str(data), *options])
         made = subprocess.run(initdb, capture_output=True, text=True, cwd="/")
         if made.returncode:

@@ -58,7 +58,7 @@ LEAVE_OUT = (
 UNPACK = f"""\
 set -e
 cd "$1"
-APT_CONFIG="$MMDEBSTRAP_APT_CONFIG" apt-get -q download {shlex.join(PACKAGES)}
+APT_CONFIG="$MMDEBSTRAP_APT_CONFIG" apt-get -qq download {shlex.join(PACKAGES)}
 for package in *.deb; do
   dpkg-deb --fsys-tarfile "$package" | tar -x --no-same-owner {shlex.join(f"--exclude={part}" for part in LEAVE_OUT)}
 done
@@ -92,7 +92,7 @@ def _unpack(part: Path) -> None:
         "--quiet",
     ]
     command += ['--aptopt=Acquire::Retries "3"', f"--customize-hook={UNPACK}"]
-    then = "Next: is the Debian archive within reach? sudo apt-get update"
+    then = "Next: is the Debian archive within reach? sudo apt-get update. Or take the wheel's: POSTGRES=18"
     run(NAME, [*command, SUITE, str(part / "root")], then=then)
     (part / "root/usr").rename(part / "usr")
     shutil.rmtree(part / "root")
