@@ -144,9 +144,9 @@ n8n-lint: setup ## The linter of the workflows alone; ARGS=--fix brings them int
 	@python -m tools.workflows lint $(ARGS)
 n8n-catalogue: setup ## After a change of n8n's version: the list of its nodes, for the linter
 	@python -m tools.workflows catalogue
-n8n-test: n8n-install ## The workflows and their role on the real n8n (installs it at the first run)
+n8n-test: mmdebstrap n8n-install ## The workflows and their role on the real n8n (installs it at the first run)
 	@python -m pytest -q -p no:cacheprovider -n 2 --dist loadfile tests/n8n --ignore tests/n8n/test_upgrade.py
-n8n-upgrade: setup ## Upgrade from N8N_FROM (default 2.40.7) to the pinned n8n, on a volume with data
+n8n-upgrade: mmdebstrap setup ## Upgrade from N8N_FROM (default 2.40.7) to the pinned n8n, on a volume with data
 	@python -m pytest -q -p no:cacheprovider tests/n8n/test_upgrade.py
 test: packages check-unprivileged kernel database-17 n8n-test ## check, Postgres 17, the real n8n, a registry, then the acceptance run on a real droplet
 	@python -m pytest -q -p no:cacheprovider tests/acceptance/test_registry.py

@@ -27,10 +27,12 @@ alter text search configuration private.plain
 
 create table private.passage_words (
   id bigint primary key references public.vectors (id) on delete cascade,
+  owner_id uuid,
   words tsvector not null
 );
 comment on table private.passage_words is 'The words of each passage and of its document''s title; kept by a trigger.';
 comment on column private.passage_words.id is 'The passage.';
+comment on column private.passage_words.owner_id is 'Who alone may find it, as in vectors, whose rows are too wide to be looked up for each word.';
 comment on column private.passage_words.words is 'Stemmed as Portuguese and as English, without accents.';
 create index passage_words_words on private.passage_words using gin (words) with (fastupdate = off);
 
@@ -74,10 +76,11 @@ declare
   gone pg_catalog.text[];
 begin
   if tg_op in ('INSERT', 'UPDATE') then
-    insert into private.passage_words as kept (id, words)
-      select v.id, setweight(private.stemmed(coalesce(v.metadata ->> 'title', '')), 'A') || private.stemmed(v.content)
+    insert into private.passage_words as kept (id, owner_id, words)
+      select v.id, v.owner_id, setweight(private.stemmed(coalesce(v.metadata ->> 'title', '')), 'A') || private.stemmed(v.content)
       from new_rows v
-      on conflict (id) do update set words = excluded.words where kept.words is distinct from excluded.words;
+      on conflict (id) do update set owner_id = excluded.owner_id, words = excluded.words
+        where kept.owner_id is distinct from excluded.owner_id or kept.words is distinct from excluded.words;
     insert into private.vocabulary (word)
       select distinct w.word from new_rows v
       cross join lateral unnest(private.plain_words(concat_ws(' ', v.metadata ->> 'title', v.content))) as w (word)
@@ -108,8 +111,8 @@ create trigger keep_words_of_gone after delete on public.vectors
   referencing old table as old_rows for each statement execute function private.keep_words();
 
 -- Those that are there already. From the triggers on nobody writes passages until this is through; reading goes on.
-insert into private.passage_words (id, words)
-  select v.id, setweight(private.stemmed(coalesce(v.metadata ->> 'title', '')), 'A') || private.stemmed(v.content)
+insert into private.passage_words (id, owner_id, words)
+  select v.id, v.owner_id, setweight(private.stemmed(coalesce(v.metadata ->> 'title', '')), 'A') || private.stemmed(v.content)
   from public.vectors v;
 insert into private.vocabulary (word)
   select distinct w.word from public.vectors v

@@ -27,7 +27,7 @@ declare
   candidates constant integer := wanted * 2;
   smoothing constant integer := 50;
   few constant integer := 2000;     -- passages that are all looked at, rather than an index of everybody's
-  common constant integer := 1000;  -- passages that have a word: with more it finds none, and only adds to the score
+  common constant integer := 500;  -- passages that have a word: with more it finds none, and only adds to the score
   -- The rule of the policies of vectors: shared passages and the reader's own, all of them for a service.
   reader constant pg_catalog.uuid := auth.uid();
   everything constant boolean := coalesce(auth.role() = 'service_role', false);
@@ -82,75 +82,80 @@ begin
       order by 2 limit candidates) as n;
   end if;
 
-  -- As words lie outside of their rows (TOAST), the planner takes reading them all for cheap. Ends with the function, too.
-  perform set_config('enable_seqscan', 'off', true);
-  -- Each word of the question finds the passages that have it, by either stemmer; the rarer it is, the more it counts.
-  with asked as materialized (
-    select q.place, q.word, q.query from (
-      select min(w.place) as place, w.word, private.stemmed_query(w.word) as query
-      from regexp_split_to_table(query_text, '[\s/_]+') with ordinality as w (word, place)
-      group by w.word) as q
-    where numnode(q.query) > 0
-    order by q.place limit 32),
-  exact as materialized (
-    select a.place, a.word, a.query, array(
-      select p.id from private.passage_words p
-      where p.words @@ a.query and (p.id = any (within) or within is null and exists (
-        select from public.vectors v
-        where v.id = p.id and (everything or v.owner_id is null or v.owner_id = reader)
-          and (sources is null or v.source = any (sources))
-          and (metadata_filter is null or v.metadata @> metadata_filter)))
-      limit common + 1) as ids
-    from asked a),
-  -- A word that no text has was perhaps misspelt: what is alike, a letter or two away, is meant.
-  meant as materialized (
-    select e.place, l.query
-    from (select x.place, x.word from exact x where cardinality(x.ids) = 0 order by x.place limit 8) as e
-    cross join lateral (
-      select string_agg(
-        private.stemmed_query(k.word)::pg_catalog.text, ' | ')::pg_catalog.tsquery as query
-      from (
-        select o.word, rank() over (partition by o.asked order by o.distance) as nearness
+  if query_text ~ '\S' then
+    -- As words lie outside of their rows (TOAST), the planner takes reading all for cheap. Ends with the function, too.
+    perform set_config('enable_seqscan', 'off', true);
+    -- Each word of the question finds the passages that have it, by either stemmer; the rarer it is, the more it counts.
+    with asked as materialized (
+      select q.place, q.word, q.query from (
+        select min(w.place) as place, w.word, private.stemmed_query(w.word) as query
+        from regexp_split_to_table(query_text, '[\s/_]+') with ordinality as w (word, place)
+        group by w.word) as q
+      where numnode(q.query) > 0
+      order by q.place limit 32),
+    exact as materialized (
+      select a.place, a.word, a.query, array(
+        select p.id from private.passage_words p
+        where p.words @@ a.query and (p.id = any (within)
+          or within is null and (everything or p.owner_id is null or p.owner_id = reader)
+            and (sources is null and metadata_filter is null or exists (
+              select from public.vectors v where v.id = p.id
+                and (sources is null or v.source = any (sources))
+                and (metadata_filter is null or v.metadata @> metadata_filter))))
+        limit common + 1) as ids
+      from asked a),
+    -- A word that no text has was perhaps misspelt: what is alike, a letter or two away, is meant.
+    meant as materialized (
+      select e.place, l.query
+      from (select x.place, x.word from exact x where cardinality(x.ids) = 0 order by x.place limit 8) as e
+      cross join lateral (
+        select string_agg(
+          private.stemmed_query(k.word)::pg_catalog.text, ' | ')::pg_catalog.tsquery as query
         from (
-          select distinct m.word as asked, s.word,
-            extensions.levenshtein_less_equal(m.word, s.word, 2) as distance
-          from unnest(private.plain_words(e.word)) as m (word)
-          join private.vocabulary s on s.word operator(extensions.%) m.word
-          where length(m.word) between 4 and 30
-            and not exists (select from private.vocabulary k where k.word = m.word)) as o
-        where o.distance <= case when length(o.asked) < 5 then 1 else 2 end) as k
-      where k.nearness = 1) as l
-    where l.query is not null),
-  found as materialized (
-    select e.query, e.ids from exact e where cardinality(e.ids) > 0
-    union all
-    select m.query, array(
-      select p.id from private.passage_words p
-      where p.words @@ m.query and (p.id = any (within) or within is null and exists (
-        select from public.vectors v
-        where v.id = p.id and (everything or v.owner_id is null or v.owner_id = reader)
-          and (sources is null or v.source = any (sources))
-          and (metadata_filter is null or v.metadata @> metadata_filter)))
-      limit common + 1)
-    from meant m),
-  weighed as materialized (
-    select f.query, f.ids, cardinality(f.ids) > common as everywhere,
-      ln((greatest(total, cardinality(f.ids)) + 1) / (cardinality(f.ids) + 0.5)) as weight
-    from found f),
-  best as (
-    select i.id, sum(w.weight) as score
-    from weighed w cross join lateral unnest(w.ids) as i (id)
-    where not w.everywhere or not exists (select from weighed o where not o.everywhere)
-    group by i.id order by 2 desc, 1 limit greatest(100, candidates))
-  select array_agg(r.id order by r.score desc, r.id) into word_ids from (
-    -- A title counts most, and what is said often.
-    select b.id, (
-      select sum(w.weight * case when w.everywhere then 0.5 else 1 end
-        * (1 + ts_rank('{0.5, 0.5, 0.5, 1}', u.words, w.query)))
-      from weighed w where u.words @@ w.query) as score
-    from best b join private.passage_words p on p.id = b.id
-    cross join lateral (select p.words || '' as words offset 0) as u  -- unpacked once, not for each word
-    order by 2 desc, 1 limit candidates) as r;
+          select o.word, rank() over (partition by o.asked order by o.distance) as nearness
+          from (
+            select distinct m.word as asked, s.word,
+              extensions.levenshtein_less_equal(m.word, s.word, 2) as distance
+            from (
+              select w.word from unnest(private.plain_words(e.word)) as w (word)
+              where length(w.word) between 4 and 30
+                and not exists (select from private.vocabulary k where k.word = w.word) offset 0) as m
+            join private.vocabulary s on s.word operator(extensions.%) m.word) as o
+          where o.distance <= case when length(o.asked) < 5 then 1 else 2 end) as k
+        where k.nearness = 1) as l
+      where l.query is not null),
+    found as materialized (
+      select e.query, e.ids from exact e where cardinality(e.ids) > 0
+      union all
+      select m.query, array(
+        select p.id from private.passage_words p
+        where p.words @@ m.query and (p.id = any (within)
+          or within is null and (everything or p.owner_id is null or p.owner_id = reader)
+            and (sources is null and metadata_filter is null or exists (
+              select from public.vectors v where v.id = p.id
+                and (sources is null or v.source = any (sources))
+                and (metadata_filter is null or v.metadata @> metadata_filter))))
+        limit common + 1)
+      from meant m),
+    weighed as materialized (
+      select f.query, f.ids, cardinality(f.ids) > common as everywhere,
+        ln((greatest(total, cardinality(f.ids)) + 1) / (cardinality(f.ids) + 0.5)) as weight
+      from found f),
+    best as (
+      select i.id, sum(w.weight) as score
+      from weighed w cross join lateral unnest(w.ids) as i (id)
+      where not w.everywhere or not exists (select from weighed o where not o.everywhere)
+      group by i.id order by 2 desc, 1 limit greatest(50, candidates))
+    select array_agg(r.id order by r.score desc, r.id) into word_ids from (
+      -- A title counts most, and what is said often.
+      select b.id, (
+        select sum(w.weight * case when w.everywhere then 0.5 else 1 end
+          * (1 + ts_rank('{0.5, 0.5, 0.5, 1}', u.words, w.query)))
+        from weighed w where u.words @@ w.query) as score
+      from best b join private.passage_words p on p.id = b.id
+      cross join lateral (select p.words || '' as words offset 0) as u  -- unpacked once, not for each word
+      order by 2 desc, 1 limit candidates) as r;
+  end if;
 
   return query
     select v.id, v.source, v.chunk, v.content, v.metadata,
@@ -163,6 +168,7 @@ begin
       full join unnest(word_ids) with ordinality as w (id, place) on n.id = w.id
       order by 2 desc, 1 limit wanted) as f
     join public.vectors v on v.id = f.id
+    where everything or v.owner_id is null or v.owner_id = reader
     order by f.score desc, v.id;
 end $$;
 

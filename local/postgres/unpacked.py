@@ -56,9 +56,10 @@ LEAVE_OUT = (
 )
 # `$1` is the root file system, whose package lists mmdebstrap has fetched and verified.
 UNPACK = f"""\
+#!/bin/sh
 set -e
 cd "$1"
-APT_CONFIG="$MMDEBSTRAP_APT_CONFIG" apt-get -qq download {shlex.join(PACKAGES)}
+APT_CONFIG="$MMDEBSTRAP_APT_CONFIG" apt-get -qq -o APT::Sandbox::User=root download {shlex.join(PACKAGES)}
 for package in *.deb; do
   dpkg-deb --fsys-tarfile "$package" | tar -x --no-same-owner {shlex.join(f"--exclude={part}" for part in LEAVE_OUT)}
 done
@@ -83,15 +84,12 @@ def ensure(settings: Settings) -> Path:
 
 def _unpack(part: Path) -> None:
     check_tools("mmdebstrap", "dpkg-deb")
+    hook = part / "unpack"
+    hook.write_text(UNPACK)
+    hook.chmod(0o755)
     # Chrootless and custom: nothing is installed, and no right is needed that a user has not.
-    command = [
-        "mmdebstrap",
-        "--variant=custom",
-        "--mode=chrootless",
-        "--components=main",
-        "--quiet",
-    ]
-    command += ['--aptopt=Acquire::Retries "3"', f"--customize-hook={UNPACK}"]
+    command = ["mmdebstrap", "--variant=custom", "--mode=chrootless", "--components=main"]
+    command += ["--quiet", '--aptopt=Acquire::Retries "3"', f"--customize-hook={hook}"]
     then = "Next: is the Debian archive within reach? sudo apt-get update. Or take the wheel's: POSTGRES=18"
     run(NAME, [*command, SUITE, str(part / "root")], then=then)
     (part / "root/usr").rename(part / "usr")
