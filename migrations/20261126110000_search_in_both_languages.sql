@@ -21,6 +21,7 @@ create or replace function public.search_vectors(
   set pg_trgm.similarity_threshold = 0.2
   set plan_cache_mode = 'force_custom_plan'
   set enable_seqscan = on
+  set client_min_messages = 'warning'  -- of each word that says nothing the parser gives notice
 as $$
 declare
   wanted constant integer := least(greatest(match_count, 1), 200);
@@ -122,7 +123,7 @@ begin
                 and not exists (select from private.vocabulary k where k.word = w.word) offset 0) as m
             join private.vocabulary s on s.word operator(extensions.%) m.word) as o
           where o.distance <= case when length(o.asked) < 5 then 1 else 2 end) as k
-        where k.nearness = 1) as l
+        where k.nearness = 1 and numnode(private.stemmed_query(k.word)) > 0) as l
       where l.query is not null),
     found as materialized (
       select e.query, e.ids from exact e where cardinality(e.ids) > 0

@@ -176,7 +176,10 @@ def test_memory_keeps_the_last_turns_that_fit_and_no_gap() -> None:
 CAROL = "select id from auth.users where email = 'carol@example.com'"
 HANDBOOK = {
     "ferias.md": ("Férias", "Peça com sessenta dias de antecedência no portal/aplicativo."),
-    "reembolso.md": ("Despesas", "Gastos com táxi são reembolsados às quintas-feiras."),
+    "reembolso.md": (
+        "Despesas",
+        "Gastos com táxi são reembolsados às quintas-feiras. O relógio pára.",
+    ),
     "parking.md": ("Parking", "Spaces are allocated by lottery; cyclists shower in the basement."),
 }
 
@@ -223,6 +226,7 @@ def by_words(clouds: Clouds, question: str, who: str = ANN) -> list[str]:
         ("aplicatvio", "ferias.md"),  # two in the wrong order, in a word behind a slash
         ("Vão reembolsar o meu táxi?", "reembolso.md"),
         ("taxis", "reembolso.md"),
+        ("paraa o táxi", "reembolso.md"),  # like `pára`, which says nothing without its accent
         ("Where can a cyclist take showers?", "parking.md"),
         ("lotery", "parking.md"),
         ("portal para a parking lottery", "parking.md"),  # both languages in one question
