@@ -33,11 +33,13 @@ play = $(if $(filter local,$(ENV)),,python -m tools.settings needed $(1)) ansibl
 build_options = $(if $(MISSING),--missing) $(if $(filter local,$(ENV)),--local) $(if $(filter 0,$(PUSH)),--no-push)
 
 ##@ The local droplet (a real VM on this machine, no account anywhere)
-.PHONY: up packages preflight
+.PHONY: up packages mmdebstrap preflight
 preflight: # before anything is installed: values that make no sense, a droplet that is not there
 	@tools/preflight.sh
 packages: preflight
 	@local/packages.sh
+mmdebstrap: preflight # what Postgres 17 is unpacked with
+	@local/packages.sh mmdebstrap
 up: packages setup ## From nothing to a running product: VM, panel, services, smoke test, audit
 	@python -m local up
 
@@ -52,7 +54,7 @@ ssh: .venv/.installed ## A shell on the local droplet
 	@python -m local ssh
 
 .PHONY: dev
-dev: setup ## The small loop: API with reload, Postgres, stand-ins for sign-in and model; no VM, Ctrl-C ends it
+dev: mmdebstrap setup ## The small loop: API with reload, Postgres, stand-ins for sign-in and model; no VM, Ctrl-C ends it
 	@exec python -m local dev
 
 .PHONY: panel-image
@@ -91,7 +93,7 @@ migrate: setup ## Apply the pending database migrations
 	@$(call step,migrate) python -m tools.database.migrate
 migrate-plan: setup ## Show the pending migrations; applies nothing
 	@python -m tools.database.migrate --plan
-schema: setup ## Write docs/schema.md from the live catalogue of all migrations
+schema: mmdebstrap setup ## Write docs/schema.md from the live catalogue of all migrations
 	@python -m tools.database.schema $(ARGS)
 user-export: setup ## All that is kept about one person, as JSON: USER_ID=… (id or e-mail)
 	@python -m tools.database.person export
@@ -130,11 +132,11 @@ check-unprivileged: ## `check` as GitHub runs it: of HEAD, as an ordinary user w
 	@python3 tools/unprivileged.py make check
 lint: setup ## Every linter
 	@tools/lint/lint.sh
-unit: setup ## Unit, contract and integration tests without a VM
+unit: mmdebstrap setup ## Unit, contract and integration tests without a VM
 	@python -m pytest -q -n 4 --dist worksteal tests/unit tests/integration tests/database tests/api
 kernel: setup ## Tests of the firewall, mounts and network namespaces: as root, by sudo or in a user namespace
 	@tests/kernel/run.sh
-database-17: packages setup ## The database's tests on Postgres 17, as Supabase runs, in a container (bubblewrap)
+database-17: mmdebstrap setup ## The database's tests on Postgres 17 alone, as Supabase runs
 	@POSTGRES=17 python -m pytest -q tests/database/test_isolation.py tests/integration/test_migrate.py
 n8n-install: setup ## Install the real n8n for tests, once per machine (seven minutes)
 	@python -m local.images.n8n
@@ -142,9 +144,9 @@ n8n-lint: setup ## The linter of the workflows alone; ARGS=--fix brings them int
 	@python -m tools.workflows lint $(ARGS)
 n8n-catalogue: setup ## After a change of n8n's version: the list of its nodes, for the linter
 	@python -m tools.workflows catalogue
-n8n-test: n8n-install ## The workflows and their role on the real n8n (installs it at the first run)
+n8n-test: mmdebstrap n8n-install ## The workflows and their role on the real n8n (installs it at the first run)
 	@python -m pytest -q -p no:cacheprovider -n 2 --dist loadfile tests/n8n --ignore tests/n8n/test_upgrade.py
-n8n-upgrade: setup ## Upgrade from N8N_FROM (default 2.40.7) to the pinned n8n, on a volume with data
+n8n-upgrade: mmdebstrap setup ## Upgrade from N8N_FROM (default 2.40.7) to the pinned n8n, on a volume with data
 	@python -m pytest -q -p no:cacheprovider tests/n8n/test_upgrade.py
 test: packages setup ## A pull request with its `check`, Postgres 17, the real n8n, a registry; then, on a real droplet, its merge
 	@python -m local clouds start

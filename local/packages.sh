@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs the Debian/Ubuntu packages that the local droplet needs, and says which before it does.
-# Usage: local/packages.sh          (called by `make up`; does nothing when everything is there)
+# Usage: local/packages.sh [COMMAND]   (called by `make up`; does nothing when everything is there; of COMMAND: that alone)
 set -euo pipefail
 
 # command it gives : package
@@ -14,6 +14,7 @@ PATH="$PATH:/usr/sbin:/sbin"
 
 missing=()
 for pair in "${wanted[@]}"; do
+  [ "${1:-${pair%%:*}}" = "${pair%%:*}" ] || continue
   command -v "${pair%%:*}" >/dev/null || missing+=("${pair##*:}")
 done
 python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)

@@ -1,6 +1,6 @@
 """A real Postgres for tests and for `make schema`: its roles are those of Supabase.
 
-16 and 18 come from the locked wheel, 17 from Debian 13 in a container. POSTGRES=17 makes it the one that is tested.
+17, which Supabase runs, is the default; 18 is what comes next. POSTGRES=17 or 18 makes it the only one that is tested.
 
 There `postgres`, as whom migrations run, is no superuser: it has CREATEROLE and BYPASSRLS, and what others
 own (`auth`, the extension) only as far as it was granted. `supabase_admin` is the superuser.
@@ -18,16 +18,13 @@ from pathlib import Path
 
 import psycopg
 
-from local.postgres import container as postgres17
 from local.postgres import server as postgres
-from local.settings import load
 from local.waiting import eventually, free_port
 
 ROOT = Path(__file__).parents[1]
 MIGRATIONS = sorted((ROOT / "migrations").glob("*.sql"))
-# What tests run on: Supabase's own version stands between the two of every run.
 CHOSEN = os.environ.get("POSTGRES", "")
-MAJORS = [int(CHOSEN)] if CHOSEN else [16, 18]
+MAJORS = [int(CHOSEN)] if CHOSEN else [17, 18]
 STARTED: set[str] = set()  # versions of the servers that were started here, for the report
 
 # As a superuser, in a new cluster. The bootstrap role cannot lose its rights, but it can lose its name.
@@ -108,7 +105,7 @@ class Server:
 
 
 @contextlib.contextmanager
-def server(major: int = MAJORS[-1], *, old_defaults: bool = False) -> Iterator[Server]:
+def server(major: int = MAJORS[0], *, old_defaults: bool = False) -> Iterator[Server]:
     """A cluster with the database `supabase`: as a new project is, before any migration of ours."""
     folder = Path(tempfile.mkdtemp(prefix="cimt-test-"))  # pytest's own are closed to other users
     folder.chmod(0o755)
@@ -119,17 +116,13 @@ def server(major: int = MAJORS[-1], *, old_defaults: bool = False) -> Iterator[S
             STARTED.add(made.versions())
             yield made
     finally:
-        _remove(folder)
+        shutil.rmtree(folder)
 
 
 @contextlib.contextmanager
 def _running(major: int, folder: Path) -> Iterator[Server]:
     data, port = folder / "data", free_port()
-    if major == 17:
-        container = postgres17.container(postgres17.ensure(load()), data)
-        command = postgres.command(postgres17.PROGRAMS, data, port, container)
-    else:
-        command = postgres.command(postgres.programs(major), data, port)
+    command = postgres.command(postgres.programs(major), data, port)
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(command, cwd="/", stdout=log, stderr=log)
     try:
@@ -148,16 +141,6 @@ def _running(major: int, folder: Path) -> Iterator[Server]:
     finally:
         process.terminate()
         process.wait()
-
-
-def _remove(folder: Path) -> None:
-    """A container's processes are killed with it, but may write for a moment more."""
-
-    def removed() -> bool:
-        shutil.rmtree(folder, ignore_errors=True)
-        return not folder.exists()
-
-    eventually(removed, f"{folder} is removed")
 
 
 def apply(url: str, files: list[Path] | None = None) -> None:

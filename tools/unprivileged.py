@@ -102,6 +102,7 @@ def machine(home: Path) -> dict[str, str]:
             (home / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(found, home / name)
     caches = {"PIP_CACHE_DIR": "pip", "UV_CACHE_DIR": "uv", "npm_config_cache": "npm"}
+    caches["CIMT_CACHE"] = "cimt"
     env |= {name: str(CACHE / below) for name, below in caches.items()}
     (home / "run").mkdir(mode=0o700)
     env["XDG_RUNTIME_DIR"] = str(home / "run")

@@ -1,6 +1,6 @@
 """What the API's retrieval costs beside the bare index query, and what it finds, at several sizes.
 
-Usage: python -m bench.api.retrieval [--rows 1000 20000 200000] [--queries 200] [--major 18]
+Usage: python -m bench.api.retrieval [--rows 1000 20000 200000] [--queries 200] [--major 17]
 
 Both run on one server, one after the other for each question, and who is first changes: the bare query as the
 table's owner, without row-level security; ours as the API runs it (`cimt_api`, claims of a user, one transaction,
@@ -135,7 +135,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rows", type=int, nargs="+", default=[1_000, 20_000, 200_000])
     parser.add_argument("--queries", type=int, default=200)
-    parser.add_argument("--major", type=int, default=18, choices=[16, 18])
+    parser.add_argument("--major", type=int, default=17)
     arguments = parser.parse_args()
     with server(arguments.major) as made:
         for rows in arguments.rows:

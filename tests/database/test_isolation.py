@@ -1,4 +1,4 @@
-"""Who sees, changes and calls what: every table and function of ours, on Postgres 16 and 18 (or 17, see server.py).
+"""Who sees, changes and calls what: every table and function of ours, on Postgres 17 and 18.
 
 The catalogue drives it: a new table or function without an expectation here fails.
 """
@@ -71,6 +71,14 @@ STATEMENTS = {
             f"select %s, 'other', 0, 'c', repeat('0', 64), 'm', {ZEROS}"
         ),
     ),
+    "private.passage_words": (
+        "update private.passage_words set words = ''",
+        "insert into private.passage_words (id, words) select 0, to_tsvector(%s)",
+    ),
+    "private.vocabulary": (
+        "update private.vocabulary set word = 'x'",
+        "insert into private.vocabulary (word) values (%s)",
+    ),
 }
 # Rows that each sees, updates, deletes, inserts for ann, inserts for bob. "broken": let through to the constraints.
 BROKEN = "broken"
@@ -111,6 +119,8 @@ EXPECTED: dict[str, dict[str, tuple[int | str, ...]]] = {
         "api ingest": (3, 3, 3, 1, 1),
         "service": (3, 3, 3, 1, 1),
     },
+    "private.passage_words": dict.fromkeys(ACTORS, (NO, NO, NO, NO, NO)),
+    "private.vocabulary": dict.fromkeys(ACTORS, (NO, NO, NO, NO, NO)),
 }
 CALLERS = {
     "public.search_vectors": {"authenticated", "cimt_api", "service_role"},
@@ -120,6 +130,10 @@ CALLERS = {
     "private.upsert_vectors": {"cimt_api", "service_role"},
     "private.export_user": {"service_role"},
     "private.erase_user": {"service_role"},
+    "private.stemmed": set(),
+    "private.stemmed_query": set(),
+    "private.plain_words": set(),
+    "private.keep_words": set(),
 }
 
 # Functions with their owner's rights, called by who may, through every branch (a set of calls is one transaction).
@@ -129,11 +143,20 @@ DEFINERS: dict[str, tuple[str, tuple[str, ...]]] = {
         (
             f"select * from public.search_vectors({ZEROS}, 'passage', 3, null, null, 'en')",  # noqa: S608
             f"select * from public.search_vectors({ZEROS}, 'passage nowhere', 3, array['doc'], '{{}}')",  # noqa: S608
+            "select * from public.search_vectors(null, 'pasage', 3)",
         ),
     ),
     "private.create_profile": (
         "sign-up",
         ("insert into auth.users (id, email) values (gen_random_uuid(), 'new@example.com')",),
+    ),
+    "private.keep_words": (
+        "api ingest",
+        (
+            STATEMENTS["public.vectors"][1].replace("%s", "null::uuid"),
+            "update public.vectors set content = 'other'",
+            "delete from public.vectors",
+        ),
     ),
     "private.delete_expired_chats": (
         "api for ann",

@@ -59,7 +59,7 @@ class DocumentBody(BaseModel):
     )
     title: Annotated[Text, Field(max_length=500)] | None = None
     language: Literal["simple", "en", "pt", "es", "fr", "de", "it"] = Field(
-        default="simple", description="How its words are stemmed; simple: not known."
+        default="simple", description="As you know it; simple: not known. Search needs none."
     )
     metadata: Metadata = Field(
         default_factory=dict, description="What searches can be narrowed by."

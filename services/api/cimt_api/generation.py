@@ -237,12 +237,7 @@ class Answers:
         with TRACER.start_as_current_span("retrieval"):
             (vector,) = await self._upstream.embed([question])
             passages = await self._retriever.search(
-                answer.user,
-                question,
-                vector,
-                sources=sources,
-                metadata=metadata,
-                language=prompt.language(question),
+                answer.user, question, vector, sources=sources, metadata=metadata
             )
         self._metrics.retrieval.observe(time.perf_counter() - started)
         answer.sources = [

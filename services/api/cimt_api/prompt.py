@@ -27,29 +27,6 @@ WITHOUT_PASSAGES = (
 )
 FENCE = re.compile(r"<(?=/?\s*(?:passage|question)\b)", re.IGNORECASE)
 
-# Words that are common in one of these languages and rare in the others.
-MARKS = {
-    "en": "the is are was what how why where when who which does do did can could should would "
-    "my your you i we they of and to for with not this that have has there",
-    "pt": "o os um uma é são não que como por quê onde quando quem qual quais eu você vocês nós "
-    "eles do da dos das no na em para com meu minha seu sua posso fazer está isso ou "
-    "também",
-    "es": "el los las un una es son no qué cómo por dónde cuándo quién cuál cuáles yo usted "
-    "ustedes nosotros del en para con mi su puedo hacer está eso y también hay",
-    "fr": "le les un une est sont ne pas que quoi comment pourquoi où quand qui quel quelle je "
-    "tu vous nous ils du des dans pour avec mon ma mes votre et puis-je ce cette il elle "
-    "au aux",
-    "de": "der die das ein eine ist sind nicht was wie warum wo wann wer welche ich du sie wir "
-    "ihr des dem den im in für mit mein meine und kann man zu auf es wird",
-    "it": "il lo gli un una è sono non che come perché dove quando chi quale quali io tu lei noi "
-    "loro del della dei nel in per con mio mia posso fare e di anche ci",
-}
-LANGUAGE_OF: dict[str, list[str]] = {}
-for _language, _words in MARKS.items():
-    for _word in _words.split():
-        LANGUAGE_OF.setdefault(_word, []).append(_language)
-WORD = re.compile(r"[^\W\d_]+(?:-[^\W\d_]+)?")
-
 
 def messages(
     question: str,
@@ -74,19 +51,6 @@ def messages(
         *_memory(history, settings.memory_tokens),
         {"role": "user", "content": content},
     ]
-
-
-def language(question: str) -> str:
-    """Return the language by which Postgres stems a question: en, pt, es, fr, de, it, or simple: not clear."""
-    points = dict.fromkeys(MARKS, 0.0)
-    for word in WORD.findall(question[:1000].lower()):
-        found = LANGUAGE_OF.get(word, [])
-        for name in found:
-            points[name] += 1 / len(found)
-    best, second = sorted(points.values(), reverse=True)[:2]
-    if best < 1 or best == second:
-        return "simple"
-    return max(points, key=lambda name: points[name])
 
 
 def _fenced(number: int, passage: Passage) -> str:

@@ -17,7 +17,7 @@ from .settings import Settings
 # around 0.1 with text-embedding-3-small, and rarely above 0.2.
 RELEVANCE = 0.2
 TOKEN_BYTES = 3  # UTF-8 bytes of one token: English takes 4, Portuguese 3.5, Chinese 3. It errs to the safe side
-SEARCHED_LENGTH = 1000  # characters of a question that full-text search looks at
+SEARCHED_LENGTH = 1000  # characters of a question whose words are searched
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,6 @@ class Retriever:
         *,
         sources: list[str] | None,
         metadata: dict[str, Any] | None,
-        language: str,
     ) -> list[Passage]:
         """Search for the passages to give to the model, in one round trip; `embedding` is that of the question.
 
@@ -69,14 +68,13 @@ class Retriever:
             rows = connection.cursor(row_factory=class_row(Passage))
             await rows.execute(
                 "select id, source, chunk, content, metadata->>'title' as title, score, similarity "
-                "from public.search_vectors(%s, %s, %s, %s, %s, %s)",
+                "from public.search_vectors(%s, %s, %s, %s, %s)",
                 (
                     halfvec(embedding),
                     question[:SEARCHED_LENGTH],
                     self._count,
                     sources or None,
                     Jsonb(metadata) if metadata else None,
-                    language,
                 ),
             )
         return fitting(await rows.fetchall(), self._budget)
