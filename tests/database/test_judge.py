@@ -499,7 +499,25 @@ def test_a_file_that_fails_where_there_are_rows(judged: Judge, tmp_path: Path) -
     safety, rules, reasons = judged(tmp_path, sql)
     assert safety == "contract"
     assert "fails" not in rules  # it goes on without rows, so that the rest is judged too
-    assert any("may fail where there are rows" in reason for reason in reasons)
+    assert ["may fail where there are rows" in reason for reason in reasons] == [True, False]
+    assert "a row of public.users needs must now" in reasons
+
+
+@pytest.mark.parametrize(
+    ("sql", "expected"),
+    [
+        ("begin;\nalter table public.users add column a text;\ncommit;\n", "expand"),
+        ("begin;\nalter table public.users drop column display_name;\ncommit;\n", "contract"),
+        ("lock table public.users;\nalter table public.users add column a text;\n", "expand"),
+        ("create table missing.a ();\ndrop table public.chat_logs;\n", "contract"),
+    ],
+)
+def test_a_file_that_is_refused_is_judged_all_the_same(
+    judged: Judge, tmp_path: Path, sql: str, expected: str
+) -> None:
+    safety, rules, _ = judged(tmp_path, sql)
+    assert safety == expected
+    assert rules & {"transaction", "fails"}
 
 
 def test_a_later_file_mends_what_an_earlier_one_laid_open(judged: Judge, tmp_path: Path) -> None:

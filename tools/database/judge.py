@@ -208,12 +208,12 @@ class _File:
         self.sql = history.text(path.read_bytes()).removeprefix(history.BOM)
         self.report = Report(path.name)
         self.scratch = scratch
-        self.start = scratch.facts
+        self.start: catalogue.Facts = scratch.facts
 
     def read(self) -> Report:
         try:
             parsed: Any = parse_sql(self.sql)
-        except (ParseError, SyntaxProblem) as error:
+        except (ParseError, SyntaxProblem, UnicodeEncodeError) as error:
             self.report.find(1, "syntax", " ".join(str(error).split()))
             self.report.reasons.append("it cannot be read")
             return self.report
@@ -233,7 +233,7 @@ class _File:
         for wrong in history.unfit(self.report.file, self.sql):
             self.report.find(0, wrong.rule, wrong.text)
         catalogue.plant(self.scratch.admin, self.start)
-        self.scratch.facts = self.start = catalogue.snapshot(self.scratch.admin)
+        self.start = self.scratch.facts = catalogue.snapshot(self.scratch.admin)
         self.apply(statements)
         self.squawk([line for line, _, _ in statements])
         return self.report
@@ -246,6 +246,8 @@ class _File:
         with self.scratch.session() as connection:
             for line, text, node in statements:
                 self.statement(node, line)
+                if node["@"] in ("TransactionStmt", "LockStmt"):
+                    continue  # refused elsewhere; here each statement is a transaction
                 before = self.scratch.facts
                 runs = runs and node["@"] != "CopyStmt" and self.run(connection, text, line)
                 if not runs:
@@ -285,6 +287,7 @@ class _File:
             said = " ".join((error.diag.message_primary or str(error)).split())
             self.report.lose(line, f"it may fail where there are rows: {said}")
             catalogue.uproot(admin, self.scratch.facts)
+            self.start = {key: fact for key, fact in self.start.items() if key[0] != "rows"}
             try:
                 connection.execute(text.encode())
             except psycopg.Error as again:
