@@ -6,6 +6,7 @@
 select extensions.vector_dims('[1]'::extensions.vector);
 select extensions.show_limit();
 
+-- allow: definer-replaced: the same rule of who may read; what is new is how words are found
 create or replace function public.search_vectors(
   query_embedding extensions.halfvec(1536),
   query_text text default '',

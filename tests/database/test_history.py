@@ -156,9 +156,79 @@ def test_renamed_and_edited_is_put_back_in_two_steps(repository: Repository) -> 
     assert set(repository.found()) == {f"edited {OLD}"}
 
 
+@pytest.mark.parametrize(
+    ("content", "rule"),
+    [
+        (b"create table public.a (id int);\r\n", "bytes"),
+        (b"\xef\xbb\xbfcreate table public.a (id int);\n", "bytes"),
+        (b"select 'caf\xe9';\n", "bytes"),
+        (b"create table public.a (id int);\ncommit;\nbegin;\n", "transaction"),
+        (b"begin;\ncreate table public.a (id int);\ncommit;\n", "transaction"),
+        (b"rollback;\n", "transaction"),
+        (b"savepoint a;\n", "transaction"),
+        (b"start transaction;\n", "transaction"),
+        (b"lock table public.old in access exclusive mode;\n", "transaction"),
+        (b"set local lock_timeout = '1s';\n", "transaction"),
+        (
+            b"create table public.a (id int);\ncreate index concurrently i on public.a (id);\n",
+            "transaction",
+        ),
+        (b"create index concurrently on public.old (id);\n", "transaction"),
+        (b"vacuum public.old;\nselect 1;\n", "transaction"),
+    ],
+)
+def test_what_the_cli_could_not_apply_or_not_again(
+    repository: Repository, content: bytes, rule: str
+) -> None:
+    (repository.migrations / "20200105000000_new.sql").write_bytes(content)
+    assert {finding.split()[0] for finding in repository.found()} == {rule}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"create index concurrently i on public.old (id);\n",
+        b"set lock_timeout = '1s';\nalter table public.old add column a int;\n",
+        b"do $$ begin lock table public.old in access exclusive mode; end $$;\n",
+        b"select 'begin; commit;', '\xc3\xa7'; -- begin;\n",
+    ],
+)
+def test_what_the_findings_say_to_write(repository: Repository, content: bytes) -> None:
+    (repository.migrations / "20200105000000_new.sql").write_bytes(content)
+    assert repository.found() == {}
+
+
+def test_a_checkout_has_the_line_ends_of_unix(repository: Repository) -> None:
+    """What .gitattributes says of files that Windows wrote; and it says so of ours."""
+    shutil.copy(ROOT / ".gitattributes", repository.folder)
+    name = "20200105000000_new.sql"
+    (repository.migrations / name).write_bytes(b"select 1;\r\n")
+    repository.commit()
+    (repository.migrations / name).unlink()
+    repository.git("-c", "core.autocrlf=true", "checkout", "--", f"migrations/{name}")
+    assert (repository.migrations / name).read_bytes() == b"select 1;\n"
+
+
+def test_two_that_are_not_applied_have_one_number(repository: Repository) -> None:
+    """Whoever has it in the database is not accused of a change of name."""
+    theirs, mine = "20200104000000_theirs.sql", "20200104000000_mine.sql"
+    files = history.read(repository.migrations) | {mine: TABLE.format("mine")}
+    applied: dict[str, str | None] = {name: files[name] for name in (OLD, NEWEST)}
+    applied[theirs] = TABLE.format("theirs")
+    (refusal,) = history.refusals(applied, files, "the database", "git pull")
+    assert (refusal.rule, refusal.file) == ("duplicate", mine)
+    assert "the database has 20200104000000_theirs" in refusal.text
+    assert "Next: git mv migrations/20200104000000_mine.sql" in refusal.text
+    (renamed,) = history.refusals(
+        applied, files | {mine: TABLE.format("theirs")}, "the database", "git pull"
+    )
+    assert renamed.rule == "renamed"
+
+
 def test_what_is_no_migration(repository: Repository) -> None:
     repository.write("notes.txt", "")
-    assert set(repository.found()) == {"name notes.txt"}
+    (repository.migrations / "folder").mkdir()
+    assert set(repository.found()) == {"name notes.txt", "name folder"}
 
 
 def test_a_revision_that_is_not_here(repository: Repository, tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ The catalogue drives it: a new table or function without an expectation here fai
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import subprocess
@@ -44,7 +43,6 @@ ACTORS: dict[str, tuple[str, dict[str, str]]] = {
     "api ingest": ("cimt_api", {"role": "service_role"}),
     "service": ("service_role", {"role": "service_role"}),
 }
-SIGN_UP = ("supabase_auth_admin", {"role": "service_role"})
 NO = "denied"
 # What is tried: an update, an insert for ann, the same for bob.
 STATEMENTS = {
@@ -135,67 +133,6 @@ CALLERS = {
     "private.plain_words": set(),
     "private.keep_words": set(),
 }
-
-# Functions with their owner's rights, called by who may, through every branch (a set of calls is one transaction).
-DEFINERS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "public.search_vectors": (
-        "api for ann",
-        (
-            f"select * from public.search_vectors({ZEROS}, 'passage', 3, null, null, 'en')",  # noqa: S608
-            f"select * from public.search_vectors({ZEROS}, 'passage nowhere', 3, array['doc'], '{{}}')",  # noqa: S608
-            "select * from public.search_vectors(null, 'pasage', 3)",
-        ),
-    ),
-    "private.create_profile": (
-        "sign-up",
-        ("insert into auth.users (id, email) values (gen_random_uuid(), 'new@example.com')",),
-    ),
-    "private.keep_words": (
-        "api ingest",
-        (
-            STATEMENTS["public.vectors"][1].replace("%s", "null::uuid"),
-            "update public.vectors set content = 'other'",
-            "delete from public.vectors",
-        ),
-    ),
-    "private.delete_expired_chats": (
-        "api for ann",
-        ("select private.delete_expired_chats(1)", "select private.delete_expired_chats(null)"),
-    ),
-    "private.export_user": ("service", (f"select private.export_user('{ANN}')",)),
-    "private.erase_user": ("service", (f"select private.erase_user('{ANN}')",)),
-}
-# What whoever may make temporary things (everybody, by default) puts in the way: a domain for each name of a type,
-# whose check runs a function of his, and a table for each name of ours. The notice survives an error, rights do not.
-TRAP = """
-create function pg_temp.spring() returns boolean language plpgsql as $$
-begin
-  if current_user = 'postgres' then
-    raise notice 'sprung';
-    alter role cimt_api bypassrls;
-  end if;
-  return true;
-end $$;
-do $$
-declare
-  of record;
-begin
-  for of in
-    select t.typname as name, t.oid::regtype as type from pg_type t
-    where t.typtype in ('b', 'd', 'e', 'r', 'm') and t.typcategory <> 'A'
-      and t.typnamespace::regnamespace::text in ('pg_catalog', 'extensions')
-      and has_schema_privilege(t.typnamespace, 'usage')
-  loop
-    execute format('create domain pg_temp.%I as %s check (pg_temp.spring())', of.name, of.type);
-  end loop;
-  for of in
-    select relname as name from pg_class c join pg_namespace n on n.oid = relnamespace
-    where relkind in ('r', 'v') and nspname in ('public', 'private', 'auth') group by 1
-  loop
-    execute format('create temporary table %I (id pg_temp.uuid)', of.name);
-  end loop;
-end $$;
-"""
 
 # The oldest as a project of before 30 October 2026, the newest as one of today; one alone as both.
 KINDS = [(MAJORS[0], "old"), (MAJORS[-1], "new")]
@@ -290,35 +227,6 @@ def test_every_function_has_its_callers_and_no_other(database: Database) -> None
         "from pg_proc p join pg_namespace n on n.oid = p.pronamespace where n.nspname in ('public', 'private')"
     )
     assert {name: set(roles) for name, roles in rows} == CALLERS
-
-
-def test_nothing_in_pg_temp_runs_with_the_rights_of_an_owner(database: Database) -> None:
-    definers = database.ask(
-        "select n.nspname || '.' || p.proname from pg_proc p join pg_namespace n on n.oid = p.pronamespace "
-        "where p.prosecdef and p.proowner = 'postgres'::regrole"
-    )
-    assert {name for (name,) in definers} == set(DEFINERS)
-    sprung = []
-    for name, (actor, calls) in DEFINERS.items():
-        role, claims = SIGN_UP if actor == "sign-up" else ACTORS[actor]
-        for call in calls:
-            with psycopg.connect(database.admin) as connection:
-                notices: list[str] = []
-                connection.add_notice_handler(
-                    lambda note, kept=notices: kept.append(note.message_primary or "")
-                )
-                connection.execute(f"set local role {role}".encode())
-                connection.execute(TRAP.encode())
-                connection.execute(
-                    "select set_config('request.jwt.claims', %s, true)", (json.dumps(claims),)
-                )
-                with contextlib.suppress(
-                    psycopg.errors.RaiseException
-                ):  # one call is a refused one
-                    connection.execute(call.encode())
-                connection.rollback()
-            sprung += [name] * ("sprung" in notices)
-    assert sprung == []
 
 
 def test_every_function_looks_in_pg_temp_last_and_names_its_types_in_full(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from testbed.postgres import ROOT
+from testbed.postgres import ROOT, Server, server
 from tools.database.safety import check, same_release
 
 BASE = """
@@ -28,11 +29,17 @@ begin delete from public.base where note is null; end $$;
 """
 
 
-def judge(folder: Path, sql: str) -> tuple[str, set[str]]:
+@pytest.fixture(scope="module")
+def running() -> Iterator[Server]:
+    with server() as made:
+        yield made
+
+
+def judge(folder: Path, sql: str, running: Server) -> tuple[str, set[str]]:
     """(class, rules found) of a migration that comes after BASE."""
     (folder / "20200101000000_base.sql").write_text(BASE)
     (folder / "20200102000000_next.sql").write_text(sql)
-    first, second = check(folder)
+    first, second = check(folder, running)
     assert first.findings == []
     return second.safety, {finding.rule for finding in second.findings}
 
@@ -72,8 +79,8 @@ def test_our_migrations_have_no_findings() -> None:
         ("create tabel x;", "syntax"),
     ],
 )
-def test_a_mistake_is_found(tmp_path: Path, sql: str, rule: str) -> None:
-    assert rule in judge(tmp_path, sql)[1]
+def test_a_mistake_is_found(tmp_path: Path, sql: str, rule: str, running: Server) -> None:
+    assert rule in judge(tmp_path, sql, running)[1]
 
 
 @pytest.mark.parametrize(
@@ -100,19 +107,19 @@ def test_a_mistake_is_found(tmp_path: Path, sql: str, rule: str) -> None:
         "do $$ declare t text := 'base'; begin execute format('drop table %I', t); end $$;",
     ],
 )
-def test_what_takes_away_is_a_contract(tmp_path: Path, sql: str) -> None:
-    safety, rules = judge(tmp_path, sql)
+def test_what_takes_away_is_a_contract(tmp_path: Path, sql: str, running: Server) -> None:
+    safety, rules = judge(tmp_path, sql, running)
     assert (safety, "destructive" in rules) == ("contract", True)
-    waived = judge(tmp_path, f"-- allow: destructive: nobody has read it since 1.4\n{sql}")
+    waived = judge(tmp_path, f"-- allow: destructive: nobody has read it since 1.4\n{sql}", running)
     assert (waived[0], "destructive" in waived[1]) == ("contract", False)
 
 
 @pytest.mark.parametrize(
     "call", ["select public.clean();", "do $$ begin perform public.clean(); end $$;"]
 )
-def test_a_call_does_what_the_function_says(tmp_path: Path, call: str) -> None:
-    assert judge(tmp_path, CLEANER)[0] == "expand"
-    safety, rules = judge(tmp_path, CLEANER + call)
+def test_a_call_does_what_the_function_says(tmp_path: Path, call: str, running: Server) -> None:
+    assert judge(tmp_path, CLEANER, running)[0] == "expand"
+    safety, rules = judge(tmp_path, CLEANER + call, running)
     assert (safety, "destructive" in rules) == ("contract", True)
 
 
@@ -131,16 +138,19 @@ def test_a_call_does_what_the_function_says(tmp_path: Path, call: str) -> None:
         "do $$ declare drop_note text := 'alter table'; begin perform length(drop_note); end $$;",
     ],
 )
-def test_what_only_adds_is_an_expansion(tmp_path: Path, sql: str) -> None:
-    assert judge(tmp_path, sql)[0] == "expand"
+def test_what_only_adds_is_an_expansion(tmp_path: Path, sql: str, running: Server) -> None:
+    assert judge(tmp_path, sql, running)[0] == "expand"
 
 
-def test_a_later_migration_mends_where_a_function_looks(tmp_path: Path) -> None:
+def test_a_later_migration_mends_where_a_function_looks(tmp_path: Path, running: Server) -> None:
     mended = "alter function public.clean() set search_path = pg_catalog, pg_temp;"
     again = "alter function public.clean() set search_path = '';"
-    assert "search-path" in judge(tmp_path, CLEANER)[1]
-    assert judge(tmp_path, CLEANER + mended) == ("expand", {"no-comment", "public-function"})
-    assert "search-path" in judge(tmp_path, CLEANER + mended + again)[1]
+    assert "search-path" in judge(tmp_path, CLEANER, running)[1]
+    assert judge(tmp_path, CLEANER + mended, running) == (
+        "expand",
+        {"no-comment", "public-function"},
+    )
+    assert "search-path" in judge(tmp_path, CLEANER + mended + again, running)[1]
 
 
 def test_a_contract_waits_for_the_release_of_the_code(tmp_path: Path) -> None:

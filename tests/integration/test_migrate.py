@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -22,6 +25,7 @@ import pytest
 from local.waiting import eventually, free_port
 from testbed.postgres import Server
 from testbed.postgres import server as start_server
+from tools.database import address
 
 ROOT = Path(__file__).parents[2]
 PASSWORD = "with/odd#signs@and:more"
@@ -119,6 +123,87 @@ def test_a_first_run_applies_all_and_a_second_nothing(checkout: Checkout) -> Non
     code, output = checkout.run("--plan")
     assert code == 0
     assert "Remote database is up to date" in output
+
+
+def test_the_class_of_each_pending_file_is_said(checkout: Checkout) -> None:
+    checkout.root = ROOT  # with all that a judge needs: elsewhere the files are believed
+    code, output = checkout.run("--plan")
+    assert code == 0, output
+    assert all(f"{name} (expand)" in output for name in FIRST)
+    assert "believed" not in output
+
+
+def test_a_file_that_says_what_it_takes_is_believed_where_there_is_no_judge(
+    checkout: Checkout,
+) -> None:
+    sql = "-- allow: destructive: not read since 1.4\nalter table public.users drop column display_name;"
+    checkout.add("20990101000000_drop.sql", sql)
+    code, output = checkout.run("--plan")
+    assert code == 0, output
+    assert "20990101000000_drop.sql (contract)" in output
+    assert "so the files are believed" in output
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"create table public.a (id int);\r\n",
+        b"\xef\xbb\xbfcreate table public.a (id int);\n",
+        b"create table public.a (id int);\ncommit;\nbegin;\n",
+        b"lock table public.users;\n",
+    ],
+    ids=["line ends of Windows", "byte order mark", "commit", "lock table"],
+)
+def test_a_file_that_would_go_wrong_is_refused_before_anything_is_changed(
+    checkout: Checkout, content: bytes
+) -> None:
+    (checkout.migrations / "20990101000000_odd.sql").write_bytes(content)
+    code, output = checkout.run()
+    assert (code, "migrations/20990101000000_odd.sql. Next: " in output) == (2, True), output
+    assert checkout.ask("select to_regclass('public.users') is null") == [(True,)]
+
+
+def test_a_file_that_was_applied_with_other_line_ends_is_the_same(checkout: Checkout) -> None:
+    sql = "create table public.a (id int);\ncomment on table public.a is 'one\ntwo';\n"
+    checkout.add("20990101000000_a.sql", sql)
+    assert checkout.run()[0] == 0
+    checkout.ask(
+        "update supabase_migrations.schema_migrations set statements[2] = replace(statements[2], e'\\n', e'\\r\\n') "
+        "where name = 'a' returning 1"
+    )
+    code, output = checkout.run()
+    assert (code, "up to date" in output) == (0, True), output
+
+
+@pytest.mark.parametrize("robust", ["", "if not exists "])
+def test_an_index_whose_first_attempt_failed_is_built_again(
+    checkout: Checkout, robust: str
+) -> None:
+    checkout.add(
+        "20990101000000_twice.sql",
+        "create table public.t (id int); insert into public.t values (1), (1);",
+    )
+    index = f"create unique index concurrently {robust}t_id on public.t (id);"
+    checkout.add("20990102000000_index.sql", index)
+    assert checkout.run()[0] == 1
+    state = "select indisvalid from pg_index where indexrelid = to_regclass('public.t_id')"
+    assert checkout.ask(state) == [(False,)]
+    checkout.ask("delete from public.t returning 1")
+    code, output = checkout.run()
+    assert code == 0, output
+    assert '"public"."t_id" is left from a build that failed' in output
+    assert checkout.ask(state) == [(True,)]
+    assert checkout.history()[-1] == "20990102000000_index.sql"
+
+
+def test_a_push_that_records_nothing_is_no_success(checkout: Checkout) -> None:
+    program = checkout.root / "node_modules/.bin/supabase"
+    program.parent.mkdir(parents=True)
+    program.write_text("#!/bin/sh\necho Finished supabase db push.\n")
+    program.chmod(0o755)
+    code, output = checkout.run()
+    assert code == 1
+    assert f"but migrations/{FIRST[0]} was not recorded. Next: " in output
 
 
 def test_two_runners_at_once_take_turns(checkout: Checkout) -> None:
@@ -261,7 +346,7 @@ def test_what_the_cli_says_shows_no_password(checkout: Checkout) -> None:
 
 def test_an_exception_that_nobody_expected_shows_no_password(checkout: Checkout) -> None:
     (checkout.root / "tools/database/safety.py").write_text(
-        "import os\ndef check(_):\n    raise RuntimeError(os.environ['SUPABASE_DB_URL'])\n"
+        "import os\ndef losses(_):\n    raise RuntimeError(os.environ['SUPABASE_DB_URL'])\n"
     )
     code, output = checkout.run()
     assert (code, "RuntimeError: ***" in output) == (1, True), output
@@ -294,6 +379,111 @@ class Plain(threading.Thread):
     def close(self) -> None:
         self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
+
+
+class Encrypted(threading.Thread):
+    """A server that speaks TLS, in front of one that does not; `plain` counts who went on without."""
+
+    def __init__(self, folder: Path, port: int) -> None:
+        super().__init__(daemon=True)
+        self.root = folder / "root.crt"
+        name, san = "/CN=a database", "subjectAltName=IP:0.0.0.0"
+        new = ("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2")
+        root = ("-keyout", str(folder / "root.key"), "-out", str(self.root), "-subj", "/CN=a root")
+        by = ("-CA", str(self.root), "-CAkey", str(folder / "root.key"))
+        leaf = (
+            "-keyout",
+            str(folder / "key"),
+            "-out",
+            str(folder / "crt"),
+            "-subj",
+            name,
+            "-addext",
+            san,
+        )
+        usage = ("-addext", "basicConstraints=critical,CA:FALSE")
+        for command in ((*new, *root), (*new, *by, *leaf, *usage)):
+            subprocess.run(command, check=True, capture_output=True)
+        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self._context.load_cert_chain(folder / "crt", folder / "key")
+        self._target = port
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._socket.getsockname()[1])
+        self.plain = 0
+
+    def run(self) -> None:
+        while True:
+            try:
+                client, _ = self._socket.accept()
+            except OSError:
+                return  # closed
+            threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while (
+                int.from_bytes((head := client.recv(8, socket.MSG_WAITALL))[4:], "big") == 80877104
+            ):
+                client.sendall(b"N")  # GSS
+            if int.from_bytes(head[4:], "big") != 80877103:
+                self.plain += len(head) == 8
+                client.close()
+                return
+            client.sendall(b"S")
+            spoken = self._context.wrap_socket(client, server_side=True)
+            server = socket.create_connection(("127.0.0.1", self._target))
+            pairs = [(spoken, server), (server, spoken)]
+            for one, other in pairs:
+                threading.Thread(target=Forgetful.carry, args=(one, other), daemon=True).start()
+
+    def close(self) -> None:
+        self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+
+
+@pytest.mark.parametrize("who", ["migrate", "person", "the CLI by itself"])
+def test_a_server_has_to_show_that_it_is_the_one(
+    checkout: Checkout, server: Server, tmp_path: Path, who: str
+) -> None:
+    command = {"migrate": MIGRATE, "person": EXPORT, "the CLI by itself": ("-c", PUSH)}[who]
+    folder = tmp_path / "tls"
+    folder.mkdir()
+    spoken = Encrypted(folder, server.port)
+    spoken.start()
+    try:
+        place = f"@0.0.0.0:{spoken.port}/"
+        url = re.sub(r"@[^/]*/", place, checkout.url).replace("?sslmode=disable", "")
+        environment = {"USER_ID": "nobody"}
+        code, output = checkout.run(command=command, SUPABASE_DB_URL=url, **environment)
+        assert code == 1
+        assert "certificate" in output
+        assert who == "the CLI by itself" or (
+            "sslrootcert" in output and len(output.splitlines()) == 1
+        )
+        for given in (
+            f"sslrootcert={spoken.root}",
+            f"sslmode=verify-full&sslrootcert={spoken.root}",
+            "sslmode=require",
+        ):
+            code, output = checkout.run(
+                command=command, SUPABASE_DB_URL=f"{url}?{given}", **environment
+            )
+            assert (code, "0 accounts" in output) == (
+                (1, True) if who == "person" else (0, False)
+            ), output
+    finally:
+        spoken.close()
+    assert spoken.plain == 0
+
+
+def test_the_root_is_supabases() -> None:
+    """The one that the locked Supabase CLI holds, and no other."""
+    pem = address.ROOT_CERTIFICATE.read_text()
+    digest = hashlib.sha256(ssl.PEM_cert_to_DER_cert(pem)).hexdigest()
+    assert digest == "807025ad50d4ed219d2c9c7d299c004f824eb00cf7f65afef607d07b72e6cafa"
+    program = next((ROOT / "node_modules/@supabase").glob("cli-linux-*/bin/supabase")).read_bytes()
+    middle = pem.split("-----")[2].strip()
+    assert any(middle.replace("\n", end).encode() in program for end in ("\n", "\\n"))
 
 
 PUSH = (
@@ -385,10 +575,10 @@ class Forgetful(threading.Thread):
                 start = start[:4] + b"".join(kept) + b"\0"
             server.sendall((len(start) + 4).to_bytes(4, "big") + start)
             for one, other in [(client, server), (server, client)]:
-                threading.Thread(target=self._carry, args=(one, other), daemon=True).start()
+                threading.Thread(target=self.carry, args=(one, other), daemon=True).start()
 
     @staticmethod
-    def _carry(one: socket.socket, other: socket.socket) -> None:
+    def carry(one: socket.socket, other: socket.socket) -> None:
         with contextlib.suppress(OSError):
             while data := one.recv(65536):
                 other.sendall(data)

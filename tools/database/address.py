@@ -30,6 +30,9 @@ _OPTIONS = {
     "sslrootcert",
 }
 ENCRYPTED = ("require", "verify-ca", "verify-full")
+# Supabase's root, which signs its databases and poolers and which no system knows; until 26 April 2031. The locked
+# Supabase CLI holds the same one, which a test compares.
+ROOT_CERTIFICATE = pathlib.Path(__file__).with_name("supabase-root-2021.crt")
 _PASSWORDS = ("API_DATABASE_PASSWORD", "PGPASSWORD", "SUPABASE_DB_PASSWORD")
 
 
@@ -38,7 +41,11 @@ class Refused(Exception):
 
 
 def database_url() -> str:
-    """URL of the database to work on, with its password. What goes to another machine is encrypted."""
+    """URL of the database to work on, with its password.
+
+    What goes to another machine is encrypted, and that machine has to show that it is the one: by Supabase's root,
+    where the URL says nothing else (sslmode, sslrootcert). Raises Refused.
+    """
     url = os.environ.get("SUPABASE_DB_URL", "")
     if os.environ.get("ENV", "local") == "local" and not url:
         ports = ROOT / ".local/ports.json"
@@ -70,15 +77,20 @@ def database_url() -> str:
         )
     if _here(parts["host"]):
         return url
-    mode = dict(options).get("sslmode")
-    if mode is None:  # the Supabase CLI would step down to plain text by itself
-        return f"{url}{'?' if parts['query'] is None else '&' if parts['query'] else ''}sslmode=require"
-    if mode not in ENCRYPTED:
+    given = dict(options)
+    if given.get("sslmode", "verify-full") not in ENCRYPTED:
         raise Refused(
             "SUPABASE_DB_URL would send the password and the data to another machine in plain text. "
             f"Next: leave its sslmode out, or make it one of {', '.join(ENCRYPTED)}"
         )
-    return url
+    # The Supabase CLI would step down to plain text by itself, and nobody would know whom it speaks to.
+    added = {"sslmode": "verify-full"} if "sslmode" not in given else {}
+    if given.get("sslmode", "verify-full").startswith("verify-") and "sslrootcert" not in given:
+        added["sslrootcert"] = str(ROOT_CERTIFICATE)
+    if not added:
+        return url
+    sign = "?" if parts["query"] is None else "&" if parts["query"] else ""
+    return f"{url}{sign}{urllib.parse.urlencode(added, safe='/')}"
 
 
 def _here(host: str) -> bool:
@@ -87,6 +99,17 @@ def _here(host: str) -> bool:
         return host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return False
+
+
+def told(error: Exception) -> str:
+    """An error of the database on one line, with what to do where the line alone does not say it."""
+    line = " ".join(str(error).split())
+    if "certificate" in line:
+        line += (
+            ". Next: is the address right? For a server that Supabase's root has not signed, put "
+            "sslmode=verify-full&sslrootcert=FILE (the dashboard has it: Database, SSL) after its question mark"
+        )
+    return line
 
 
 def without_password(url: str) -> tuple[str, dict[str, str]]:

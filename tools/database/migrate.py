@@ -5,7 +5,8 @@ Usage: python -m tools.database.migrate [--plan]
 The database is named by SUPABASE_DB_URL (direct connection or session pooler); for ENV=local it is the one
 of `make up`. Exit codes: 0 applied, or nothing to do; 1 failed; 2 refused before anything was changed.
 The CLI has no lock of its own (two pushes at once race and one fails half way through its list), no
-time-outs, and does not notice that an applied file was edited: that is added here.
+time-outs, does not notice that an applied file was edited or that nothing was recorded, and cannot build an index
+again whose first attempt left an invalid one: that is added here.
 The password travels in the environment (PGPASSWORD), never in a command line.
 With API_DATABASE_PASSWORD the API's role `cimt_api` gets that password at the end.
 """
@@ -28,7 +29,7 @@ import psycopg
 import psycopg.sql
 
 from tools.database import history, safety
-from tools.database.address import Refused, database_url, hide_secrets, without_password
+from tools.database.address import Refused, database_url, hide_secrets, told, without_password
 from tools.step import note
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -71,20 +72,48 @@ def cli() -> str:
 
 def pending(connection: psycopg.Connection) -> list[Pending]:
     """Files that the database does not have yet, in order. Raises Refused when its history is not ours."""
+    applied = recorded(connection)
+    files = check_files(applied)
+    new = [name for name in files if name not in applied]
+    lost = safety.losses(ROOT / "migrations") if new else {}
+    return [Pending(name, files[name], "contract" if lost.get(name) else "expand") for name in new]
+
+
+def recorded(connection: psycopg.Connection) -> dict[str, str | None]:
+    """What the database says is applied, by the names of files; None: it does not say what that was."""
     table = "supabase_migrations.schema_migrations"
     row = connection.execute("select to_regclass(%s) is not null", (table,)).fetchone()
-    here = {name[:14]: name for name in history.read(ROOT / "migrations")}
+    if not row or not row[0]:
+        return {}
+    here: dict[str, str] = {}
+    for name in history.read(ROOT / "migrations"):
+        here.setdefault(name[:14], name)
     applied: dict[str, str | None] = {}
-    if row and row[0]:
-        query = f"select version, name, statements from {table} order by version"  # noqa: S608
-        for version, name, statements in connection.execute(query.encode()):
-            # An entry without statements was written by `supabase migration repair`: there is nothing to compare.
-            sql = ";\n".join(statements) if statements else None
-            entry = f"{version}_{name}.sql" if name else here.get(version, f"{version}_.sql")
-            applied[entry] = sql
-    files = check_files(applied)
-    classes = {report.file: report.safety for report in safety.check(ROOT / "migrations")}
-    return [Pending(name, sql, classes[name]) for name, sql in files.items() if name not in applied]
+    query = f"select version, name, statements from {table} order by version"  # noqa: S608
+    for version, name, statements in connection.execute(query.encode()):
+        # An entry without statements was written by `supabase migration repair`: there is nothing to compare.
+        sql = ";\n".join(statements) if statements else None
+        applied[f"{version}_{name}.sql" if name else here.get(version, f"{version}_.sql")] = sql
+    return applied
+
+
+def built_apart(todo: list[Pending]) -> list[psycopg.sql.Identifier]:
+    """Indexes that are built outside a transaction, with their schemas."""
+    return [
+        psycopg.sql.Identifier(node["relation"].get("schemaname", "public"), node["idxname"])
+        for migration in todo
+        for node in history.statements(migration.sql)
+        if node["@"] == "IndexStmt" and node["concurrent"]
+    ]
+
+
+def invalid(connection: psycopg.Connection, index: psycopg.sql.Identifier) -> bool:
+    """Whether an index of this name is left over from a build that failed, and nobody is building it."""
+    query = (
+        "select from pg_index i where i.indexrelid = to_regclass(%s) and not i.indisvalid and not exists "
+        "(select from pg_stat_progress_create_index p where p.index_relid = i.indexrelid)"
+    )
+    return connection.execute(query, (index.as_string(connection),)).fetchone() is not None
 
 
 class Watcher:
@@ -177,8 +206,18 @@ def push(url: str, *flags: str) -> int:
     return int(process.returncode != 0)
 
 
-def apply(url: str, todo: list[Pending]) -> int:
-    """Push, and say who stood in the way; exit code 0 or 1."""
+def apply(connection: psycopg.Connection, url: str, todo: list[Pending]) -> int:
+    """Push, and say who stood in the way or what is not as it should be then; exit code 0 or 1."""
+    indexes = built_apart(todo)
+    for index in indexes:
+        if invalid(connection, index):
+            name = index.as_string(connection)
+            print(
+                f"migrate: {name} is left from a build that failed; it is dropped and built anew",
+                flush=True,
+            )
+            connection.execute(f"set lock_timeout = '{LOCK_SECONDS}s'".encode())
+            connection.execute(psycopg.sql.SQL("drop index concurrently {}").format(index))
     with Watcher(url, todo) as watcher:
         code = push(url, "--yes")
     if code and watcher.ended:
@@ -191,6 +230,23 @@ def apply(url: str, todo: list[Pending]) -> int:
             "Next: wait until that has ended, or end it with pg_terminate_backend(pid), and run this again",
             file=sys.stderr,
         )
+    if code == 0:
+        applied = recorded(connection)
+        wrong = [
+            f"migrations/{one.name} was not recorded" for one in todo if one.name not in applied
+        ]
+        wrong += [
+            f"the index {index.as_string(connection)} is not valid"
+            for index in indexes
+            if invalid(connection, index)
+        ]
+        for what in wrong:
+            print(
+                f"migrate: the Supabase CLI has ended well, but {what}. "
+                "Next: see above what it said, look at the database, and run this again",
+                file=sys.stderr,
+            )
+        code = int(bool(wrong))
     return code
 
 
@@ -254,7 +310,6 @@ def main() -> int:
     hide_secrets("stdout", "stderr")
     arguments = parser.parse_args()
     try:
-        check_files({})
         cli()
         url = database_url()
     except Refused as reason:
@@ -272,7 +327,7 @@ def main() -> int:
             if arguments.plan:
                 return push(url, "--dry-run")
             note(migrations=[[migration.name, migration.safety] for migration in todo])
-            code = apply(url, todo)
+            code = apply(connection, url, todo)
             if code == 0:
                 set_api_password(connection, url)
             return code
@@ -280,7 +335,7 @@ def main() -> int:
         print(f"migrate: {reason}", file=sys.stderr)
         return 2
     except (psycopg.Error, TimeoutError) as error:
-        print(f"migrate: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"migrate: {told(error)}", file=sys.stderr)
         return 1
 
 

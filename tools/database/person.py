@@ -18,7 +18,7 @@ import uuid
 
 import psycopg
 
-from tools.database.address import Refused, database_url, hide_secrets
+from tools.database.address import Refused, database_url, hide_secrets, told
 
 
 def account(connection: psycopg.Connection, user: str) -> uuid.UUID:
@@ -59,7 +59,7 @@ def main() -> int:
             call = f"select private.{arguments.action}_user(%s)".encode()
             row = connection.execute(call, (found,)).fetchone()
     except (psycopg.Error, LookupError) as error:
-        print(f"user-{arguments.action}: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"user-{arguments.action}: {told(error)}", file=sys.stderr)
         return 1
     print(json.dumps(row and row[0], indent=2, ensure_ascii=False))
     return 0
