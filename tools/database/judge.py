@@ -172,7 +172,8 @@ def scratch(running: Server | None = None, template: str = "supabase") -> Iterat
 
     roles = "select rolname from pg_roles"
     with contextlib.ExitStack() as stack:
-        made = running or stack.enter_context(server())
+        # The locked wheel's: it is wherever `make setup` was, on a runner before anything else is installed.
+        made = running or stack.enter_context(server(18))
         name = made.database(template)
         url, options = (
             made.url(name, "supabase_admin"),
