@@ -38,7 +38,7 @@ declare
   near_ids bigint[];
   word_ids bigint[];
 begin
-  select greatest(c.reltuples, few) into total from pg_class c where c.oid = 'public.vectors'::pg_catalog.regclass;
+  select greatest(c.reltuples, few) into total from pg_catalog.pg_class c where c.oid = 'public.vectors'::pg_catalog.regclass;
   -- The larger the index, the more of it must be looked at to find the nearest. Ends with the function, as `set` above.
   perform set_config('hnsw.ef_search', greatest(40, least(200, (total / 200)::integer))::pg_catalog.text, true);
   -- Without a filter an index alone tells whether the reader may find many.

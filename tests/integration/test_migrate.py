@@ -125,23 +125,13 @@ def test_a_first_run_applies_all_and_a_second_nothing(checkout: Checkout) -> Non
     assert "Remote database is up to date" in output
 
 
-def test_the_class_of_each_pending_file_is_said(checkout: Checkout) -> None:
-    checkout.root = ROOT  # with all that a judge needs: elsewhere the files are believed
-    code, output = checkout.run("--plan")
-    assert code == 0, output
-    assert all(f"{name} (expand)" in output for name in FIRST)
-    assert "believed" not in output
-
-
-def test_a_file_that_says_what_it_takes_is_believed_where_there_is_no_judge(
-    checkout: Checkout,
-) -> None:
+def test_the_class_of_each_pending_file_is_said_by_its_own_words(checkout: Checkout) -> None:
     sql = "-- allow: destructive: not read since 1.4\nalter table public.users drop column display_name;"
     checkout.add("20990101000000_drop.sql", sql)
     code, output = checkout.run("--plan")
     assert code == 0, output
+    assert all(f"{name} (expand)" in output for name in FIRST)
     assert "20990101000000_drop.sql (contract)" in output
-    assert "so the files are believed" in output
 
 
 @pytest.mark.parametrize(
