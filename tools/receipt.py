@@ -22,7 +22,7 @@ import httpx
 import yaml
 
 from plugins.filter.compose import declared_services, panel_domains
-from plugins.filter.settings import values
+from plugins.filter.settings import doors, values
 from tools.step import ROOT, read
 
 ENV = os.environ.get("ENV", "local")
@@ -63,11 +63,13 @@ def serving() -> Iterator[str]:
     """Of each released app, which revision answers now under its name, or that none does."""
     compose = (ROOT / "services/compose.yaml").read_text()
     declared = yaml.safe_load((ROOT / "services/settings.yaml").read_text())
-    domains = panel_domains(compose, values(declared))
+    given = values(declared)
+    domains, places = panel_domains(compose, given), doors(given["CONNECT_TO"])
     for name, app in declared_services(compose).items():
         if not (app["released"] and app["domain"]):
             continue
-        place, authority = domains[name], None
+        authority = None
+        place = "{}:{}".format(*places[443]) if 443 in places else domains[name]
         try:
             if ENV == "local":
                 domains[name], authority = f"{name}.cimt.localhost", ROOT / ".local/ca.crt"

@@ -225,7 +225,16 @@ def test_what_serves_now_is_asked(
 ) -> None:
     monkeypatch.setattr(receipt, "ENV", "local")
     (tmp_path / ".local/ports.json").write_text(json.dumps({"https": healthz}))
-    assert list(receipt.serving()) == [f"**Serves now**, api: revision `{REVISION}`"]
+    known = [f"**Serves now**, api: revision `{REVISION}`"]
+    assert list(receipt.serving()) == known
+
+    monkeypatch.setattr(receipt, "ENV", "production")
+    monkeypatch.setenv("API_DOMAIN", "api.cimt.localhost")
+    monkeypatch.setenv("CONNECT_TO", f"443=127.0.0.1:{healthz}")
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / ".local/ca.crt"))
+    assert list(receipt.serving()) == known
+
+    monkeypatch.setattr(receipt, "ENV", "local")
     shutil.rmtree(tmp_path / ".local")
     assert "no answer" in next(receipt.serving())
 
