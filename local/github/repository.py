@@ -22,6 +22,7 @@ from local.github.runner import REPOSITORY, Event, Run, Say, parse, starts
 from local.settings import LocalError, load, write_atomic
 
 WORKFLOWS = ".github/workflows"
+GITHUB = ("-c", "user.name=GitHub", "-c", "user.email=noreply@github.com")
 HOOK = """#!/bin/sh
 # Reads what was pushed (old, new, ref) and starts the workflows.
 cd {root} && unset GIT_DIR && exec {python} -m local.github.repository received
@@ -52,7 +53,15 @@ class Repository:
                 ["git", "init", "-q", "--bare", "-b", "main", str(self.bare)], check=True
             )
             self.git("config", "uploadpack.allowAnySHA1InWant", "true")
-        self.git("fetch", "-q", "--no-tags", f"file://{root}", "+HEAD:refs/heads/main")
+        asked = ("-C", str(root), "rev-parse", "--is-shallow-repository")
+        if self.git(*asked) == "true":
+            # Git hands no cut history on as a branch: main then begins with what is checked out.
+            self.git("fetch", "-q", "--no-tags", "--depth=1", f"file://{root}", "HEAD")
+            begin = ("commit-tree", "FETCH_HEAD^{tree}", "-m", "What is checked out")
+            self.git("update-ref", "refs/heads/main", self.git(*GITHUB, *begin))
+            (self.bare / "shallow").unlink(missing_ok=True)
+        else:
+            self.git("fetch", "-q", "--no-tags", f"file://{root}", "+HEAD:refs/heads/main")
         write_atomic(self.state / "repository.json", json.dumps(self.known()) + "\n")
         hook = self.bare / "hooks/post-receive"
         hook.write_text(
@@ -116,13 +125,12 @@ class Repository:
 
     def _merged(self, head: str, message: str) -> str:
         """A merge commit of head into main. Raises LocalError where they are in conflict."""
-        author = ("-c", "user.name=GitHub", "-c", "user.email=noreply@github.com")
         with (
             tempfile.TemporaryDirectory() as clone
         ):  # Git of Ubuntu 22.04 merges in no bare repository
             self.git("clone", "-q", "--shared", "--branch", "main", str(self.bare), clone)
             try:
-                self.git("-C", clone, *author, "merge", "-q", "--no-ff", "-m", message, head)
+                self.git("-C", clone, *GITHUB, "merge", "-q", "--no-ff", "-m", message, head)
             except LocalError:
                 raise LocalError(f"github: {head} cannot be merged into main: a conflict") from None
             self.git("fetch", "-q", "--no-tags", clone, "HEAD")

@@ -167,3 +167,17 @@ def test_another_branch_than_main_reaches_no_environment(small: Small) -> None:
     event = small.github.pull_request("refs/heads/other", small.github.git("rev-parse", "other"))
     run = Run(small.github.state, ".github/workflows/deploy.yml", event, print).run()
     assert results(run) == {"build": "success", "release": "failure", "after": "skipped"}
+
+
+def test_a_shallow_clone_becomes_a_main_with_a_whole_history(small: Small, tmp_path: Path) -> None:
+    clone, whole = tmp_path / "clone", tmp_path / "whole"
+    source = f"file://{small.work}"
+    small.git("clone", "-q", "--depth=1", source, str(clone))
+    shallow = Repository(tmp_path / "github", print)
+    shallow.create(clone)
+    small.git("clone", "-q", f"file://{shallow.bare}", str(whole))
+    asked = ("rev-parse", "--is-shallow-repository", "HEAD^{tree}")
+    assert small.git("-C", str(whole), *asked).split() == [
+        "false",
+        small.git("rev-parse", "HEAD^{tree}"),
+    ]
