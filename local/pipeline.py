@@ -155,7 +155,6 @@ def change(repository: Repository, branch: str, path: str, added: str) -> None:
 
 def propose(settings: Settings) -> int:
     """A pull request of a harmless change to what is checked out; its number. Raises LocalError when Gate is red."""
-    rehearsal.prepare_runner(settings)
     repository = Repository(settings.state / "github", say)
     repository.create(settings.root)
     change(repository, f"harmless-{time.time_ns()}", CHANGE, "# Nothing changes by this line.\n")
@@ -188,13 +187,18 @@ def main() -> int:
         nonlocal number
         number = propose(settings)
 
-    steps: dict[str, Callable[[], object]] = {"the pull request": proposed}
-    if not only:
+    steps: dict[str, Callable[[], object]]
+    if only:
+        steps = {
+            "what stands in": lambda: rehearsal.prepare_runner(settings),
+            "the pull request": proposed,
+        }
+    else:
         steps = {
             "what stands in": lambda: prepare(settings),
             "chapter 4, the first time": lambda: first_time(settings),
             "chapter 5, the environment on GitHub": lambda: environment(settings),
-            **steps,
+            "the pull request": proposed,
             "the merge": merged,
         }
     try:

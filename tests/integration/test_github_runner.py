@@ -9,6 +9,7 @@ import pytest
 
 from local.github.repository import Repository
 from local.github.runner import Run
+from local.pipeline import AUTHOR
 from local.settings import LocalError
 
 CHECKOUT = "actions/checkout@3d3c42e5aac5ba805825da76410c181273ba90b1"
@@ -92,8 +93,7 @@ class Small:
             kept.write_text(value)
 
     def git(self, *arguments: str) -> str:
-        author = ("-c", "user.name=developer", "-c", "user.email=developer@example.com")
-        command = ["git", "-C", str(self.work), *author, *arguments]
+        command = ["git", "-C", str(self.work), *AUTHOR, *arguments]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
     def commit(self, path: str, text: str) -> str:
