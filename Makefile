@@ -124,7 +124,7 @@ receipt: setup ## What the last release did, as Markdown: steps, images, migrati
 .PHONY: settings
 settings: setup ## After an edit of services/settings.yaml: write workflows, docs/setup.md and production.env.example
 	@python -m tools.settings write
-.PHONY: setup check check-unprivileged lint unit kernel database-17 n8n-install n8n-lint n8n-catalogue n8n-test n8n-upgrade test sbom vulnerabilities pins faults pipeline drills lock clean
+.PHONY: setup check check-unprivileged lint unit kernel n8n-install n8n-lint n8n-catalogue n8n-test n8n-upgrade test sbom vulnerabilities pins faults pipeline drills lock clean
 setup: .venv/.installed node_modules/.installed ## Install the locked Python and npm environments
 check: lint unit kernel ## All that needs no VM: linters, unit and contract tests (5 minutes on two cores)
 # Root may do what GitHub's runner and a developer may not: so root checks as one of them.
@@ -136,8 +136,6 @@ unit: mmdebstrap setup ## Unit, contract and integration tests without a VM
 	@python -m pytest -q -n 4 --dist worksteal tests/unit tests/integration tests/database tests/api
 kernel: setup ## Tests of the firewall, mounts and network namespaces: as root, by sudo or in a user namespace
 	@tests/kernel/run.sh
-database-17: mmdebstrap setup ## The database's tests on Postgres 17 alone, as Supabase runs
-	@POSTGRES=17 python -m pytest -q tests/database/test_isolation.py tests/integration/test_migrate.py
 n8n-install: setup ## Install the real n8n for tests, once per machine (seven minutes)
 	@python -m local.images.n8n
 n8n-lint: setup ## The linter of the workflows alone; ARGS=--fix brings them into their normal form
@@ -148,10 +146,10 @@ n8n-test: mmdebstrap n8n-install ## The workflows and their role on the real n8n
 	@python -m pytest -q -p no:cacheprovider -n 2 --dist loadfile tests/n8n --ignore tests/n8n/test_upgrade.py
 n8n-upgrade: mmdebstrap setup ## Upgrade from N8N_FROM (default 2.40.7) to the pinned n8n, on a volume with data
 	@python -m pytest -q -p no:cacheprovider tests/n8n/test_upgrade.py
-test: packages setup ## A pull request with its `check`, Postgres 17, the real n8n, a registry; then, on a real droplet, its merge
+test: packages setup ## A pull request with its `check`, the real n8n, a registry; then, on a real droplet, its merge
 	@python -m local clouds start
 	@python -m local.pipeline propose
-	@make --no-print-directory kernel database-17 n8n-test
+	@make --no-print-directory kernel n8n-test
 	@python -m pytest -q -p no:cacheprovider tests/acceptance/test_registry.py
 	@if [ ! -e .local/droplet/disk.qcow2 ]; then \
 	  echo "test: plan on a droplet that was never provisioned"; python -m local start; make --no-print-directory plan; fi

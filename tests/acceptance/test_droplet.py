@@ -43,7 +43,7 @@ def test_an_edit_in_the_panel_shows_in_the_plan_and_is_put_right(
     assert "by-hand" not in plan.stdout
     assert environment() == edited, "a plan must not write"
 
-    assert make("provision").returncode == 0
+    assert make("services").returncode == 0
     assert environment() == declared
     client.wait_for(live_build.revision)
     traffic.assert_no_gap()
