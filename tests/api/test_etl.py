@@ -207,9 +207,13 @@ def test_what_a_site_says_becomes_documents_and_a_second_run_costs_nothing(
     report = etl.run()
     assert (report["stored"], report["embedded"]) == (1, 0)
     # What another model embedded is sent again.
-    etl.clouds.postgres.rows(
-        "update public.vectors set embedding_model = 'old', updated_at = '2020-01-01' where source like '%%/p2'"
-    )
+    for change in (
+        "embedding_model = 'old' where source like",
+        "language = language where source not like",
+    ):
+        etl.clouds.postgres.rows(
+            f"update public.vectors set {change} '%%/p2'"
+        )  # the last one is the API's
     report = etl.run()
     assert (report["stored"], report["embedded"]) == (1, 1)
 
@@ -308,7 +312,7 @@ def test_whatever_breaks_is_told_by_its_address_and_takes_nothing_with_it(etl: E
     assert after == before, "nothing is lost, and nothing of the inside is knowledge"
     for kind, words in {
         "maintenance": "no sitemap", "cut": "no sitemap", "empty": "nothing is listed", "gone": "HTTP 404",
-        "busy": "HTTP 503",        "loop": "redirects", "drip": "not complete after 3 s",
+        "busy": "HTTP 503", "loop": "redirects", "drip": "not complete after 3 s",
         "endless": "larger than", "bomb": "larger than",
         "rss": "cut short",
     }.items():  # fmt: skip
