@@ -90,7 +90,7 @@ n8n-pull: setup ## Bring edits of n8n's editor into n8n_workflows/; ARGS=--check
 
 .PHONY: seed
 seed: setup ## Fill the knowledge base from services/etl/sources.yaml; ACCEPT=SOURCE confirms removals that wait
-	@$(if $(filter local,$(ENV)),,python -m tools.settings needed seed) python -m tools.seed
+	@python -m tools.seed
 
 .PHONY: migrate migrate-plan schema user-export user-erase
 migrate: setup ## Apply the pending database migrations

@@ -39,6 +39,12 @@ def main() -> int:
                 f"seed: {error.filename} is not there. Next: make up && make smoke", file=sys.stderr
             )
             return 1
+    elif missing := [name for name in ("API_DOMAIN", "INGEST_KEY") if not os.environ.get(name)]:
+        print(
+            f"seed: not set: {', '.join(missing)}. Next: docs/setup.md says where each comes from",
+            file=sys.stderr,
+        )
+        return 2
     LOCAL.mkdir(exist_ok=True)
     command = ["-m", "cimt_etl", "run", "services/etl/sources.yaml", "--api", api]
     command += [
