@@ -88,13 +88,15 @@ n8n-pull: setup ## Bring edits of n8n's editor into n8n_workflows/; ARGS=--check
 	@$(call play,n8n-pull)
 	@python -m tools.workflows pull --input .local/n8n-$(ENV).json $(ARGS)
 
-.PHONY: migrate migrate-plan schema user-export user-erase
+.PHONY: migrate migrate-plan schema reembed user-export user-erase
 migrate: setup ## Apply the pending database migrations
 	@$(call step,migrate) python -m tools.database.migrate
 migrate-plan: setup ## Show the pending migrations; applies nothing
 	@python -m tools.database.migrate --plan
 schema: mmdebstrap setup ## Write docs/schema.md from the live catalogue of all migrations
 	@python -m tools.database.schema $(ARGS)
+reembed: setup ## Give every passage an embedding by EMBEDDING_MODEL, while the old ones answer: CONFIRM=yes, then CONFIRM=drop
+	@python -m tools.database.reembed
 user-export: setup ## All that is kept about one person, as JSON: USER_ID=… (id or e-mail)
 	@python -m tools.database.person export
 user-erase: setup ## Delete one person's account and data for good: USER_ID=… CONFIRM=yes
