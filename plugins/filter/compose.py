@@ -188,7 +188,14 @@ def _compose(text: str, values: tuple[tuple[str, str], ...]) -> tuple[int, str, 
         # Where the settings themselves are named as Compose's are, they hold for the file only.
         own = {"PATH": os.defpath, "HOME": "/nonexistent", "COMPOSE_PROJECT_NAME": "declared"}
         try:
-            done = subprocess.run(command, input=text, env=own, capture_output=True, text=True)
+            done = subprocess.run(
+                command,
+                input=text,
+                env=own,
+                cwd="/",  # Compose cannot work in a folder with a % in its name
+                capture_output=True,
+                text=True,
+            )
         except OSError as error:
             raise AnsibleFilterError(
                 f"services/compose.yaml: cannot be read: {error.strerror}: {command[0]}. Next: make setup"
