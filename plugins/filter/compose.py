@@ -34,6 +34,7 @@ from ansible.utils.display import Display
 
 SERVICES = pathlib.Path(__file__).parents[2] / "services"
 NAME = re.compile(r"[a-z0-9-_]+")  # as the panel's document has it
+VARIABLE = re.compile(r"\$\{?(\w+)")
 DOMAIN = {"host": "?", "path": "/", "port": "?", "https": "true", "protocol": "http"}
 DOMAIN_TEXTS = {
     "host": r"[^\s*/?]*",  # an empty one is a setting's that this shell does not have
@@ -70,6 +71,10 @@ HONOURED: dict[str, set[str]] = {
     "x-easypanel.domains": {*DOMAIN},
     "x-image": {"tag", "switch"},
     "x-release": {"health"},
+    # What stands at the top of the file, beside the services.
+    "top.volumes": {"name", "driver", "driver_opts", "external"},
+    "top.configs": {"name", "file", "content", "environment", "external"},
+    "top.secrets": {"name", "file", "content", "environment", "external"},
 }  # fmt: skip
 _RESTART = "Swarm starts again every task that ends"
 _UPDATE = "the panel has its own: one task after the other, stopped at the first that fails"
@@ -98,6 +103,8 @@ WARNED: dict[str, str] = {
     },
     **{f"{kind}.{key}": _FILE for kind in ("secrets", "configs") for key in ("uid", "gid", "mode")},
     "volumes.consistency": "it says something on a Mac only",
+    "platform": "the droplet's own counts",
+    **{f"top.{kind}.labels": "the panel sets none" for kind in ("volumes", "configs", "secrets")},
 }
 # More than "the panel has nothing for it", where there is a way out.
 REFUSED: dict[str, str] = {
@@ -288,13 +295,13 @@ def _only(root: yaml.Node, leave_out: Sequence[str]) -> str:
     return str(yaml.serialize(root, width=sys.maxsize))
 
 
-def _written_otherwise(findings: _Findings, root: yaml.Node, services: Mapping[str, Any]) -> None:
+def _written_otherwise(findings: _Findings, root: yaml.Node, read: _Read) -> None:
     """Find what Compose reads as something else than a person who wrote it would expect."""
     for name, node in _fields(_fields(root).get("services")).items():
         fields = _fields(node)
-        read = (services.get(name) or {}).get("environment") or {}
+        environment = (read.document["services"].get(name) or {}).get("environment") or {}
         for key, value in _templates(fields.get("environment")).items():
-            meant, got = value.value, read.get(key)
+            meant, got = value.value, environment.get(key)
             if value.style or "$" in meant or got in (None, meant):
                 continue
             told = f"{meant} without quotes is read as {got}; quote it"
@@ -302,18 +309,33 @@ def _written_otherwise(findings: _Findings, root: yaml.Node, services: Mapping[s
             tell(f"services.{name}.environment.{key}", told)
         for key in ("command", "entrypoint"):
             value = fields.get(key)
-            if isinstance(value, yaml.ScalarNode) and (lost := _shell_operator(value.value)):
+            if not isinstance(value, yaml.ScalarNode):
+                continue
+            texts = [value.value, *(read.values.get(v, "") for v in VARIABLE.findall(value.value))]
+            if lost := next(filter(None, map(_shell_operator, texts)), ""):
                 findings.refuse(
                     f"services.{name}.{key}",
                     f"a text is no shell: Docker Compose drops everything from '{lost}' on. "
                     'Write a list, such as ["sh", "-c", "…"]',
+                )
+        volumes = fields.get("volumes")
+        for index, item in enumerate(
+            volumes.value if isinstance(volumes, yaml.SequenceNode) else ()
+        ):
+            source = str((_fields(item).get("source") or item).value)
+            path = os.path.normpath(SERVICES / source.partition(":")[0])
+            if source.startswith("~") or (
+                source.startswith("..") and not pathlib.Path(path).is_relative_to(SERVICES.parent)
+            ):
+                findings.refuse(
+                    f"services.{name}.volumes.{index}", f"{source}: it is not of this repository"
                 )
 
 
 def _shell_operator(text: str) -> str:
     """The first operator of a shell in a command that is written as a text; empty without one."""
     words = shlex.shlex(text, posix=True, punctuation_chars=";&|<>")
-    words.whitespace_split = True
+    words.whitespace_split, words.commenters = True, ""
     try:
         return next((word for word in words if re.fullmatch("[;&|<>]+", word)), "")
     except ValueError:
@@ -386,7 +408,7 @@ class _App:
             "resources": self._resources(deploy.get("resources") or {}),
             "mounts": [*self._volumes(), *self._files()],
             "ports": self._ports(),
-            "domains": self._domains((self.service.get("x-easypanel") or {}).get("domains") or []),
+            "domains": self._domains(),
         }
 
     def _closer(self) -> None:
@@ -449,6 +471,8 @@ class _App:
                 self.read.missing.setdefault(key, "")
                 continue
             text = self.read.filled(value)
+            if not re.fullmatch(r"[A-Za-z_][\w.-]*", key):
+                self._refuse(f"environment.{key}", "the panel reads no variable of that name")
             if "\n" in text or "\r" in text:
                 self._refuse(f"environment.{key}", "the panel keeps one line a value; encode it")
             for other in others:
@@ -457,11 +481,7 @@ class _App:
                         f"environment.{key}",
                         f"'{other}' is reached as $(PROJECT_NAME)_{other} in the panel",
                     )
-            empty = (
-                re.findall(r"\$\{?(\w+)", self.templates[key].value)
-                if key in self.templates
-                else []
-            )
+            empty = VARIABLE.findall(self.templates[key].value) if key in self.templates else []
             secret = self.read.holds_secret(value) or not self.read.empty_secrets.isdisjoint(empty)
             (self.secret_env if secret else plain)[key] = text
         return plain
@@ -534,6 +554,7 @@ class _App:
                 options = declared.get(source) or {}
                 if (
                     options.get("external")
+                    or options.get("name") != f"{self.read.document['name']}_{source}"
                     or options.get("driver", "local") != "local"
                     or options.get("driver_opts")
                 ):
@@ -623,7 +644,15 @@ class _App:
                 )
         return ports
 
-    def _domains(self, domains: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    def _domains(self) -> list[dict[str, Any]]:
+        for key in ("x-easypanel", "x-image", "x-release"):
+            if not isinstance(self.service.get(key) or {}, dict):
+                self._refuse(key, "it is no mapping")
+                return []
+        domains = (self.service.get("x-easypanel") or {}).get("domains") or []
+        if not isinstance(domains, list) or not all(isinstance(one, dict) for one in domains):
+            self._refuse("x-easypanel.domains", "it is no list of mappings")
+            return []
         result = []
         for index, domain in enumerate(domains):
             given = {key: self.read.filled(value) for key, value in {**DOMAIN, **domain}.items()}
@@ -695,7 +724,13 @@ def panel_apps(
         findings.refuse("include", "write its services into this file: other verbs read it too")
     declared = read.document.get("services") or {}
     if read.document:
-        _written_otherwise(findings, root, declared)
+        _written_otherwise(findings, root, read)
+        for kind in ("volumes", "configs", "secrets"):
+            for name, options in (read.document.get(kind) or {}).items():
+                findings.keys(f"{kind}.{name}", options or {}, f"top.{kind}")
+        for name, network in (read.document.get("networks") or {}).items():
+            if {key for key, value in network.items() if value} - {"name", "external"}:
+                findings.warn(f"networks.{name}", WARNED["networks"])
     else:  # Compose stops at the first: look through the rest without it
         document = _Loader(text).get_single_data()
         _schema_problems(findings, document)

@@ -219,7 +219,15 @@ def open_panel(url: str, token_file: str) -> Panel:
             f"cannot read {token_file} ({error.strerror}); next: make provision",
         ) from None
     panel = Panel(url, token)
-    panel.version()
+    try:
+        panel.version()
+    except PanelError as error:
+        if error.status in (401, 403):
+            told = (
+                f"the panel does not take the token in {token_file} any more; next: make provision"
+            )
+            raise PanelError("token", error.status, told) from None
+        raise
     return panel
 
 

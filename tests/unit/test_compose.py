@@ -14,7 +14,13 @@ from ansible.errors import AnsibleFilterError
 from plugins.filter import compose
 
 ROOT = pathlib.Path(__file__).parents[2]
-PLAIN = {"V": "v", "EMPTY": "", "IMAGE_REPOSITORY": "registry.example/cimt", "DOLLAR": "a$b $$c"}
+PLAIN = {
+    "V": "v",
+    "EMPTY": "",
+    "IMAGE_REPOSITORY": "registry.example/cimt",
+    "DOLLAR": "a$b $$c",
+    "SHELLY": "1; 2",
+}
 SECRETS = {"S": "p$w; 'x'", "NONE": ""}
 
 
@@ -129,6 +135,7 @@ def test_what_the_panel_can_say_comes_out_as_docker_compose_reads_it() -> None:
 
 
 WARNED = {
+    lines("platform: linux/arm64"): "platform: the droplet's own counts",
     lines("restart: always"): "restart: Swarm starts again every task that ends",
     lines("depends_on: [c0]"): "depends_on: Swarm starts all apps at once",
     lines("healthcheck: {test: [CMD, x]}"): "healthcheck: the image's own HEALTHCHECK counts",
@@ -176,6 +183,14 @@ REFUSED = {
     lines("command: sh -c 'a; b' && c"): "drops everything from '&&' on",
     lines('command: echo "hello world" $$X; sleep 1'): "drops everything from ';' on",
     lines("entrypoint: a | b"): "entrypoint: a text is no shell",
+    lines("command: a $SHELLY b"): "drops everything from ';' on",
+    lines("command: 'a #1; b'"): "drops everything from ';' on",
+    lines("environment: {'#A': b}"): "the panel reads no variable of that name",
+    lines("volumes: [~/a:/a]"): "~/a:/a: it is not of this repository",
+    lines("volumes: [{type: bind, source: ../../b, target: /b}]"): "../../b: it is not of this repository",
+    lines("volumes: [named:/n]"): "volumes.named: the panel keeps volumes in folders of its own",
+    lines("x-easypanel: [a]"): "x-easypanel: it is no mapping",
+    lines("x-easypanel: {domains: {host: a}}"): "it is no list of mappings",
     lines('command: ["a", "${S}"]'): "a secret stands in it and would be shown",
     lines("command: []"): "the panel cannot run an image without what its CMD says",
     lines("environment: {A: 010}"): "environment.A: 010 without quotes is read as 8; quote it",
@@ -217,7 +232,9 @@ REFUSED = {
 
 
 def test_what_the_panel_cannot_say_is_refused_by_name_all_of_it_at_once() -> None:
-    told = refused(together(REFUSED, DECLARED.replace("nfs:", "own: , twice: , nfs:")))
+    told = refused(
+        together(REFUSED, DECLARED.replace("nfs:", "own: , twice: , named: {name: a}, nfs:"))
+    )
     problems = told.split(" | ")
     for case, reason in REFUSED.items():
         assert reason in told, case

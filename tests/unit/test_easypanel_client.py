@@ -138,6 +138,11 @@ def test_a_panel_that_is_not_spoken_is_refused_before_anything_changes(
     assert open_panel(served.url, str(token)).version() == "2.33.1", (
         "one more key is no other panel"
     )
+    (tmp_path / "old").write_text("a token of yesterday")
+    with pytest.raises(
+        PanelError, match=r"does not take the token in .*old any more; next: make provision"
+    ):
+        open_panel(served.url, str(tmp_path / "old"))
     served.asked.clear()
     for version in ("2.32.9", "2.9", "3.0.0", "latest", None):
         served.quirks.answers = {"getUpdateStatus": {"version": version}}
