@@ -192,13 +192,11 @@ def _compose(text: str, values: tuple[tuple[str, str], ...]) -> tuple[int, str, 
             *(f"{pathlib.Path(sys.executable).parent}/docker-compose", "--env-file", file.name),
             *("--file", "-", "--project-directory", str(SERVICES), "--profile", "*", "config"),
         ]
-        # Where the settings themselves are named as Compose's are, they hold for the file only.
-        own = {"PATH": os.defpath, "HOME": "/nonexistent", "COMPOSE_PROJECT_NAME": "declared"}
         try:
             done = subprocess.run(
                 command,
                 input=text,
-                env=own,
+                env={"PATH": os.defpath, "HOME": "/nonexistent"},
                 cwd="/",  # Compose cannot work in a folder with a % in its name
                 capture_output=True,
                 text=True,
@@ -529,7 +527,11 @@ class _App:
         """Volumes, and paths of the host; a file of the repository becomes a file of the panel."""
         declared = self.read.document.get("volumes") or {}
         for index, volume in enumerate(self.service.get("volumes") or []):
-            key, source, target = f"volumes.{index}", volume.get("source", ""), volume["target"]
+            key, source, target = (
+                f"volumes.{index}",
+                volume.get("source", ""),
+                volume.get("target", ""),
+            )
             told = f"{source or 'no source'}:{target}"
             of_repository = volume["type"] == "bind" and pathlib.Path(source).is_relative_to(
                 SERVICES.parent
@@ -623,8 +625,10 @@ class _App:
                 self._refuse(key, f"the panel has no mode {port['mode']}")
             if protocol not in ("tcp", "udp"):
                 self._refuse(key, f"the panel has no {protocol}")
-            if not published.isdecimal():
-                self._refuse(key, f"{port['target']} needs one published port, not '{published}'")
+            if not published.isdecimal() or "target" not in port:
+                self._refuse(
+                    key, f"{port.get('target')} needs one published port, not '{published}'"
+                )
             elif int(published) in PANEL_PORTS:
                 self._refuse(
                     key,
