@@ -65,8 +65,9 @@ panel-image: setup ## Build the stand-in panel's image and push it to the local 
 .PHONY: provision plan
 provision: setup ## Make the host and its panel what the files here say
 	@$(call play,provision) $(ARGS)
-plan: setup ## Show what `provision` would change; changes nothing
+plan: setup ## Show what `provision` would change; changes nothing; .local/plan.json has the count
 	@$(call step,plan) $(call play,provision) --check --diff $(ARGS)
+	@python -m tools.plan.live || [ $$? = 2 ]
 
 .PHONY: pull-request-plan
 pull-request-plan: setup ## What merging this branch changes in production, from the files alone; BASE=… (origin/main)

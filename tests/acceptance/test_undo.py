@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 
 import pytest
 
 from testbed.droplet import (
-    APP,
     Client,
     Image,
     Traffic,
@@ -20,17 +20,13 @@ from testbed.droplet import (
 )
 
 
-@pytest.fixture
-def edited_in_the_panel(client: Client, live_build: Image) -> Iterator[None]:
-    """A declared setting with another value, which the next release brings along."""
-    kept = panel("inspectAppService", query="?projectName=cimt&serviceName=api")
-    assert isinstance(kept, dict)
-    assert "LOG_LEVEL=info" in kept["env"]
-    env = kept["env"].replace("LOG_LEVEL=info", "LOG_LEVEL=debug")
-    panel("updateAppEnv", {**APP, "env": env})
-    yield
-    assert make("services").returncode == 0
-    client.wait_for(live_build.revision)
+# The release gets another value of a declared setting than the audit reads from the files.
+OTHER_SETTING = json.dumps(
+    {
+        "services_environment": "{{ declared_settings | settings_of_apps(setting)"
+        ' | combine({"N8N_TAG": "none", "API_LOG_LEVEL": "debug"}) }}'
+    }
+)
 
 
 @pytest.fixture
@@ -72,17 +68,18 @@ def test_a_release_that_answers_wrongly_is_put_back_by_the_same_command(
 
 
 def test_a_finding_about_the_released_app_puts_it_back(
-    edited_in_the_panel: None,
-    client: Client,
-    traffic: Traffic,
-    images: dict[str, Image],
-    live_build: Image,
+    client: Client, traffic: Traffic, images: dict[str, Image], live_build: Image
 ) -> None:
-    done = release(images["good"])
+    image = images["good"]
+    named = (f"IMAGE={image.reference}", f"REVISION={image.revision}")
+    done = make("deploy", *named, f"ARGS=-e '{OTHER_SETTING}'")
     assert done.returncode != 0
     finding = "tests/audit/test_services.py::test_its_settings_are_the_declared_ones[api]"
     assert_put_back(done.stdout, images["good"], live_build, f"audit: FAILED {finding}")
     assert client.revision() == live_build.revision
+    kept = panel("inspectAppService", query="?projectName=cimt&serviceName=api")
+    assert isinstance(kept, dict)
+    assert "LOG_LEVEL=info" in kept["env"], "the settings go with the release that brought them"
     traffic.assert_no_gap()
 
 

@@ -73,9 +73,9 @@ EXAMPLES = r"""
 
 RETURN = r"""
 locked: {type: bool, returned: when another run holds the lock, description: Always true.}
-plan: {type: list, elements: dict, returned: success, description: "Changes made, or to make: app, path, kind, old, new or secret, origin."}
+plan: {type: list, elements: dict, returned: success, description: "Changes made, or to make, typed."}
 changes: {type: list, elements: str, returned: success, description: The same for people.}
-releases: {type: list, elements: dict, returned: success, description: "Of each app to release: service, new image, its revision, ours, drop."}
+releases: {type: list, elements: dict, returned: success, description: "service, image, revision, ours, drop of each."}
 unmanaged: {type: list, elements: str, returned: success, description: What the panel has and the file does not name.}
 notes: {type: list, elements: str, returned: success, description: What a person should know beside.}
 """
