@@ -19,7 +19,6 @@ from testbed.droplet import (
     running_image,
 )
 
-
 # The release gets another value of a declared setting than the audit reads from the files.
 OTHER_SETTING = json.dumps(
     {

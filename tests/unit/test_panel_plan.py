@@ -177,6 +177,12 @@ def test_what_the_file_does_not_name_goes_only_by_name(droplet: Droplet) -> None
     droplet("deploy", app=new, drop=release["drop"], revision="")
     assert host.apps["api"]["mounts"] == data[1:]
     assert [one["host"] for one in host.domains] == ["api.example", "new.example"]
+    told = droplet.plan(new, prune=["app stray", "app api"], check=False)
+    assert "undeclared that is called app api. Next: choose of: api.mounts./two, " in told["msg"]
     assert "stray" in host.apps
-    droplet.plan(new, prune=spare, check=False)
+    host.apps["stray"]["mounts"] = data
+    told = droplet.plan(new, prune=["app stray"], check=False)
+    assert "app stray has volumes (mounts./one, mounts./two)" in told["msg"]
+    host.apps["stray"]["mounts"] = []
+    assert droplet.plan(new, prune=["app stray"], check=False)["changed"]
     assert "stray" not in host.apps

@@ -112,6 +112,13 @@ class Project:
         for spare in sorted(existing - {app["name"] for app in self.params["apps"]}):
             self.unmanaged.append(f"app {spare}")
             if f"app {spare}" in self.params["prune"]:
+                there = PanelApp(self._panel(), name, spare).read()
+                kept = [p for p, v in there.items() if p.startswith("mounts.") and "name" in v]
+                if kept:
+                    self.module.fail_json(
+                        msg=f"app {spare} has volumes ({', '.join(kept)}), and the panel may delete them with it; it "
+                        "stays. Next: save them, take these mounts away in the panel, then the same command again"
+                    )
                 self.plan.append(Change(spare, "app", "remove", spare))
                 if not self.module.check_mode:
                     self._panel().write("destroyAppService", projectName=name, serviceName=spare)
@@ -224,6 +231,15 @@ class Project:
         self.notes.append(told)
 
 
+def _check_names(module: AnsibleModule, project: Project) -> None:
+    """Fail for what is to be removed and is not there, or is declared."""
+    if unknown := sorted(set(module.params["prune"]) - set(project.unmanaged)):
+        module.fail_json(
+            msg=f"nothing was removed: the panel has nothing undeclared that is called {', '.join(unknown)}. "
+            f"Next: choose of: {', '.join(project.unmanaged) or 'nothing'}"
+        )
+
+
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
@@ -255,7 +271,15 @@ def main() -> None:
                 for app in params["apps"]:
                     if reason := overtaken(project.ledger.live(app["name"]), params["newer"]):
                         module.fail_json(msg=reason)
+                if params["prune"]:
+                    module.check_mode = True  # a look before anything is done
+                    look = Project(module, panel)
+                    look.run()
+                    module.check_mode = False
+                    _check_names(module, look)
                 project.run()
+    if params["prune"]:
+        _check_names(module, project)
     module.exit_json(
         changed=bool(project.plan),
         plan=[change.data() for change in project.plan],
