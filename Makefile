@@ -77,7 +77,11 @@ pull-request-plan: setup ## What merging this branch changes in production, from
 services: setup ## Make only the panel's apps what services/compose.yaml says (a part of provision)
 	@$(call step,services) $(call play,services) $(ARGS)
 
-.PHONY: prune
+.PHONY: prune adopt
+adopt: setup ## A Compose file from what a panel has, secrets as references, in .local/adopted/
+	@mkdir -p .local
+	@$(call play,adopt) $(ARGS)
+	@python -m tools.adopt
 prune: setup ## Show what the panel has and the file does not name; CONFIRM='NAME, NAME' removes it, never a volume
 	@$(call play,prune) $(if $(value CONFIRM),,--check --diff) $(ARGS)
 

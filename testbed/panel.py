@@ -244,7 +244,7 @@ class Host:
         )
         return not bad
 
-    def engine(self, path: str, query: Any = None, body: Any = None, **_: Any) -> Any:
+    def engine(self, path: str, query: Any = None, body: Any = None, **__: Any) -> Any:
         """Docker's answer on its socket."""
         from ansible.module_utils.swarm_service import EngineError
 
@@ -398,7 +398,7 @@ class Droplet:
     ) -> dict[str, Any]:
         """One call of easypanel_apps; ``secret`` is the secret environment of `api`."""
         params = {"apps": list(apps), "secret_env": {"api": secret or {}}, "builds": {}}
-        more = {"prune": [], "docker_socket": "", **given}
+        more = {"adopt": False, "prune": [], "docker_socket": "", **given}
         return self._run("apps", params | more, check)
 
     def lock(self, who: str) -> AbstractContextManager[None]:

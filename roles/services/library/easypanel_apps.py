@@ -43,7 +43,8 @@ description:
   - What the file does not name is left alone and reported, unless it is named in C(prune).
 options:
   project: {type: str, required: true, description: Name of the panel project; created when missing.}
-  apps: {type: list, elements: dict, required: true, description: Apps as the filter panel_apps gives them.}
+  apps: {type: list, elements: dict, default: [], description: Apps as the filter panel_apps gives them.}
+  adopt: {type: bool, default: false, description: "Only say what the panel has, secrets included."}
   secret_env: {type: dict, default: {}, description: Per app the environment values that must never be shown.}
   builds: {type: dict, default: {}, description: "Per app what was built last, as {image, revision}."}
   registry_username: {type: str, default: "", description: User that may pull the images of our registry.}
@@ -77,6 +78,7 @@ plan: {type: list, elements: dict, returned: success, description: "Changes made
 changes: {type: list, elements: str, returned: success, description: The same for people.}
 releases: {type: list, elements: dict, returned: success, description: "service, image, revision, ours, drop of each."}
 unmanaged: {type: list, elements: str, returned: success, description: What the panel has and the file does not name.}
+states: {type: dict, returned: with adopt, description: "The state of each app, by its name. It holds secrets."}
 notes: {type: list, elements: str, returned: success, description: What a person should know beside.}
 """
 
@@ -122,6 +124,15 @@ class Project:
                 self.plan.append(Change(spare, "app", "remove", spare))
                 if not self.module.check_mode:
                     self._panel().write("destroyAppService", projectName=name, serviceName=spare)
+
+    def states(self) -> dict[str, State]:
+        """What the panel has of every app."""
+        listing, name = self._panel().read("listProjectsAndServices"), self.params["project"]
+        return {
+            one["name"]: PanelApp(self._panel(), name, one["name"]).read()
+            for one in listing["services"]
+            if one["projectName"] == name and one.get("type", "app") == "app"
+        }
 
     def _panel(self) -> Panel:
         if self.panel is None:
@@ -244,7 +255,8 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "project": {"type": "str", "required": True},
-            "apps": {"type": "list", "elements": "dict", "required": True},
+            "apps": {"type": "list", "elements": "dict", "default": []},
+            "adopt": {"type": "bool", "default": False},
             "secret_env": {"type": "dict", "default": {}, "no_log": True},
             "builds": {"type": "dict", "default": {}},
             "registry_username": {"type": "str", "default": ""},
@@ -262,6 +274,8 @@ def main() -> None:
         absent = module.check_mode and not pathlib.Path(params["token_file"]).exists()
         panel = None if absent else open_panel(params["url"], params["token_file"])
         project = Project(module, panel)
+        if params["adopt"]:
+            module.exit_json(changed=False, states=project.states())
         if module.check_mode:
             project.run()
         else:
