@@ -164,7 +164,7 @@ class Release:
 
     def say(self, text: str) -> None:
         """Add a line to the timeline, unless it is the last one again."""
-        if not self.timeline or self.timeline[-1][11:] != text:
+        if not self.timeline or self.timeline[-1][10:] != text:
             self.timeline.append(f"{time.monotonic() - self.started:6.1f} s  {text}")
 
     def _open(self) -> None:

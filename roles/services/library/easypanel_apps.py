@@ -145,6 +145,11 @@ class Project:
         there: State = app.read() if exists else {}
         live = self.ledger.live(name)
         wanted = self._wanted(declared, there, live)
+        if live and there.get("image") not in (None, "", live[-1]["to"]) and declared["released"]:
+            self.notes.append(
+                f"{name}: the panel has {there['image']}, which no release put there; the last one was "
+                f"{live[-1]['to']}. Next: make deploy, or make rollback"
+            )
         spare = unmanaged(wanted, there)
         self.unmanaged += [f"{name}.{path}" for path in spare]
         drop = [path for path in spare if f"{name}.{path}" in self.params["prune"]]
