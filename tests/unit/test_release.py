@@ -295,6 +295,8 @@ def test_one_that_was_cut_short_is_finished_or_taken_back(droplet: Droplet) -> N
     with pytest.raises(Killed):
         droplet("deploy", "b", app=app(MODE="new"))
     host.on_poll = lambda: None
+    left = droplet.plan(app(MODE="new"), check=False)
+    assert left["releases"][0]["service"] == "api", "services and provision finish it, too"
     host.broken = lambda one, _: one == image("b")
     told = droplet("deploy", "b", app=app(MODE="new"))
     assert "an earlier release by ops was cut short" in told["msg"]

@@ -157,6 +157,8 @@ class Project:
         if live and "app" in live[-1]:
             found = told_apart(found, live[-1]["app"], self.kept.hashed)
             self._say_by_whom(app, live[-1], found)
+        if pathlib.Path(self.params["state_directory"], f"{name}.inflight.json").exists():
+            found.append(Change(name, "release", "change", "cut short", "finished"))
         built = self.params["builds"].get(name, {}).get("image", "")
         ran = ("", there.get("image"), *(entry["to"] for entry in self.ledger.entries()))
         if found and declared["released"] and there.get("image") and built not in ran:
