@@ -49,7 +49,8 @@ def desired(
     if values["image"] and app["ours"] and registry[0]:
         values |= {"registry.username": registry[0], "registry.password": registry[1]}
     values |= {f"env.{key}": text for key, text in {**app["env"], **secret_env}.items()}
-    values |= {name: app[name] for name in ("replicas", "command", "zero_downtime")}
+    values |= {"replicas": app["replicas"], "command": app["command"] or None}
+    values["zero_downtime"] = app["zero_downtime"]
     values |= {name: sorted(app[name]) for name in ("cap_add", "cap_drop")}
     values |= {f"resources.{name}": amount for name, amount in app["resources"].items()}
     for mount in app.get("mounts") or []:

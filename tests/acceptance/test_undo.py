@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 
 import pytest
@@ -17,14 +16,6 @@ from testbed.droplet import (
     panel,
     release,
     running_image,
-)
-
-# The release gets another value of a declared setting than the audit reads from the files.
-OTHER_SETTING = json.dumps(
-    {
-        "services_environment": "{{ declared_settings | settings_of_apps(setting)"
-        ' | combine({"N8N_TAG": "none", "API_LOG_LEVEL": "debug"}) }}'
-    }
 )
 
 
@@ -69,9 +60,8 @@ def test_a_release_that_answers_wrongly_is_put_back_by_the_same_command(
 def test_a_finding_about_the_released_app_puts_it_back(
     client: Client, traffic: Traffic, images: dict[str, Image], live_build: Image
 ) -> None:
-    image = images["good"]
-    named = (f"IMAGE={image.reference}", f"REVISION={image.revision}")
-    done = make("deploy", *named, f"ARGS=-e '{OTHER_SETTING}'")
+    # Another value than the audit reads from the files.
+    done = release(images["good"], API_LOG_LEVEL="debug")
     assert done.returncode != 0
     finding = "tests/audit/test_services.py::test_its_settings_are_the_declared_ones[api]"
     assert_put_back(done.stdout, images["good"], live_build, f"audit: FAILED {finding}")
