@@ -175,7 +175,7 @@ def test_who_did_not_look_has_not_found_nothing(
 def test_a_plan_is_data_with_its_count(
     kept: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(live, "FILE", tmp_path / "plan.json")
+    monkeypatch.setattr(live, "FILE", tmp_path / "found.json")  # not the receipt of the step
     change = {"app": "api", "path": "env.KEY", "kind": "change", "secret": True}
     told = [f"{live.TASK}~ api.env.KEY: (changed)", "firewall : Rules: /etc/x"]
     kept(plan={"ended": "now", "changed": told, "plan": [change], "notes": ["api: by hand"]})
