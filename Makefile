@@ -9,7 +9,7 @@ SHELL := /bin/bash
 ENV ?= local
 PYTHON ?= python3
 # Values of people go through the environment, where no shell reads them, and as they were typed: make expands none.
-people := SERVICE NAME IMAGE REVISION ACCEPT USER_ID BASE PYTHON
+people := SERVICE NAME IMAGE REVISION ACCEPT CONFIRM USER_ID BASE PYTHON
 $(foreach name,$(people),$(if $(value $(name)),$(eval override export $(name) := $$(value $(name)))))
 export ENV
 export GOALS := $(MAKECMDGOALS)
@@ -65,8 +65,9 @@ panel-image: setup ## Build the stand-in panel's image and push it to the local 
 .PHONY: provision plan
 provision: setup ## Make the host and its panel what the files here say
 	@$(call play,provision) $(ARGS)
-plan: setup ## Show what `provision` would change; changes nothing
+plan: setup ## Show what `provision` would change; changes nothing; .local/plan.json has the count
 	@$(call step,plan) $(call play,provision) --check --diff $(ARGS)
+	@python -m tools.plan.live || [ $$? = 2 ]
 
 .PHONY: pull-request-plan
 pull-request-plan: setup ## What merging this branch changes in production, from the files alone; BASE=… (origin/main)
@@ -75,6 +76,14 @@ pull-request-plan: setup ## What merging this branch changes in production, from
 .PHONY: services
 services: setup ## Make only the panel's apps what services/compose.yaml says (a part of provision)
 	@$(call step,services) $(call play,services) $(ARGS)
+
+.PHONY: prune adopt
+adopt: setup ## A Compose file from what a panel has, secrets as references, in .local/adopted/
+	@mkdir -p .local
+	@$(call play,adopt) $(ARGS)
+	@python -m tools.adopt
+prune: setup ## Show what the panel has and the file does not name; CONFIRM='NAME, NAME' removes it, never a volume
+	@$(call play,prune) $(if $(value CONFIRM),,--check --diff) $(ARGS)
 
 .PHONY: build
 build: setup ## Build and push the images of the apps, or of SERVICE alone (MISSING=1: unless it is there)
