@@ -374,6 +374,7 @@ class Droplet:
             "service": "api",
             "app": {},
             "secret_env": {},
+            "secret_files": {},
             "image": letter and image(letter),
             "revision": letter * 40 if action == "deploy" else "",
             "migration": "",
@@ -398,6 +399,7 @@ class Droplet:
     ) -> dict[str, Any]:
         """One call of easypanel_apps; ``secret`` is the secret environment of `api`."""
         params = {"apps": list(apps), "secret_env": {"api": secret or {}}, "builds": {}}
+        params["secret_files"] = {}
         more = {"adopt": False, "prune": [], "docker_socket": "", **given}
         return self._run("apps", params | more, check)
 

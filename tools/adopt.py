@@ -91,6 +91,9 @@ class Adopted:
             ],
             "cap_add": state["cap_add"],
             "cap_drop": state["cap_drop"],
+            "init": state["init"] or None,
+            "sysctls": state["sysctls"],
+            "group_add": state["groups"],
             "deploy": self._deploy(state),
             "x-easypanel": {"domains": list(self._domains(name, state))},
         }

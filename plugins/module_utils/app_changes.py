@@ -40,9 +40,11 @@ def desired(
     secret_env: Mapping[str, str],
     registry: tuple[str, str] = ("", ""),
     image: str = "",
+    secret_files: Mapping[str, str] | None = None,
 ) -> Desired:
-    """An app as the filter panel_apps describes it. ``registry`` is (user, password) of our images.
+    """An app as the filter panel_apps describes it.
 
+    ``registry`` is (user, password) of our images, ``secret_files`` contents of mounted files by their path.
     ``image`` is what it shall run: an app that is released by digest has none before its first release.
     """
     values: State = {"image": image or ("" if app["released"] else app["image"])}
@@ -53,9 +55,13 @@ def desired(
     values["zero_downtime"] = app["zero_downtime"]
     values |= {name: sorted(app[name]) for name in ("cap_add", "cap_drop")}
     values |= {f"resources.{name}": amount for name, amount in app["resources"].items()}
+    # Of a newer filter; where it says nothing, the panel's own stays.
+    values |= {name: app[name] for name in ("init", "sysctls", "groups") if name in app}
     for mount in app.get("mounts") or []:
+        path = mount["mountPath"]
         rest = {name: value for name, value in mount.items() if name != "mountPath"}
-        values[f"mounts.{mount['mountPath']}"] = rest
+        held = {"content": secret_files[path]} if secret_files and path in secret_files else {}
+        values[f"mounts.{path}"] = rest | held
     for port in app.get("ports") or []:
         values[f"ports.{port['published']}/{port.get('protocol', 'tcp')}"] = port["target"]
     for domain in app.get("domains") or []:

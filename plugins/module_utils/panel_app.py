@@ -23,6 +23,9 @@ DEPLOY = {
     "zero_downtime": "zeroDowntime",
     "cap_add": "capAdd",
     "cap_drop": "capDrop",
+    "init": "tiniInit",
+    "sysctls": "sysctls",
+    "groups": "groups",
 }
 RESOURCES = ("memoryReservation", "memoryLimit", "cpuReservation", "cpuLimit")
 KEPT_RELEASES = 5
@@ -66,6 +69,8 @@ class PanelApp:
         state["command"] = deploy.get("command") or None
         state["zero_downtime"] = deploy.get("zeroDowntime", True)
         state |= {name: sorted(deploy.get(DEPLOY[name]) or []) for name in ("cap_add", "cap_drop")}
+        state |= {"init": bool(deploy.get("tiniInit")), "sysctls": deploy.get("sysctls") or {}}
+        state["groups"] = deploy.get("groups") or []
         state |= {f"resources.{name}": resources.get(name) or 0 for name in RESOURCES}
         for mount in app.get("mounts") or []:
             known = ("type", "name", "hostPath", "content")
@@ -191,8 +196,8 @@ class PanelApp:
         lines = [f"{path[4:]}={value}" for path, value in target.items() if path.startswith("env.")]
         self.panel.write("updateAppEnv", **self.key, env="\n".join(lines))
 
-    def _write_deploy(self, _: list[Change], target: State, __: State) -> None:
-        ours = {theirs: target[name] for name, theirs in DEPLOY.items() if name in target}
+    def _write_deploy(self, todo: list[Change], _: State, __: State) -> None:
+        ours = {DEPLOY[change.path]: change.new for change in todo}
         kept = self._app.get("deploy") or {}
         self.panel.write("updateAppDeploy", **self.key, deploy={**kept, **ours})
 

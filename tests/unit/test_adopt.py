@@ -66,7 +66,7 @@ def test_the_plan_on_what_was_adopted_is_empty(
     for app in found["apps"]:
         wanted = desired(app, found["secret_env"].get(app["name"], {}), ("me", "pull"))
         assert changes(wanted, states[app["name"]]) == []
-        assert set(states[app["name"]]) == set(wanted.values)
+        assert set(states[app["name"]]) == {*wanted.values, "init", "sysctls", "groups"}
 
 
 def test_what_a_file_cannot_say_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,6 +62,7 @@ options:
   service: {type: str, required: true, description: App in the project.}
   app: {type: dict, default: {}, description: "The app, as the filter panel_apps gives it; empty: its image alone."}
   secret_env: {type: dict, default: {}, description: Its environment values that must never be shown.}
+  secret_files: {type: dict, default: {}, description: "Contents of mounted files that hold a secret, by path."}
   image: {type: str, default: "", description: "What to release or undo, as name@sha256:digest; empty: what runs."}
   drop: {type: list, elements: str, default: [], description: "Mounts, ports and domains to remove, as paths."}
   gate: {type: str, default: "", description: Command on this host without whose success nothing is changed.}
@@ -335,7 +336,8 @@ class Release:
         params = self.params
         registry = (params["registry_username"], params["registry_password"])
         if params["app"]:
-            return desired(params["app"], params["secret_env"], registry, image)
+            files = params["secret_files"]
+            return desired(params["app"], params["secret_env"], registry, image, files)
         values = {"image": image}
         if registry[0]:
             values |= {"registry.username": registry[0], "registry.password": registry[1]}
@@ -651,6 +653,7 @@ def main() -> None:
             "service": {"type": "str", "required": True},
             "app": {"type": "dict", "default": {}},
             "secret_env": {"type": "dict", "default": {}, "no_log": True},
+            "secret_files": {"type": "dict", "default": {}, "no_log": True},
             "image": {"type": "str", "default": ""},
             "drop": {"type": "list", "elements": "str", "default": []},
             "gate": {"type": "str", "default": ""},

@@ -46,6 +46,7 @@ options:
   apps: {type: list, elements: dict, default: [], description: Apps as the filter panel_apps gives them.}
   adopt: {type: bool, default: false, description: "Only say what the panel has, secrets included."}
   secret_env: {type: dict, default: {}, description: Per app the environment values that must never be shown.}
+  secret_files: {type: dict, default: {}, description: "Per app contents of mounted files, by path."}
   builds: {type: dict, default: {}, description: "Per app what was built last, as {image, revision}."}
   registry_username: {type: str, default: "", description: User that may pull the images of our registry.}
   registry_password: {type: str, default: "", description: Its password or token.}
@@ -211,7 +212,8 @@ class Project:
             image = now
         else:
             image = self._resolved(declared["image"], registry if declared["ours"] else ("", ""))
-        wanted = desired(declared, secret_env, registry, image)
+        files = params["secret_files"].get(name, {})
+        wanted = desired(declared, secret_env, registry, image, files)
         if not rolled_back or "app" not in last:
             return wanted
         stays, _ = returned(last, wanted)
@@ -265,6 +267,7 @@ def main() -> None:
             "apps": {"type": "list", "elements": "dict", "default": []},
             "adopt": {"type": "bool", "default": False},
             "secret_env": {"type": "dict", "default": {}, "no_log": True},
+            "secret_files": {"type": "dict", "default": {}, "no_log": True},
             "builds": {"type": "dict", "default": {}},
             "registry_username": {"type": "str", "default": ""},
             "registry_password": {"type": "str", "default": "", "no_log": True},
