@@ -20,7 +20,7 @@ import psycopg
 
 from local.cache import building, key
 from local.postgres import server as postgres
-from local.settings import load
+from local.settings import cache
 from local.waiting import eventually, free_port
 
 ROOT = Path(__file__).parents[1]
@@ -123,7 +123,7 @@ def _prepared(major: int) -> Path:
     """The data directory of such a cluster, which is made once and never started again."""
     binaries = postgres.programs(major)
     inputs = {"binaries": str(binaries), "sql": [ROLES, HOSTED, postgres.STUB.read_text()]}
-    target = load().cache / f"clusters/{major}-{key(inputs)}"
+    target = cache() / f"clusters/{major}-{key(inputs)}"
     if not target.exists():
         with building(target) as part:
             if part is not None:
