@@ -39,6 +39,10 @@ def declared(name: str = "api", **fields: Any) -> dict[str, Any]:
         "zero_downtime": True,
         "cap_add": [],
         "cap_drop": [],
+        "init": False,
+        "sysctls": {},
+        "groups": [],
+        "ports": [],
         "resources": dict.fromkeys(
             ("memoryReservation", "memoryLimit", "cpuReservation", "cpuLimit"), 0
         ),

@@ -118,7 +118,8 @@ def words(value: Any) -> str:
         if "protocol" in value:
             scheme = "https" if value["https"] else "http"
             return f"{scheme} to {value['protocol']} port {value['port']}"
-        return f"{value['type']} {value.get('name') or value.get('hostPath') or ''}".strip()
+        if "type" in value:
+            return f"{value['type']} {value.get('name') or value.get('hostPath') or ''}".strip()
     if isinstance(value, float):
         return f"{value:g}"
     return value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False)
