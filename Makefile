@@ -114,7 +114,7 @@ user-erase: setup ## Delete one person's account and data for good: USER_ID=… 
 .PHONY: deploy rollback history
 deploy: setup ## Release what was built last, or IMAGE=…@sha256:… REVISION=… of SERVICE; back when smoke or audit fail
 	@$(call step,deploy) $(call play,deploy) $(ARGS)
-rollback: setup ## Release the digest that ran before; ACCEPT=… past migrations that it does without
+rollback: setup ## Release what ran before, image and settings; ACCEPT=… past migrations that it does without
 	@$(call play,rollback) $(ARGS)
 history: setup ## The release ledger of the host
 	@$(call play,history) $(ARGS)

@@ -7,7 +7,6 @@ names as ${NAME}. With both, the plan of that panel is empty. It prints what a C
 from __future__ import annotations
 
 import json
-import os
 import re
 import sys
 from collections import Counter
@@ -16,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+from local.settings import write_atomic
 
 ROOT = Path(__file__).parents[1]
 READ = ROOT / ".local/adopted.json"
@@ -146,10 +147,7 @@ def main() -> int:
     text = yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=120)
     (FOLDER / "compose.yaml").write_text(f"# From the panel, by `make adopt`.\n{text}")
     lines = [f"{name}={json.dumps(value)}\n" for name, value in adopted.values.items()]
-    with open(
-        os.open(FOLDER / "production.env", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w"
-    ) as out:
-        out.writelines(lines)
+    write_atomic(FOLDER / "production.env", "".join(lines), 0o600)
     for one in adopted.unsaid:
         print(f"adopt: left out, because a Compose file cannot say it: {one}")
     print(

@@ -66,6 +66,18 @@ class Answer(dict[str, Any]):
         return value
 
 
+def of_its_shape(operation: str, answer: Any) -> Any:
+    """What a read operation answered. Raises PanelError when it never should: text for a list, a list for an object."""
+    if operation.startswith("list") and operation != "listProjectsAndServices":
+        sound = isinstance(answer, list) and all(isinstance(one, dict) for one in answer)
+    else:
+        sound = isinstance(answer, bool if operation.startswith("can") else dict)
+    if not sound:
+        shown = json.dumps(answer)[:80]
+        raise PanelError(operation, 200, f"answered {shown}, which it never should; {NEXT_VERSION}")
+    return answer
+
+
 def parsed_version(text: object) -> tuple[int, ...] | None:
     """A version such as 2.33.1 as numbers, comparable; None for anything else."""
     parts = str(text).removeprefix("v").split(".")
@@ -93,16 +105,7 @@ class Panel:
         """
         query = "?" + urllib.parse.urlencode(params) if params else ""
         answer = self._repeated(operation, f"/api/{operation}{query}", None, self.timeout, True)
-        if operation.startswith("list") and operation != "listProjectsAndServices":
-            sound = isinstance(answer, list) and all(isinstance(one, Answer) for one in answer)
-        else:
-            sound = isinstance(answer, bool if operation.startswith("can") else Answer)
-        if not sound:
-            shown = json.dumps(answer)[:80]
-            raise PanelError(
-                operation, 200, f"answered {shown}, which it never should; {NEXT_VERSION}"
-            )
-        return answer
+        return of_its_shape(operation, answer)
 
     def write(self, operation: str, timeout: float | None = None, **body: Any) -> Any:
         """Answer of a write operation (None when its answer is empty).

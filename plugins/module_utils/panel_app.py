@@ -101,7 +101,7 @@ class PanelApp:
 
     def _inspect(self) -> dict[str, Any]:
         try:
-            found = self.panel.read("inspectAppService", **self.key)
+            found: dict[str, Any] = self.panel.read("inspectAppService", **self.key)
         except PanelError as error:
             if error.status not in (400, 404):
                 raise
@@ -110,18 +110,15 @@ class PanelApp:
                 error.status,
                 f"the panel has no app '{self.name}' in project '{self.key['projectName']}'; next: make provision",
             ) from None
-        if not isinstance(found, dict) or "source" not in found:
+        if "source" not in found:
             raise PanelError("inspectAppService", 200, "what it answers is no app")
         return found
 
     def _listed(self) -> list[dict[str, Any]]:
         """Domains that lead to this app; a panel may answer with those of the whole host."""
-        found = self.panel.read("listDomains", **self.key)
-        if not isinstance(found, list):
-            raise PanelError("listDomains", 200, "what it answers is no list of domains")
         return [
             domain
-            for domain in found
+            for domain in self.panel.read("listDomains", **self.key)
             if all(
                 (domain.get("serviceDestination") or {}).get(name) == text
                 for name, text in self.key.items()

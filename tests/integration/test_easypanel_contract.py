@@ -16,7 +16,7 @@ from local.easypanel.models import Body
 from local.easypanel.proxy import configuration
 from local.easypanel.serve import application
 from local.waiting import eventually
-from testbed.panels import OPERATIONS, Memory, Routes, memory_panel
+from testbed.served_panel import OPERATIONS, Memory, Routes, memory_panel
 
 ADMIN = {"email": "admin@example.com", "password": "long enough"}
 APP: dict[str, Any] = {"projectName": "cimt", "serviceName": "api"}

@@ -9,7 +9,7 @@ import yaml
 
 from plugins.filter.compose import panel_apps
 from plugins.module_utils.app_changes import changes, desired
-from testbed.panel import Droplet, declared
+from testbed.simulated_droplet import Droplet, declared
 from tools.adopt import Adopted
 
 

@@ -12,7 +12,7 @@ import yaml
 from ansible.errors import AnsibleFilterError
 
 from plugins.filter import compose
-from testbed import panel
+from testbed import simulated_droplet
 
 ROOT = pathlib.Path(__file__).parents[2]
 PLAIN = {
@@ -306,7 +306,7 @@ def test_a_value_that_holds_a_secret_travels_apart_and_compose_never_sees_it(
     assert secret not in str(declared["apps"])
     assert secret not in str(seen)
     # What the tests of releases and plans take for an app is one.
-    assert declared["apps"][0].keys() == panel.declared().keys()
+    assert declared["apps"][0].keys() == simulated_droplet.declared().keys()
 
 
 def test_an_app_that_is_left_out_asks_for_nothing_and_others_may_refer_to_it() -> None:

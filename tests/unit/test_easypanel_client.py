@@ -16,7 +16,7 @@ import pytest
 from local.waiting import free_port
 from plugins.module_utils.easypanel import Panel, PanelError, open_panel
 from testbed import modules
-from testbed.panels import ServedPanel
+from testbed.served_panel import ServedPanel
 
 ADMIN: dict[str, Any] = {"email": "ops@example.com", "password": "long enough"}
 IMAGE = "easypanel/easypanel:2.33.1"

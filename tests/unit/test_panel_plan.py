@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from testbed.panel import REGISTRY, Droplet, declared, image
+from testbed.simulated_droplet import REGISTRY, Droplet, declared, image
 
 TAG = f"{REGISTRY}/n8n:2.1"
 DIGEST = "sha256:" + "0" * 64

@@ -13,7 +13,7 @@ from ansible.errors import AnsibleFilterError
 
 from plugins.filter.revisions import newer_on_main
 from plugins.module_utils.release_ledger import Ledger, overtaken, ran_before, refusal
-from testbed.panel import Droplet, declared, image
+from testbed.simulated_droplet import Droplet, declared, image
 
 ROOT = Path(__file__).parents[2]
 DROP = "20260301000000_drop_note"

@@ -195,8 +195,6 @@ class Release:
     def actions(self) -> list[dict[str, Any]]:
         """The app's latest deploys, newest first."""
         found = self.panel.read("listActions", type="deployment", **self.key)
-        if not isinstance(found, list):
-            raise PanelError("listActions", 200, "what it answers is no list of actions")
         return sorted(found, key=lambda action: str(action["createdAt"]), reverse=True)
 
     # -- what changes ---------------------------------------------------------

@@ -117,8 +117,10 @@ class Host:
         return None
 
     def read(self, operation: str, **given: str) -> Any:
+        from ansible.module_utils.easypanel import of_its_shape
+
         if (odd := self._odd(operation)) is not None:
-            return odd
+            return of_its_shape(operation, odd)  # as the client does
         if operation == "listProjectsAndServices":
             known = [{"projectName": "cimt", "name": name} for name in self.apps]
             return {"projects": [{"name": name} for name in self.projects], "services": known}
