@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import signal
 import socketserver
 import sqlite3
 import subprocess
@@ -490,7 +491,8 @@ def test_the_server_runs_once_for_all_who_ask_and_stays_small(etl: Etl) -> None:
         request.wfile.write(body)
 
     site.pages["/slow"] = slow
-    etl.declare("slow", "page", "/slow", schedule="daily")
+    site.pages["/slow.xml"] = site.sitemap("/slow", "/missing")
+    etl.declare("slow", "sitemap", "/slow.xml", schedule="daily")
     etl.declare("bad", "page", "/nowhere")
     command = [
         sys.executable,
@@ -526,6 +528,10 @@ def test_the_server_runs_once_for_all_who_ask_and_stays_small(etl: Etl) -> None:
         )
         first.start()
         eventually(lambda: site.asked("/slow"), "the run")
+        answer = client.post("/run?wait=60", headers=key)
+        assert (answer.status_code, answer.json()["running"]) == (202, True), (
+            "one who waits is enough"
+        )
         events = []
         with client.stream(
             "POST", "/run", headers={**key, "Accept": "application/x-ndjson"}
@@ -536,20 +542,46 @@ def test_the_server_runs_once_for_all_who_ask_and_stays_small(etl: Etl) -> None:
         assert events[-1]["report"] == answers[0], "one run for both"
         assert any(event.get("source") == "slow" and event["done"] for event in events)
         assert len(site.asked("/slow")) == 1
-        assert answers[0]["message"]["title"] == "documents: 1 not read"
+        assert answers[0]["message"]["title"] == "documents: 2 not read"
         client.post(
             "/told", headers=key, json={"told": answers[0]["message"]["told"]}
         ).raise_for_status()
         report = client.post("/run?due", headers=key).json()
-        assert report["message"] is None, "the same again is no news"
+        assert report["message"] is None, "the same again is no news, nor what is not due yet"
         assert {one["source"]: one["outcome"] for one in report["sources"]} == {
             "slow": "not due",
             "bad": "failed",
         }
         assert len(client.get("/runs", headers=key).json()) == 2
         assert 'cimt_etl_runs_total{result="partly"} 2.0' in client.get("/metrics").text
+        # A run that is killed, as for its memory, is told, leaves nothing behind, and the next one goes on.
+        gate.clear()
+        site.seen.clear()
+        killed = threading.Thread(
+            target=lambda: answers.append(httpx.post(f"{url}/run", headers=key, timeout=60).json())
+        )
+        killed.start()
+        eventually(lambda: site.asked("/slow"), "the run")
+        (run,) = children(started.pid)
+        readers = children(run)
+        assert readers
+        os.kill(run, signal.SIGKILL)
+        killed.join()
+        assert "more memory or time" in answers[1]["error"]
+        assert answers[1]["message"]["title"] == "Seed ETL does not run"
+        eventually(
+            lambda: not any(Path(f"/proc/{one}/fd/0").exists() for one in readers), "no more"
+        )
+        gate.set()
+        assert client.post("/run", headers=key).json()["error"] is None
         status = Path(f"/proc/{started.pid}/status").read_text()
         assert int(status.partition("VmRSS:")[2].split()[0]) < 80 * 1024, "idle"
+
+
+def children(process: int) -> list[int]:
+    return [
+        int(one) for one in Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    ]
 
 
 def _healthy(url: str) -> bool:

@@ -93,7 +93,7 @@ def run(arguments: argparse.Namespace) -> int:
         lines({"report": report})
     else:
         say(report)
-    return 1 if report["failed"] or report["error"] else 0
+    return 1 if report["not_read"] or report["error"] else 0
 
 
 def lines(event: dict[str, Any]) -> None:
@@ -123,7 +123,7 @@ def say(report: dict[str, Any]) -> None:
         print(f"etl: {report['error']}", file=sys.stderr)
     numbers = ("stored", "unchanged", "removed", "embedded", "waiting")
     said = ", ".join(f"{report[name]} {name}" for name in numbers)
-    print(f"etl: {said}, {len(report['failed'])} failed, in {report['seconds']} s")
+    print(f"etl: {said}, {report['not_read']} failed, in {report['seconds']} s")
 
 
 def main() -> int:

@@ -29,6 +29,7 @@ READING = 2  # files read at a time
 PUTTING = 4  # documents sent at a time
 SOURCES = 3  # read at a time
 READ_SECONDS = 60.0
+REASONS = 100  # of one source that are kept; all are counted
 TEXT_CHARACTERS = 3000  # of a message: the smallest channel takes 4096, escaped
 LINES = 12
 
@@ -58,13 +59,16 @@ class Counts:
     removed: int = 0
     embedded: int = 0
     waiting: int = 0  # removals that nobody confirmed yet
-    failed: list[dict[str, str]] = field(default_factory=list)
+    not_read: int = 0
+    failed: list[dict[str, str]] = field(default_factory=list)  # the first of these, with reasons
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
     def fail(self, document: str, reason: object) -> None:
         """One more that was not read, and why."""
-        self.failed.append({"document": document, "reason": str(reason)[:500]})
+        self.not_read += 1
+        if len(self.failed) < REASONS:
+            self.failed.append({"document": document, "reason": str(reason)[:500]})
 
 
 @dataclass(slots=True)
@@ -160,6 +164,9 @@ class SourceRun:
                 < HOURS[self.source.get("schedule", "hourly")] * 3600
             ):
                 self.counts.outcome = "not due"
+                # What is wrong with it is no less true meanwhile, and its end would be no news.
+                for name, value in self.state.get("wrong", {}).items():
+                    setattr(self.counts, name, value)
                 return self.counts
             with tempfile.TemporaryDirectory(prefix="source-", dir=self.run.folder) as folder:
                 reach = Reach(frozenset(self.source.get("allow", ())), self.run.options.own)
@@ -214,13 +221,17 @@ class SourceRun:
                 self.counts, self.state, self.owned - self.kept, len(self.owned), where(self.source)
             )
             self.run.state.forget(self.name, self.pages.keys() - {item.url for item in found.items})
-        whole = not self.counts.failed
+        whole = not self.counts.not_read
         if not whole and not self.kept - self.missed:
             self.counts.outcome = "failed"
         self.state |= {
             "read_at": now(),
             "options": self.options,
             "version": found.version if whole else None,
+            "wrong": {
+                name: getattr(self.counts, name)
+                for name in ("not_read", "failed", "waiting", "notes")
+            },
         }
         self._flush()
         self.run.state.keep_source(self.name, self.state)
@@ -482,7 +493,7 @@ class Run:
                 self.owned(name),
             )
             await self.remove(counts, state, owned, len(owned), name)
-            if counts.waiting or counts.failed:
+            if counts.waiting or counts.not_read:
                 self.state.keep_source(name, state)
             else:
                 self.state.drop_source(name)
@@ -532,14 +543,23 @@ def summary(counts: Counts) -> dict[str, Any]:
     )
     return {
         "source": counts.name, "outcome": counts.outcome, **{name: getattr(counts, name) for name in numbers},
-        "failed": len(counts.failed),
+        "failed": counts.not_read,
     }  # fmt: skip
 
 
 def total(done: list[Counts]) -> dict[str, Any]:
-    """Return the report of all sources: sums, failures with their reasons, notes, and each source's own numbers."""
+    """Return the report of all sources: sums, the first failures with their reasons, notes, each source's numbers."""
     done = sorted(done, key=lambda one: one.name)
-    numbers = ("listed", "stored", "unchanged", "duplicates", "removed", "embedded", "waiting")
+    numbers = (
+        "listed",
+        "stored",
+        "unchanged",
+        "duplicates",
+        "removed",
+        "embedded",
+        "waiting",
+        "not_read",
+    )
     return {
         **{name: sum(getattr(one, name) for one in done) for name in numbers},
         "failed": [failure for one in done for failure in one.failed],
@@ -561,15 +581,15 @@ def message(report: dict[str, Any], told: str) -> dict[str, Any] | None:
     parts = [
         f"{number} {what}"
         for number, what in (
-            (len(report["failed"]), "not read"),
+            (report["not_read"], "not read"),
             (report["waiting"], "waiting for removal"),
         )
         if number
     ]
     title = f"documents: {', '.join(parts)}" if parts else "the documents' API does not answer"
-    text = "\n".join(line[:400] for line in lines[:LINES]) + (
-        f"\nand {len(lines) - LINES} more" if len(lines) > LINES else ""
-    )
+    more = len(lines) - LINES + report["not_read"] - len(report["failed"])
+    each = TEXT_CHARACTERS // LINES - 10
+    shown = [line[:each] for line in lines[:LINES]] + ([f"and {more} more"] if more > 0 else [])
     if not lines:
         return {
             "level": "recovery",
@@ -577,7 +597,7 @@ def message(report: dict[str, Any], told: str) -> dict[str, Any] | None:
             "text": "",
             "told": "",
         }
-    return {"level": "alarm", "title": title, "text": text[:TEXT_CHARACTERS], "told": mark}
+    return {"level": "alarm", "title": title, "text": "\n".join(shown), "told": mark}
 
 
 async def run(

@@ -21,6 +21,11 @@ from starlette.routing import Route
 from .store import State
 
 RUN_SECONDS = 3 * 3600.0  # a run that takes longer is ended
+GOES_ON = {
+    "running": True,
+    "message": None,
+    "note": "A run goes on. The next call tells what came of it.",
+}
 
 
 class Runs:
@@ -42,7 +47,12 @@ class Runs:
             "cimt_etl_documents", "Of the last run, by outcome.", ["outcome"], registry=registry
         )
         running = Gauge("cimt_etl_running", "1 while a run goes on.", registry=registry)
-        running.set_function(lambda: float(self.task is not None and not self.task.done()))
+        running.set_function(lambda: float(self.going))
+
+    @property
+    def going(self) -> bool:
+        """Whether a run goes on."""
+        return self.task is not None and not self.task.done()
 
     def join(self, *options: str) -> asyncio.Task[dict[str, Any]]:
         """Return the run that goes on, or begin one."""
@@ -92,13 +102,12 @@ class Runs:
                 "text": text,
                 "told": "does not run",
             }
-            report = {"error": text, "failed": [], "message": note}
-        result = "failed" if report["error"] else "partly" if report["failed"] else "read"
+            report = {"error": text, "failed": [], "not_read": 0, "message": note}
+        result = "failed" if report["error"] else "partly" if report["not_read"] else "read"
         self.ended.labels(result).inc()
         self.last.set_to_current_time()
-        for outcome in ("stored", "unchanged", "removed", "waiting"):
+        for outcome in ("stored", "unchanged", "removed", "waiting", "not_read"):
             self.counts.labels(outcome).set(report.get(outcome, 0))
-        self.counts.labels("failed").set(len(report["failed"]))
         return report
 
     async def follow(self, task: asyncio.Task[dict[str, Any]]) -> AsyncIterator[bytes]:
@@ -145,13 +154,20 @@ def application(arguments: argparse.Namespace, key: str) -> Starlette:
         if refused := wrong(request):
             return refused
         query = request.query_params
+        # Seconds after which it is answered in any case; at once where a run goes on: one who waits is enough.
+        wait = query.get("wait", "")
+        if wait and not wait.isdecimal():
+            return JSONResponse({"error": "`wait` is a number of seconds."}, 422)
+        if wait and runs.going:
+            return JSONResponse(GOES_ON, 202)
         accept = query.get("accept", "")
         options = (["--due"] if "due" in query else []) + ([f"--accept={accept}"] if accept else [])
         task = runs.join(*options)
         if "ndjson" in request.headers.get("accept", ""):
             return StreamingResponse(runs.follow(task), media_type="application/x-ndjson")
-        # Who leaves does not end the run: others may wait for it.
-        return JSONResponse(await asyncio.shield(task))
+        # Neither the time nor who leaves ends the run: others may wait for it.
+        await asyncio.wait((task,), timeout=int(wait) if wait else None)
+        return JSONResponse(task.result()) if task.done() else JSONResponse(GOES_ON, 202)
 
     async def listed(request: Request) -> Response:
         return wrong(request) or JSONResponse(State(arguments.state).runs())
