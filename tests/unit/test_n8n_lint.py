@@ -194,31 +194,14 @@ def test_the_shipped_workflows_and_declarations_are_clean() -> None:
     assert [str(one) for one in [*lint(paths, REPOSITORY), *declaration_findings()]] == []
 
 
-@pytest.mark.parametrize(
-    ("sources", "message"),
-    [
-        ("- {name: site, kind: sitemap}", "source site: "),
-        ("- {name: Big Site, kind: page, url: 'https://www.example.com'}", "'Big Site' does not match"),
-        ("- {name: a, kind: page, url: 'https://www.example.com'}\n" * 2, "two sources are called a"),
-        ("- {name: [", "not YAML"),
-    ],
-)  # fmt: skip
-def test_wrong_sources_are_named(sources: str, message: str, tmp_path: Path) -> None:
-    for name in ("catalogue.json", "Dockerfile", "sources.schema.json"):
-        (tmp_path / name).write_bytes((HERE / name).read_bytes())
-    (tmp_path / "sources.yaml").write_text(sources)
-    assert any(message in str(found) for found in declaration_findings(tmp_path))
-
-
 def test_a_catalogue_of_another_version_is_named(tmp_path: Path) -> None:
-    for name in ("sources.yaml", "Dockerfile", "sources.schema.json"):
-        (tmp_path / name).write_bytes((HERE / name).read_bytes())
+    (tmp_path / "Dockerfile").write_bytes((HERE / "Dockerfile").read_bytes())
     (tmp_path / "catalogue.json").write_text('{"version": "2.0.0", "nodes": {}}')
     assert "made by n8n 2.0.0" in str(declaration_findings(tmp_path)[0])
 
 
 def test_the_digest_of_the_update_bot_is_no_other_version(tmp_path: Path) -> None:
-    for path in (*HERE.glob("*.json"), HERE / "sources.yaml", HERE / "tag.sh"):
+    for path in (HERE / "catalogue.json", HERE / "tag.sh"):
         (tmp_path / path.name).write_bytes(path.read_bytes())
     lines = (HERE / "Dockerfile").read_text().splitlines()
     at = next(place for place, line in enumerate(lines) if line.startswith("ARG BASE_IMAGE="))
@@ -268,11 +251,11 @@ def test_what_is_called_is_published_first() -> None:
 
 def test_all_missing_secrets_are_named_at_once() -> None:
     declared = list(REPOSITORY.credentials.values())
-    with pytest.raises(n8n_files.FilesError, match="no value for INGEST_KEY, N8N_WEBHOOK_KEY"):
+    with pytest.raises(n8n_files.FilesError, match="no value for ETL_KEY, N8N_WEBHOOK_KEY"):
         n8n_files.credentials(declared, {})
-    made = n8n_files.credentials(declared, {"INGEST_KEY": "i", "N8N_WEBHOOK_KEY": "w"})
+    made = n8n_files.credentials(declared, {"ETL_KEY": "e", "N8N_WEBHOOK_KEY": "w"})
     values = {one["id"]: one["data"] for one in made}
-    assert values["cimt-ingest"] == {"name": "Authorization", "value": "Bearer i"}
+    assert values["cimt-etl"] == {"name": "Authorization", "value": "Bearer e"}
     assert len(made) == len(declared)
     assert all(len(identifier) <= 16 for identifier in values), "n8n's API takes no longer ids"
 
