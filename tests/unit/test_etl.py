@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import zipfile
+from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape
 
@@ -14,10 +15,11 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from local.settings import ROOT
 from services.etl.cimt_etl.documents import document
 from services.etl.cimt_etl.fetch import Reach, Refused, public
 from services.etl.cimt_etl.read import Unreadable, decode, feed, sitemap
-from services.etl.cimt_etl.sources import canonical
+from services.etl.cimt_etl.sources import canonical, load
 
 URL = "https://www.example.com/help/page"
 quick = settings(max_examples=40, deadline=None)
@@ -225,6 +227,26 @@ def test_one_page_has_one_address() -> None:
         "https://example.com/a?a=é&b=2"
     )
     assert canonical("https://example.com/%61%2Fb") != canonical("https://example.com/a/b")
+
+
+def test_what_is_declared_is_right_and_every_fault_of_it_is_named(tmp_path: Path) -> None:
+    assert isinstance(load(ROOT / "services/etl/sources.yaml"), list)
+    wrong = tmp_path / "sources.yaml"
+    for text, words in (
+        (
+            "- {name: site, kind: sitemap}\n- {name: Big, kind: page, url: 'https://a'}",
+            ["site: ", "Big"],
+        ),
+        ("- {name: a, kind: page, url: 'https://a'}\n" * 2, ["a: declared twice"]),
+        ("- {name: a, kind: feed, url: 'https://a', match: '['}", ["a: '[' is not a 'regex'"]),
+        ("- {name: a, kind: rss, url: 'https://a'}", ["its kind is one of page, sitemap, feed"]),
+        ("- {name: [", ["sources.yaml"]),
+        ("name: a", ["not of type 'array'"]),
+    ):
+        wrong.write_text(text)
+        with pytest.raises(ValueError, match=str(wrong)) as told:
+            load(wrong)
+        assert all(word in str(told.value) for word in words), told.value
 
 
 def test_only_the_internet_is_reached() -> None:

@@ -18,6 +18,7 @@ import yaml
 from .fetch import FILES, GIT_SECONDS, Failed, Fetcher
 
 SCHEMA = json.loads(Path(__file__).with_name("sources.schema.json").read_text())
+KINDS = [one["properties"]["kind"]["const"] for one in SCHEMA["items"]["oneOf"]]
 LIST_BYTES = 64 * 1024 * 1024
 MAPS = 1000  # sitemaps of an index
 FILE_BYTES = 20 * 1024 * 1024
@@ -67,17 +68,23 @@ def load(path: Path) -> list[dict[str, Any]]:
         SCHEMA, format_checker=jsonschema.FormatChecker()
     ).iter_errors(sources):
         where = fault.absolute_path[0] if fault.absolute_path else None
-        of = [
-            part
-            for part in fault.context or ()
-            if "const" not in part.schema_path and "enum" not in part.schema_path
-        ]
+        # Of the kinds that a source may be, only what the one that it names has to say counts.
+        parts = fault.context or []
+        if fault.validator == "oneOf" and not parts:
+            continue  # it names no kind, which is a fault of its own
+        others = {part.schema_path[0] for part in parts if [*part.absolute_path][1:] == ["kind"]}
+        of = [part for part in parts if part.schema_path[0] not in others]
         name = (
             sources[where].get("name", where)
             if isinstance(where, int) and isinstance(sources[where], dict)
             else "sources"
         )
-        faults.append(f"{path}: {name}: {(of or [fault])[0].message[:200]}")
+        said = (
+            f"its kind is one of {', '.join(KINDS)}"
+            if parts and not of
+            else (of or [fault])[0].message
+        )
+        faults.append(f"{path}: {name}: {said[:200]}")
     names = (
         [one.get("name") for one in sources if isinstance(one, dict)]
         if isinstance(sources, list)
