@@ -7,11 +7,14 @@ from __future__ import annotations
 import copy
 import json
 import subprocess
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from local.images.n8n import version
 from plugins.module_utils import n8n_files
@@ -99,6 +102,9 @@ CASES = {
     "node id twice": (change("nodes/Hourly/id", "id of Call"), "its id is missing or used twice"),
     "wire to nowhere": (change("connections/Settings", to("Gone")), "goes to 'Gone', which is no node"),
     "wire from nowhere": (change("connections/Gone", to("Ask")), "starts at 'Gone', which is no node"),
+    "wire from no output": (change("connections/Ask", {"main": [[], [{"node": "Settings", "type": "main", "index": 0}]]}), 'node "Ask": it has no output 2'),
+    "wire to no input": (change("connections/Ask", to("Call")), 'node "Call": it has no input 1'),
+    "address twice": (lambda workflow: workflow["nodes"].append({**node("Again", "webhook", 2.1, path="/x/", authentication="headerAuth"), "webhookId": "v", "credentials": HEADER_AUTH}), "GET /webhook/x is also another node's"),
     "loose node": (change("connections/Settings", to()), 'node "Ask": nothing leads to it'),
     "expression to nowhere": (change("nodes/Ask/parameters/url", "={{ $('Set').item.json.a }}"), "means the node 'Set'"),
     "unknown type": (change("nodes/Ask/type", "n8n-nodes-other.thing"), "has no node type 'n8n-nodes-other.thing'"),
@@ -181,6 +187,41 @@ def test_a_file_that_is_no_workflow_is_named(tmp_path: Path) -> None:
     said = [str(one) for one in lint(sorted(tmp_path.glob("*.json")), REPOSITORY)]
     assert "list.json: not a workflow" in said[0]
     assert "torn.json: not JSON" in said[1]
+
+
+def places(value: Any, way: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The ways to all that a value holds."""
+    inner = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value if isinstance(value, list) else ())
+    )
+    return [one for key, below in inner for one in ((*way, key), *places(below, (*way, key)))]
+
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=5), inner, max_size=2)
+    ),
+    max_leaves=3,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(way=st.sampled_from(places(GOOD)), value=ANYTHING)
+def test_whatever_stands_in_a_file_has_findings_and_no_crash(
+    way: tuple[Any, ...], value: Any
+) -> None:
+    workflow: Any = copy.deepcopy(GOOD)
+    place = workflow
+    for step in way[:-1]:
+        place = place[step]
+    place[way[-1]] = value
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "good.json"
+        path.write_text(json.dumps(workflow), encoding="utf-8")
+        lint([path], REPOSITORY)
 
 
 def test_the_shipped_workflows_and_declarations_are_clean() -> None:

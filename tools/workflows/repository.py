@@ -8,11 +8,49 @@ import re
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import yaml
 
 ROOT = Path(__file__).parents[2]
 WORKFLOWS = ROOT / "n8n_workflows"
 HERE = ROOT / "services" / "n8n"
+# What all that reads a workflow may rely on. In files of n8n 0 the credentials of a node are names.
+_OBJECT: dict[str, Any] = {"type": ["object", "null"]}
+_END = {
+    "type": "object",
+    "required": ["node"],
+    "properties": {"node": {"type": "string"}, "index": {"type": "integer"}},
+}
+_BRANCHES = {"type": "array", "items": {"type": ["array", "null"], "items": _END}}
+_NODE = {
+    "type": "object",
+    "properties": {
+        **{
+            key: {"type": ["string", "null"]}
+            for key in ("id", "name", "type", "onError", "webhookId")
+        },
+        "typeVersion": {"type": "number"},
+        "parameters": _OBJECT,
+        "credentials": {**_OBJECT, "additionalProperties": {"type": "object"}},
+    },
+}
+_WIRES = {"type": "object", "additionalProperties": _BRANCHES}
+SHAPE = jsonschema.Draft202012Validator(
+    {
+        "type": "object",
+        "required": ["nodes"],
+        "properties": {
+            "nodes": {"type": "array", "items": _NODE},
+            "connections": {**_OBJECT, "additionalProperties": _WIRES},
+            "settings": {**_OBJECT, "properties": {"errorWorkflow": {"type": ["string", "null"]}}},
+            "meta": _OBJECT,
+            "tags": {
+                "type": ["array", "null"],
+                "items": {"type": ["string", "object"], "required": ["name"]},
+            },
+        },
+    }
+)
 
 
 @dataclasses.dataclass(frozen=True, order=True, slots=True)
@@ -58,8 +96,10 @@ def load(path: Path) -> tuple[dict[str, Any], list[Finding]]:
         workflow = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         return {}, [Finding(shown(path), "", f"not JSON: {error}")]
-    if not isinstance(workflow, dict) or not isinstance(workflow.get("nodes"), list):
-        return {}, [Finding(shown(path), "", "not a workflow: it needs an object with `nodes`")]
+    for wrong in SHAPE.iter_errors(workflow):
+        place = ".".join(map(str, wrong.absolute_path)) or "it"
+        message = f"not a workflow as n8n 2 writes it: {place}: {wrong.message[:200]}"
+        return {}, [Finding(shown(path), "", message)]
     return workflow, []
 
 
