@@ -25,7 +25,7 @@ import yaml
 
 from local.settings import ROOT
 from local.waiting import eventually, free_port
-from testbed.api import INGEST_KEY, Api, Clouds, Model, process
+from testbed.api import INGEST_KEY, Api, Clouds, Model, answers, process
 from testbed.site import Site
 
 EMBEDDINGS = "/v1/embeddings"
@@ -163,10 +163,16 @@ def test_what_a_site_says_becomes_documents_and_a_second_run_costs_nothing(
     )
     site.pages["/robots.txt"] = (200, {}, b"User-agent: *\nDisallow: /p3\n")
     # Relative links below xml:base, a guid that is the link, a bare & and a title in CDATA.
-    site.pages["/n/1"], site.pages["/n/2"] = (
-        html("One", "A purple lamp."),
-        html("Two", "A green lamp."),
-    )
+    site.pages["/n/1"] = html("One", "A purple lamp.")
+
+    def busy(request: BaseHTTPRequestHandler) -> None:
+        site.pages["/n/2"] = html("Two", "A green lamp.")
+        request.send_response(503)
+        request.send_header("Retry-After", "0")
+        request.send_header("Content-Length", "0")
+        request.end_headers()
+
+    site.pages["/n/2"] = busy
     feed = (
         f'<rss version="2.0" xml:base="{site.url}/n/"><channel><title>N</title>'
         f"<item><title><![CDATA[Fish & <b>chips</b>]]></title><link>1?a=1&b=2</link></item>"
@@ -187,6 +193,7 @@ def test_what_a_site_says_becomes_documents_and_a_second_run_costs_nothing(
     etl.declare("json", "feed", "/feed.json")
     report = etl.run()
     assert list(reasons(report)) == [f"site/{site.host}/p3"], "robots.txt"
+    assert site.asked("/n/2") == [0, 200], "a busy server is asked again"
     stored, host = etl.stored(), site.host
     assert sorted(stored) == sorted(
         [f"json/{host}/n/1", f"news/{host}/n/1?a=1&b=2", f"news/{host}/n/2", "news/x-3"]
@@ -516,15 +523,15 @@ def test_the_server_runs_once_for_all_who_ask_and_stays_small(etl: Etl) -> None:
         process([*command, *options], etl.folder / "log", env=environment) as started,
         httpx.Client(base_url=url, timeout=60) as client,
     ):
-        eventually(lambda: _healthy(url), "the server", process=started)
+        answers(f"{url}/healthz", started, etl.folder / "log")
         assert (
             client.post("/run").status_code
             == client.get("/runs", headers={"Authorization": "Bearer x"}).status_code
             == 401
         )
-        answers: list[Any] = []
+        reports: list[Any] = []
         first = threading.Thread(
-            target=lambda: answers.append(httpx.post(f"{url}/run", headers=key, timeout=60).json())
+            target=lambda: reports.append(httpx.post(f"{url}/run", headers=key, timeout=60).json())
         )
         first.start()
         eventually(lambda: site.asked("/slow"), "the run")
@@ -539,12 +546,12 @@ def test_the_server_runs_once_for_all_who_ask_and_stays_small(etl: Etl) -> None:
             gate.set()
             events = [json.loads(line) for line in stream.iter_lines()]
         first.join()
-        assert events[-1]["report"] == answers[0], "one run for both"
+        assert events[-1]["report"] == reports[0], "one run for both"
         assert any(event.get("source") == "slow" and event["done"] for event in events)
         assert len(site.asked("/slow")) == 1
-        assert answers[0]["message"]["title"] == "documents: 2 not read"
+        assert reports[0]["message"]["title"] == "documents: 2 not read"
         client.post(
-            "/told", headers=key, json={"told": answers[0]["message"]["told"]}
+            "/told", headers=key, json={"told": reports[0]["message"]["told"]}
         ).raise_for_status()
         report = client.post("/run?due", headers=key).json()
         assert report["message"] is None, "the same again is no news, nor what is not due yet"
@@ -558,7 +565,7 @@ def test_the_server_runs_once_for_all_who_ask_and_stays_small(etl: Etl) -> None:
         gate.clear()
         site.seen.clear()
         killed = threading.Thread(
-            target=lambda: answers.append(httpx.post(f"{url}/run", headers=key, timeout=60).json())
+            target=lambda: reports.append(httpx.post(f"{url}/run", headers=key, timeout=60).json())
         )
         killed.start()
         eventually(lambda: site.asked("/slow"), "the run")
@@ -567,8 +574,8 @@ def test_the_server_runs_once_for_all_who_ask_and_stays_small(etl: Etl) -> None:
         assert readers
         os.kill(run, signal.SIGKILL)
         killed.join()
-        assert "more memory or time" in answers[1]["error"]
-        assert answers[1]["message"]["title"] == "Seed ETL does not run"
+        assert "more memory or time" in reports[1]["error"]
+        assert reports[1]["message"]["title"] == "Seed ETL does not run"
         eventually(
             lambda: not any(Path(f"/proc/{one}/fd/0").exists() for one in readers), "no more"
         )
@@ -582,10 +589,3 @@ def children(process: int) -> list[int]:
     return [
         int(one) for one in Path(f"/proc/{process}/task/{process}/children").read_text().split()
     ]
-
-
-def _healthy(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/healthz").is_success
-    except httpx.TransportError:
-        return False

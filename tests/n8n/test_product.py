@@ -121,7 +121,7 @@ def product(n8n: N8n, role: Role, tmp_path_factory: pytest.TempPathFactory) -> I
         feed = f"<item><title>News</title><link>{outside.url}/news/1</link></item>"
         feed = f'<rss version="2.0"><channel>{feed}</channel></rss>'
         outside.pages["/feed.xml"] = ("application/rss+xml", feed.encode())
-        outside.pages["/terms.pdf"] = ("application/pdf", pdf("Parcels cost four euros"))
+        outside.pages["/terms.pdf"] = ("application/octet-stream", pdf("Parcels cost four euros"))
         at = outside.url
         known = {"allow": [at.removeprefix("http://"), git.removeprefix("http://")]}
         sources = [
