@@ -24,7 +24,7 @@ import pytest
 import yaml
 
 from local.settings import ROOT
-from local.waiting import eventually, free_port
+from local.waiting import WAIT_SECONDS, eventually, free_port
 from testbed.api import INGEST_KEY, Api, Clouds, Model, answers, process
 from testbed.site import Site
 
@@ -204,6 +204,12 @@ def test_what_a_site_says_becomes_documents_and_a_second_run_costs_nothing(
     assert report["message"]["title"] == "documents: 1 not read"
 
     before, calls = etl.written(), model.calls(EMBEDDINGS)
+    # One entry rolls off the feed, and stays.
+    rolled = feed.replace(
+        "<item><title><![CDATA[Fish & <b>chips</b>]]></title><link>1?a=1&b=2</link></item>", ""
+    )
+    assert rolled != feed
+    site.pages["/feed.xml"] = (200, {}, rolled.encode())
     report = etl.run()
     assert (report["stored"], report["removed"], report["embedded"]) == (0, 0, 0)
     assert (etl.written(), model.calls(EMBEDDINGS)) == (before, calls)
@@ -349,49 +355,37 @@ def test_whatever_breaks_is_told_by_its_address_and_takes_nothing_with_it(etl: E
 
 
 def test_many_removals_wait_for_a_word_or_a_day_and_few_do_not(etl: Etl) -> None:
-    site = etl.site
-    paths = [f"/p{number}" for number in range(8)]
-    for path in (*paths, "/n"):
-        site.pages[path] = html(path, f"All about {path}.")
-    site.pages["/sitemap.xml"] = site.sitemap(*paths)
-    item = f"<item><link>{site.url}/n</link></item>"
-    rss = "<rss version='2.0'><channel>{}</channel></rss>"
-    site.pages["/rss"] = (200, {}, rss.format(item + item.replace("/n<", "/p0<")).encode())
-    etl.declare("site", "sitemap", "/sitemap.xml")
-    etl.declare("rss", "feed", "/rss")
-    etl.run()
-    assert len(etl.stored()) == 10
-    site.pages["/sitemap.xml"] = site.sitemap(*paths[:2])
-    site.pages["/rss"] = (200, {}, rss.format(item).encode())
+    notes, away = etl.folder / "notes", etl.folder / "away"
+    notes.mkdir()
+    away.mkdir()
+    names = [f"{number}.txt" for number in range(8)]
+    for name in names:
+        (notes / name).write_text(f"All about {name}.")
+    etl.sources = [{"name": "notes", "kind": "folder", "folder": "notes"}]
+    assert etl.run()["stored"] == 8
+    for name in names[2:]:
+        (notes / name).rename(away / name)
     report = etl.run()
-    assert (report["removed"], report["waiting"], len(etl.stored())) == (0, 6, 10)
-    assert "make seed ACCEPT=site" in report["message"]["text"]
+    assert (report["removed"], report["waiting"], len(etl.stored())) == (0, 6, 8)
+    assert "make seed ACCEPT=notes" in report["message"]["text"]
     assert etl.run()["waiting"] == 6, "not because it was asked twice"
-    site.pages["/sitemap.xml"] = site.sitemap(*paths[:7])
-    report = etl.run()
-    assert (report["removed"], report["waiting"]) == (1, 0), "one of eight is an editor's work"
-    site.pages["/sitemap.xml"] = site.sitemap(paths[0])
-    assert etl.run()["waiting"] == 6
     with sqlite3.connect(etl.state) as database:  # a day goes by
-        (text,) = database.execute("select state from sources where name = 'site'").fetchone()
+        (text,) = database.execute("select state from sources where name = 'notes'").fetchone()
         state = json.loads(text)
         state["waiting"]["since"] -= 86401
-        database.execute("update sources set state = ? where name = 'site'", (json.dumps(state),))
+        database.execute("update sources set state = ? where name = 'notes'", (json.dumps(state),))
     assert etl.run()["removed"] == 6
-    # What is declared no more goes the same way; without what was remembered, nothing is lost or sent twice.
     etl.state.unlink()
-    assert etl.run()["stored"] == 0
-    etl.sources.pop(0)
-    assert etl.run()["removed"] == 1
-    site.pages["/sitemap.xml"] = site.sitemap(*paths)
-    etl.declare("site", "sitemap", "/sitemap.xml")
-    etl.run()
-    etl.sources.pop()
-    assert etl.run()["waiting"] == 8
-    assert etl.run("--accept", "site")["removed"] == 8
-    assert sorted(etl.stored()) == [f"rss/{site.host}/n", f"rss/{site.host}/p0"], (
-        "what rolled off a feed stays"
-    )
+    assert etl.run()["stored"] == 0, "without what was remembered nothing is sent twice"
+    for name in names[2:]:
+        (away / name).rename(notes / name)
+    (notes / names[0]).unlink()
+    report = etl.run()
+    assert (report["stored"], report["removed"]) == (6, 1), "one of eight is an editor's work"
+    # What is declared no more goes the same way.
+    etl.sources = []
+    assert etl.run()["waiting"] == 7
+    assert etl.run("--accept", "notes")["removed"] == 7
 
 
 class Quiet(wsgiref.simple_server.WSGIRequestHandler):
@@ -490,7 +484,7 @@ def test_the_server_runs_once_for_all_who_ask_and_stays_small(etl: Etl) -> None:
     gate = threading.Event()
 
     def slow(request: BaseHTTPRequestHandler) -> None:
-        gate.wait(20)
+        gate.wait(WAIT_SECONDS)
         body = html("Slow", "It took its time.").encode()
         request.send_response(200)
         request.send_header("Content-Length", str(len(body)))
@@ -521,7 +515,7 @@ def test_the_server_runs_once_for_all_who_ask_and_stays_small(etl: Etl) -> None:
     url, key = f"http://127.0.0.1:{port}", {"Authorization": "Bearer key-of-the-etl"}
     with (
         process([*command, *options], etl.folder / "log", env=environment) as started,
-        httpx.Client(base_url=url, timeout=60) as client,
+        httpx.Client(base_url=url, timeout=WAIT_SECONDS) as client,
     ):
         answers(f"{url}/healthz", started, etl.folder / "log")
         assert (
@@ -531,7 +525,9 @@ def test_the_server_runs_once_for_all_who_ask_and_stays_small(etl: Etl) -> None:
         )
         reports: list[Any] = []
         first = threading.Thread(
-            target=lambda: reports.append(httpx.post(f"{url}/run", headers=key, timeout=60).json())
+            target=lambda: reports.append(
+                httpx.post(f"{url}/run", headers=key, timeout=WAIT_SECONDS).json()
+            )
         )
         first.start()
         eventually(lambda: site.asked("/slow"), "the run")
@@ -565,7 +561,9 @@ def test_the_server_runs_once_for_all_who_ask_and_stays_small(etl: Etl) -> None:
         gate.clear()
         site.seen.clear()
         killed = threading.Thread(
-            target=lambda: reports.append(httpx.post(f"{url}/run", headers=key, timeout=60).json())
+            target=lambda: reports.append(
+                httpx.post(f"{url}/run", headers=key, timeout=WAIT_SECONDS).json()
+            )
         )
         killed.start()
         eventually(lambda: site.asked("/slow"), "the run")
