@@ -24,8 +24,8 @@ import pytest
 import yaml
 
 from local.settings import ROOT
-from local.waiting import eventually, free_port
-from testbed.api import INGEST_KEY, Api, Clouds, Model, process
+from local.waiting import WAIT_SECONDS, eventually, free_port
+from testbed.api import INGEST_KEY, Api, Clouds, Model, answers, process
 from testbed.site import Site
 
 EMBEDDINGS = "/v1/embeddings"
@@ -163,10 +163,16 @@ def test_what_a_site_says_becomes_documents_and_a_second_run_costs_nothing(
     )
     site.pages["/robots.txt"] = (200, {}, b"User-agent: *\nDisallow: /p3\n")
     # Relative links below xml:base, a guid that is the link, a bare & and a title in CDATA.
-    site.pages["/n/1"], site.pages["/n/2"] = (
-        html("One", "A purple lamp."),
-        html("Two", "A green lamp."),
-    )
+    site.pages["/n/1"] = html("One", "A purple lamp.")
+
+    def busy(request: BaseHTTPRequestHandler) -> None:
+        site.pages["/n/2"] = html("Two", "A green lamp.")
+        request.send_response(503)
+        request.send_header("Retry-After", "0")
+        request.send_header("Content-Length", "0")
+        request.end_headers()
+
+    site.pages["/n/2"] = busy
     feed = (
         f'<rss version="2.0" xml:base="{site.url}/n/"><channel><title>N</title>'
         f"<item><title><![CDATA[Fish & <b>chips</b>]]></title><link>1?a=1&b=2</link></item>"
@@ -187,6 +193,7 @@ def test_what_a_site_says_becomes_documents_and_a_second_run_costs_nothing(
     etl.declare("json", "feed", "/feed.json")
     report = etl.run()
     assert list(reasons(report)) == [f"site/{site.host}/p3"], "robots.txt"
+    assert site.asked("/n/2") == [0, 200], "a busy server is asked again"
     stored, host = etl.stored(), site.host
     assert sorted(stored) == sorted(
         [f"json/{host}/n/1", f"news/{host}/n/1?a=1&b=2", f"news/{host}/n/2", "news/x-3"]
@@ -197,6 +204,12 @@ def test_what_a_site_says_becomes_documents_and_a_second_run_costs_nothing(
     assert report["message"]["title"] == "documents: 1 not read"
 
     before, calls = etl.written(), model.calls(EMBEDDINGS)
+    # One entry rolls off the feed, and stays.
+    rolled = feed.replace(
+        "<item><title><![CDATA[Fish & <b>chips</b>]]></title><link>1?a=1&b=2</link></item>", ""
+    )
+    assert rolled != feed
+    site.pages["/feed.xml"] = (200, {}, rolled.encode())
     report = etl.run()
     assert (report["stored"], report["removed"], report["embedded"]) == (0, 0, 0)
     assert (etl.written(), model.calls(EMBEDDINGS)) == (before, calls)
@@ -342,49 +355,37 @@ def test_whatever_breaks_is_told_by_its_address_and_takes_nothing_with_it(etl: E
 
 
 def test_many_removals_wait_for_a_word_or_a_day_and_few_do_not(etl: Etl) -> None:
-    site = etl.site
-    paths = [f"/p{number}" for number in range(8)]
-    for path in (*paths, "/n"):
-        site.pages[path] = html(path, f"All about {path}.")
-    site.pages["/sitemap.xml"] = site.sitemap(*paths)
-    item = f"<item><link>{site.url}/n</link></item>"
-    rss = "<rss version='2.0'><channel>{}</channel></rss>"
-    site.pages["/rss"] = (200, {}, rss.format(item + item.replace("/n<", "/p0<")).encode())
-    etl.declare("site", "sitemap", "/sitemap.xml")
-    etl.declare("rss", "feed", "/rss")
-    etl.run()
-    assert len(etl.stored()) == 10
-    site.pages["/sitemap.xml"] = site.sitemap(*paths[:2])
-    site.pages["/rss"] = (200, {}, rss.format(item).encode())
+    notes, away = etl.folder / "notes", etl.folder / "away"
+    notes.mkdir()
+    away.mkdir()
+    names = [f"{number}.txt" for number in range(8)]
+    for name in names:
+        (notes / name).write_text(f"All about {name}.")
+    etl.sources = [{"name": "notes", "kind": "folder", "folder": "notes"}]
+    assert etl.run()["stored"] == 8
+    for name in names[2:]:
+        (notes / name).rename(away / name)
     report = etl.run()
-    assert (report["removed"], report["waiting"], len(etl.stored())) == (0, 6, 10)
-    assert "make seed ACCEPT=site" in report["message"]["text"]
+    assert (report["removed"], report["waiting"], len(etl.stored())) == (0, 6, 8)
+    assert "make seed ACCEPT=notes" in report["message"]["text"]
     assert etl.run()["waiting"] == 6, "not because it was asked twice"
-    site.pages["/sitemap.xml"] = site.sitemap(*paths[:7])
-    report = etl.run()
-    assert (report["removed"], report["waiting"]) == (1, 0), "one of eight is an editor's work"
-    site.pages["/sitemap.xml"] = site.sitemap(paths[0])
-    assert etl.run()["waiting"] == 6
     with sqlite3.connect(etl.state) as database:  # a day goes by
-        (text,) = database.execute("select state from sources where name = 'site'").fetchone()
+        (text,) = database.execute("select state from sources where name = 'notes'").fetchone()
         state = json.loads(text)
         state["waiting"]["since"] -= 86401
-        database.execute("update sources set state = ? where name = 'site'", (json.dumps(state),))
+        database.execute("update sources set state = ? where name = 'notes'", (json.dumps(state),))
     assert etl.run()["removed"] == 6
-    # What is declared no more goes the same way; without what was remembered, nothing is lost or sent twice.
     etl.state.unlink()
-    assert etl.run()["stored"] == 0
-    etl.sources.pop(0)
-    assert etl.run()["removed"] == 1
-    site.pages["/sitemap.xml"] = site.sitemap(*paths)
-    etl.declare("site", "sitemap", "/sitemap.xml")
-    etl.run()
-    etl.sources.pop()
-    assert etl.run()["waiting"] == 8
-    assert etl.run("--accept", "site")["removed"] == 8
-    assert sorted(etl.stored()) == [f"rss/{site.host}/n", f"rss/{site.host}/p0"], (
-        "what rolled off a feed stays"
-    )
+    assert etl.run()["stored"] == 0, "without what was remembered nothing is sent twice"
+    for name in names[2:]:
+        (away / name).rename(notes / name)
+    (notes / names[0]).unlink()
+    report = etl.run()
+    assert (report["stored"], report["removed"]) == (6, 1), "one of eight is an editor's work"
+    # What is declared no more goes the same way.
+    etl.sources = []
+    assert etl.run()["waiting"] == 7
+    assert etl.run("--accept", "notes")["removed"] == 7
 
 
 class Quiet(wsgiref.simple_server.WSGIRequestHandler):
@@ -483,7 +484,7 @@ def test_the_server_runs_once_for_all_who_ask_and_stays_small(etl: Etl) -> None:
     gate = threading.Event()
 
     def slow(request: BaseHTTPRequestHandler) -> None:
-        gate.wait(20)
+        gate.wait(WAIT_SECONDS)
         body = html("Slow", "It took its time.").encode()
         request.send_response(200)
         request.send_header("Content-Length", str(len(body)))
@@ -514,17 +515,19 @@ def test_the_server_runs_once_for_all_who_ask_and_stays_small(etl: Etl) -> None:
     url, key = f"http://127.0.0.1:{port}", {"Authorization": "Bearer key-of-the-etl"}
     with (
         process([*command, *options], etl.folder / "log", env=environment) as started,
-        httpx.Client(base_url=url, timeout=60) as client,
+        httpx.Client(base_url=url, timeout=WAIT_SECONDS) as client,
     ):
-        eventually(lambda: _healthy(url), "the server", process=started)
+        answers(f"{url}/healthz", started, etl.folder / "log")
         assert (
             client.post("/run").status_code
             == client.get("/runs", headers={"Authorization": "Bearer x"}).status_code
             == 401
         )
-        answers: list[Any] = []
+        reports: list[Any] = []
         first = threading.Thread(
-            target=lambda: answers.append(httpx.post(f"{url}/run", headers=key, timeout=60).json())
+            target=lambda: reports.append(
+                httpx.post(f"{url}/run", headers=key, timeout=WAIT_SECONDS).json()
+            )
         )
         first.start()
         eventually(lambda: site.asked("/slow"), "the run")
@@ -539,12 +542,12 @@ def test_the_server_runs_once_for_all_who_ask_and_stays_small(etl: Etl) -> None:
             gate.set()
             events = [json.loads(line) for line in stream.iter_lines()]
         first.join()
-        assert events[-1]["report"] == answers[0], "one run for both"
+        assert events[-1]["report"] == reports[0], "one run for both"
         assert any(event.get("source") == "slow" and event["done"] for event in events)
         assert len(site.asked("/slow")) == 1
-        assert answers[0]["message"]["title"] == "documents: 2 not read"
+        assert reports[0]["message"]["title"] == "documents: 2 not read"
         client.post(
-            "/told", headers=key, json={"told": answers[0]["message"]["told"]}
+            "/told", headers=key, json={"told": reports[0]["message"]["told"]}
         ).raise_for_status()
         report = client.post("/run?due", headers=key).json()
         assert report["message"] is None, "the same again is no news, nor what is not due yet"
@@ -558,7 +561,9 @@ def test_the_server_runs_once_for_all_who_ask_and_stays_small(etl: Etl) -> None:
         gate.clear()
         site.seen.clear()
         killed = threading.Thread(
-            target=lambda: answers.append(httpx.post(f"{url}/run", headers=key, timeout=60).json())
+            target=lambda: reports.append(
+                httpx.post(f"{url}/run", headers=key, timeout=WAIT_SECONDS).json()
+            )
         )
         killed.start()
         eventually(lambda: site.asked("/slow"), "the run")
@@ -567,8 +572,8 @@ def test_the_server_runs_once_for_all_who_ask_and_stays_small(etl: Etl) -> None:
         assert readers
         os.kill(run, signal.SIGKILL)
         killed.join()
-        assert "more memory or time" in answers[1]["error"]
-        assert answers[1]["message"]["title"] == "Seed ETL does not run"
+        assert "more memory or time" in reports[1]["error"]
+        assert reports[1]["message"]["title"] == "Seed ETL does not run"
         eventually(
             lambda: not any(Path(f"/proc/{one}/fd/0").exists() for one in readers), "no more"
         )
@@ -582,10 +587,3 @@ def children(process: int) -> list[int]:
     return [
         int(one) for one in Path(f"/proc/{process}/task/{process}/children").read_text().split()
     ]
-
-
-def _healthy(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/healthz").is_success
-    except httpx.TransportError:
-        return False

@@ -10,8 +10,6 @@ import ipaddress
 import itertools
 import os
 import re
-import resource
-import signal
 import socket
 import time
 import zlib
@@ -37,6 +35,9 @@ CRAWL_DELAY_SECONDS = 10.0  # of robots.txt, at most
 GIVE_UP_AFTER = 5  # failures of one host in a row: the rest of a run does without it
 GIT_SECONDS = 300  # of one repository
 ROBOTS_BYTES = 512 * 1024  # RFC 9309 wants at least 500 KiB
+
+# In front of a command: what a run starts ends with it, also when the run is killed.
+ENDS_WITH_US = ("setpriv", "--pdeathsig", "KILL")
 
 FILES = re.compile(
     r"\.(?:md|mdx|markdown|txt|html?|pdf|docx)$", re.IGNORECASE
@@ -407,15 +408,3 @@ def tokens(text: str) -> dict[str, str]:
 def own_names(environment: Mapping[str, str] = os.environ) -> frozenset[str]:
     """Return the names of ours in public (OWN_NAMES), which are no sources."""
     return frozenset(environment.get("OWN_NAMES", "").replace(",", " ").lower().split())
-
-
-def limit(memory: int, seconds: int, wall: int) -> None:
-    """Bound this process: bytes of memory more than now, seconds of CPU, seconds by the clock."""
-    status = Path("/proc/self/status").read_text()
-    now = int(status.partition("VmData:")[2].split()[0]) * 1024
-    resource.setrlimit(resource.RLIMIT_DATA, (now + memory, now + memory))
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    # Should the container's memory end all the same, it is this process that ends.
-    Path("/proc/self/oom_score_adj").write_text("1000")
-    signal.alarm(wall)  # whatever it is doing then, it ends

@@ -19,7 +19,8 @@ import httpx
 from dulwich.client import AbstractHttpGitClient
 from dulwich.repo import Repo
 
-from .fetch import AGENT, FILES, GIT_SECONDS, Failed, Reach, SyncCheckedNetwork, basic, limit
+from .fetch import AGENT, FILES, GIT_SECONDS, Failed, Reach, SyncCheckedNetwork, basic
+from .limits import limit
 
 PACK_BYTES = 200 * 1024 * 1024
 MEMORY_BYTES = 128 * 1024 * 1024

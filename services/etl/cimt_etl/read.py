@@ -6,7 +6,6 @@ A reader that takes more memory or time than it may ends without an answer. Noth
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import importlib
 import io
@@ -14,7 +13,6 @@ import json
 import logging
 import os
 import re
-import signal
 import socketserver
 import sys
 import unicodedata
@@ -29,7 +27,7 @@ import feedparser
 import webencodings
 from lxml import etree
 
-from .fetch import limit
+from .limits import limit
 
 MEMORY_BYTES = 96 * 1024 * 1024  # that reading one file may add
 CPU_SECONDS = 20
@@ -37,7 +35,6 @@ WALL_SECONDS = 40
 UNPACKED_BYTES = 64 * 1024 * 1024  # of a gz sitemap
 BARE = re.compile(rb"&(?!(?:#\d+|#[xX][\da-fA-F]+|\w+);)")
 ADDRESSES = 50_000  # of one list
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class Unreadable(Exception):
@@ -283,7 +280,6 @@ class Server(socketserver.ForkingMixIn, socketserver.UnixStreamServer):
 
 def main(path: str, kind: str) -> None:
     """Serve readers of lists or of documents on a socket until the run that started it ends it."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # also with a run that was killed
     logging.disable(logging.CRITICAL)  # what libraries complain of in files
     os.environ.pop("INGEST_KEY", None)
     if kind == "documents":

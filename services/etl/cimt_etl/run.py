@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from .fetch import TOTAL_SECONDS, Failed, Fetcher, Host, Reach
+from .fetch import ENDS_WITH_US, TOTAL_SECONDS, Failed, Fetcher, Host, Reach
 from .sources import FILE_BYTES, HOURS, Item, Listing, listing, name_of, where
 from .store import Api, ApiFailed, Page, State, Stored, fingerprint, now
 
@@ -121,7 +121,7 @@ class Reader:
         socket = str(self._folder / kind)
         if kind not in self._servers:
             self._servers[kind] = subprocess.Popen(  # noqa: ASYNC220 - starting it takes no time
-                [sys.executable, "-m", "cimt_etl.read", socket, kind]
+                [*ENDS_WITH_US, sys.executable, "-m", "cimt_etl.read", socket, kind]
             )
         while self._servers[kind].poll() is None:
             try:

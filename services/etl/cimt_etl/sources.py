@@ -15,7 +15,7 @@ from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 import jsonschema
 import yaml
 
-from .fetch import FILES, GIT_SECONDS, Failed, Fetcher
+from .fetch import ENDS_WITH_US, FILES, GIT_SECONDS, Failed, Fetcher
 
 SCHEMA = json.loads(Path(__file__).with_name("sources.schema.json").read_text())
 KINDS = [one["properties"]["kind"]["const"] for one in SCHEMA["items"]["oneOf"]]
@@ -245,7 +245,7 @@ async def _git(
         "allow": sorted(fetcher.reach.allow), "own": sorted(fetcher.reach.own),
     }  # fmt: skip
     child = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "cimt_etl.git",
+        *ENDS_WITH_US, sys.executable, "-m", "cimt_etl.git",
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL, limit=1 << 26,
     )  # fmt: skip
     try:
