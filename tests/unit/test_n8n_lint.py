@@ -256,13 +256,13 @@ def test_the_digest_of_the_update_bot_is_no_other_version(tmp_path: Path) -> Non
 def test_the_catalogue_joins_the_generations_of_a_node() -> None:
     needed = {"name": "key", "required": True}
     described = [
-        {"name": "a", "version": [2, 2.1], "group": ["trigger"], "credentials": [needed], "webhooks": [{}]},
-        {"name": "a", "version": 1, "group": ["trigger"], "credentials": [{**needed, "displayOptions": {}}, needed]},
-        {"name": "b", "version": 1, "group": ["output"], "credentials": [{**needed, "displayOptions": {"show": {}}}]},
+        {"name": "a", "version": [2, 2.1], "group": ["trigger"], "inputs": [], "credentials": [needed], "webhooks": [{}]},
+        {"name": "a", "version": 1, "group": ["trigger"], "inputs": [], "credentials": [{**needed, "displayOptions": {}}, needed]},
+        {"name": "b", "version": 1, "group": ["output"], "outputs": ["main", {"type": "main"}, "ai_tool"], "credentials": [{**needed, "displayOptions": {"show": {}}}]},
     ]  # fmt: skip
     assert catalogue.compact(described) == {
         "a": {"versions": [1, 2, 2.1], "trigger": True, "webhook": True, "needs": ["key"]},
-        "b": {"versions": [1]},
+        "b": {"versions": [1], "outputs": 2},
     }
 
 
