@@ -86,7 +86,9 @@ def test_what_the_etl_says_is_told_and_then_it_is_told_that_it_was(world: World)
     eventually(lambda: outside.requests("POST", "/run?wait=600&due"), "a scheduled run")
     world.cron = "0 0 1 1 *"
     world.configure("seed-etl")
-    assert (outside.messages, outside.posts) == ([], {})
+    # The handler of errors may still tell of the message that nobody heard.
+    titles = [one["title"] for one in outside.messages if one["title"].startswith("documents")]
+    assert (titles, outside.posts) == ([], {})
 
 
 def test_nobody_gets_in_without_the_key(world: World) -> None:
