@@ -2,8 +2,9 @@
 
 Usage: python -m bench.n8n.droplet [--documents 1000]      after `N8N=1 make up`
 
-The documents come from a stand-in repository on this machine, through the etl, into the API and its database. At the end
-Seed ETL has its declared sources again, and what it took in is removed by it. Figures are MB as the kernel counts them:
+The documents come from a stand-in repository on this machine, through the etl, into the API and its database. At the
+end Seed ETL has its declared sources again, and what it took in is removed by it. Figures are MB as the kernel counts
+them:
 `used` is what cannot be dropped (anonymous memory), `with cache` is all that counts against the container's limit.
 """
 
@@ -101,7 +102,11 @@ def main() -> int:
             try:
                 eventually(lambda: CLOUDS["github"].answers(port), "the documents", process=server)
                 at = f"10.0.2.2:{port}"
-                source = {"name": "bench", "kind": "git", "repository": f"http://{at}/example/bench"}
+                source = {
+                    "name": "bench",
+                    "kind": "git",
+                    "repository": f"http://{at}/example/bench",
+                }
                 override = Path(folder, "override.json")
                 override.write_text(json.dumps({"sources_given": [{**source, "allow": [at]}]}))
                 if make("services", f"ARGS=-e @{override}").returncode:

@@ -56,7 +56,8 @@ def compact(described: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]
 def _mains(described: Any) -> int | None:
     if not isinstance(described, list):
         return None
-    return sum((one["type"] if isinstance(one, dict) else one) == "main" for one in described)
+    kinds = [one["type"] if isinstance(one, dict) else one for one in described]
+    return kinds.count("main")
 
 
 def write(env: Mapping[str, str]) -> int:

@@ -44,8 +44,11 @@ def lint(paths: list[Path], repository: Repository) -> list[Finding]:
         for node in workflow["nodes"]:
             parameters = nodes.parameters_of(node)
             if node.get("type") == "n8n-nodes-base.webhook" and parameters.get("path"):
-                key = (str(parameters.get("httpMethod", "GET")), str(parameters["path"]).strip("/"))
-                hooks.setdefault(key, []).append((shown(path), str(node.get("name"))))
+                hook = (
+                    str(parameters.get("httpMethod", "GET")),
+                    str(parameters["path"]).strip("/"),
+                )
+                hooks.setdefault(hook, []).append((shown(path), str(node.get("name"))))
     for (method, address), users in hooks.items():
         if len(users) > 1:
             found += [
