@@ -284,7 +284,7 @@ def _pdf(data: bytes, _: dict[str, Any]) -> dict[str, Any]:
         if pdf.is_encrypted and not pdf.decrypt(""):
             raise Unreadable("an encrypted PDF")
         pages = [page.extract_text() for page in pdf.pages]
-        title = str((pdf.metadata or {}).get("/Title") or "").strip()
+        title = str((pdf.metadata.title if pdf.metadata else None) or "").strip()
     except Unreadable:
         raise
     except MemoryError:
