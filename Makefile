@@ -9,7 +9,7 @@ SHELL := /bin/bash
 ENV ?= local
 PYTHON ?= python3
 # Values of people go through the environment, where no shell reads them, and as they were typed: make expands none.
-people := SERVICE NAME IMAGE REVISION ACCEPT USER_ID BASE PYTHON
+people := SERVICE NAME IMAGE REVISION ACCEPT START WHAT FROM INTO USER_ID BASE PYTHON
 $(foreach name,$(people),$(if $(value $(name)),$(eval override export $(name) := $$(value $(name)))))
 export ENV
 export GOALS := $(MAKECMDGOALS)
@@ -107,6 +107,14 @@ rollback: setup ## Release the digest that ran before; ACCEPT=… past migration
 	@$(call play,rollback) $(ARGS)
 history: setup ## The release ledger of the host
 	@$(call play,history) $(ARGS)
+
+.PHONY: backup backups restore
+backup: setup ## Back up now and verify it; START=empty on a droplet whose data may begin anew, ACCEPT=smaller
+	@$(call play,backup) $(ARGS)
+backups: setup ## The backups, the last good one, the last drill
+	@$(call play,backups) $(ARGS)
+restore: setup ## Bring WHAT=n8n|panel|host|postgres back FROM=latest (or a snapshot); says what it would do until INTO=$(ENV)
+	@$(call play,restore) $(ARGS)
 
 .PHONY: smoke audit checklist receipt
 smoke: setup ## Ask the product through its public address: TLS, /healthz, POST /chat
