@@ -14,6 +14,7 @@ import socket
 import stat
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from typing import Any
@@ -55,6 +56,14 @@ def entry(path: str, content: bool) -> dict[str, str | None]:
     if stat.S_ISDIR(status.st_mode):
         return {**found, "kind": "directory"}
     return {**found, "kind": "file", "content": text(path) if content else None}
+
+
+def hours_since(path: str) -> float | None:
+    """Age of a file, None when there is none."""
+    try:
+        return round((time.time() - pathlib.Path(path).lstat().st_mtime) / 3600, 1)
+    except OSError:
+        return None
 
 
 def units() -> dict[str, Any]:
@@ -266,6 +275,7 @@ print(
             },
             "ca": text(wanted["ca_file"]) if wanted["ca_file"] else None,
             "ledger": (text(state + "/releases.jsonl") or "").splitlines()[-500:],
+            "hours_since": {path: hours_since(path) for path in wanted["hours_since"]},
             "unfinished": sorted(
                 path.name
                 for pattern in ("*.inflight.json", "*.pending")

@@ -1,0 +1,28 @@
+"""Role backup: what cannot be made again left this host, and came back when it was asked for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tools.declared import Declared
+
+# A night, and some hours for a run that began late.
+HOURS = 30
+
+
+@pytest.mark.logs("cimt-backup.service")
+def test_the_last_good_backup_is_young(declared: Declared, collected: dict[str, Any]) -> None:
+    """Its timer is audited with the role's files. A droplet that was set up today has the night before it."""
+    environment = declared.environment
+    assert declared["backup_enabled"], (
+        "no backup is made. Next: set BACKUP_REPOSITORY (docs/operations/backup.md), then "
+        f"make provision ENV={environment}"
+    )
+    stamped, since = collected["hours_since"].values()
+    hours = since if stamped is None else stamped
+    assert hours is not None, f"there is no timer. Next: make provision ENV={environment}"
+    assert hours <= HOURS, (
+        f"{'never' if stamped is None else 'not for'} {hours} hours. Next: make backup ENV={environment}"
+    )
