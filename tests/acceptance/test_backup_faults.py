@@ -96,7 +96,7 @@ def host(tmp_path: Path, network: Network) -> Iterator[Host]:
     (made.secrets / "key-id").write_text(s3.KEY_ID)
     (made.secrets / "key-secret").write_text(SECRET)
     with made.writers():
-        made.good()
+        assert made.good()["versioned"] is True
         yield made
 
 

@@ -275,6 +275,7 @@ print(
             },
             "ca": text(wanted["ca_file"]) if wanted["ca_file"] else None,
             "ledger": (text(state + "/releases.jsonl") or "").splitlines()[-500:],
+            "backup": text(wanted["hours_since"][0]),
             "hours_since": {path: hours_since(path) for path in wanted["hours_since"]},
             "unfinished": sorted(
                 path.name

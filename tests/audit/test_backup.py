@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -25,4 +26,12 @@ def test_the_last_good_backup_is_young(declared: Declared, collected: dict[str, 
     assert hours is not None, f"there is no timer. Next: make provision ENV={environment}"
     assert hours <= HOURS, (
         f"{'never' if stamped is None else 'not for'} {hours} hours. Next: make backup ENV={environment}"
+    )
+
+
+def test_deleted_backups_can_come_back(declared: Declared, collected: dict[str, Any]) -> None:
+    """A key that writes may delete: where the bucket says whether it keeps old versions, it does."""
+    stamp = json.loads(collected["backup"] or "{}")
+    assert stamp.get("versioned") is not False, (
+        f"{declared['backup_repository']} keeps no versions. Next: docs/operations/backup.md, Set it up"
     )

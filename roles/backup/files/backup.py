@@ -25,6 +25,7 @@ import email.utils
 import errno
 import fcntl
 import hashlib
+import hmac
 import json
 import os
 import shutil
@@ -325,16 +326,56 @@ def moment(text: str) -> float:
 # -- before anything is copied ----------------------------------------------------------------------
 
 
+def address(settings: Settings) -> urllib.parse.SplitResult | None:
+    """Where the repository is, where it speaks HTTP."""
+    scheme, _, rest = settings.repository.partition(":")
+    if scheme not in ("s3", "rest"):
+        return None
+    return urllib.parse.urlsplit(rest if "://" in rest else f"https://{rest}")
+
+
+def versioned(settings: Settings) -> bool | None:
+    """Whether the bucket keeps old versions, the way back from a deleted one; None where nobody says so.
+
+    A signed question of S3: GetBucketVersioning, by AWS Signature Version 4.
+    """
+    parts = address(settings)
+    if not parts or not settings.repository.startswith("s3:"):
+        return None
+    bucket = "/" + parts.path.strip("/").partition("/")[0]
+    nothing = hashlib.sha256(b"").hexdigest()
+    when = datetime.datetime.now(datetime.timezone.utc).strftime("%Y%m%dT%H%M%SZ")
+    signed = {"host": parts.netloc, "x-amz-content-sha256": nothing, "x-amz-date": when}
+    names = ";".join(signed)
+    lines = "".join(f"{name}:{value}\n" for name, value in signed.items())
+    asked = f"GET\n{bucket}\nversioning=\n{lines}\n{names}\n{nothing}"
+    scope = f"{when[:8]}/us-east-1/s3/aws4_request"
+    text = f"AWS4-HMAC-SHA256\n{when}\n{scope}\n{hashlib.sha256(asked.encode()).hexdigest()}"
+    key = f"AWS4{settings.secret(settings.keys['AWS_SECRET_ACCESS_KEY'])}".encode()
+    for part in scope.split("/"):
+        key = hmac.digest(key, part.encode(), "sha256")
+    signature = hmac.digest(key, text.encode(), "sha256").hex()
+    who = f"{settings.secret(settings.keys['AWS_ACCESS_KEY_ID'])}/{scope}"
+    signed["Authorization"] = (
+        f"AWS4-HMAC-SHA256 Credential={who}, SignedHeaders={names}, Signature={signature}"
+    )
+    url = f"{parts.scheme}://{parts.netloc}{bucket}?versioning="
+    try:
+        question = urllib.request.Request(url, headers=signed)  # noqa: S310 - HTTP
+        with urllib.request.urlopen(question, timeout=ANSWER_SECONDS) as answer:  # noqa: S310
+            return b"<Status>Enabled</Status>" in answer.read()
+    except OSError:  # a key that may not ask; the service of another region
+        return None
+
+
 def check_clock(settings: Settings) -> None:
     """Compare with the clock of whoever keeps the repository, where it speaks HTTP. Raises Failed.
 
     A snapshot from the future would push real ones out of every rule that keeps the newest.
     """
-    scheme, _, rest = settings.repository.partition(":")
-    if scheme not in ("s3", "rest"):
+    parts = address(settings)
+    if not parts:
         return
-    address = rest if "://" in rest else f"https://{rest}"
-    parts = urllib.parse.urlsplit(address)
     host = parts.netloc.rpartition("@")[2]
     request = urllib.request.Request(f"{parts.scheme}://{host}/", method="HEAD")  # noqa: S310 - HTTP
     try:
@@ -600,6 +641,7 @@ def backup(settings: Settings) -> None:
             **manifest,
             "snapshot": snapshot,
             "seconds": seconds,
+            "versioned": versioned(settings),
             "stored_bytes": summary["data_added_packed"],
         },
     )
