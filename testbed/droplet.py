@@ -9,6 +9,7 @@ import os
 import pathlib
 import ssl
 import subprocess
+import tempfile
 import threading
 import time
 from typing import Any
@@ -192,9 +193,50 @@ class Image:
     revision: str
 
 
-def release(image: Image) -> subprocess.CompletedProcess[str]:
-    """`make deploy` of one image."""
-    return make("deploy", f"IMAGE={image.reference}", f"REVISION={image.revision}")
+def built() -> Image:
+    """The api that `make build` built last."""
+    build = json.loads((LOCAL / "build/api.json").read_text())
+    return Image(build["image"], build["revision"])
+
+
+def variant(image: Image, number: int, lines: str) -> Image:
+    """An image on top of another, with these lines of a Dockerfile, pushed; its revision is the digit, forty times."""
+    registry = json.loads((LOCAL / "ports.json").read_text())["registry"]
+    base = image.reference.replace("10.0.2.2", "127.0.0.1")
+    revision = f"{number}" * 40
+    target = f"127.0.0.1:{registry}/cimt/api:variant-{number}"
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        (folder / "Dockerfile").write_text(
+            f"FROM {base}\nUSER root\n{lines.format(revision=revision)}\nUSER 10001\n"
+        )
+        for command in (
+            [
+                "bud",
+                "--isolation=chroot",
+                "--format=docker",
+                "--tls-verify=false",
+                "-t",
+                target,
+                name,
+            ],
+            ["push", "--tls-verify=false", "--digestfile", str(folder / "digest"), target],
+        ):
+            subprocess.run(
+                ["buildah", *command], check=True, capture_output=True, text=True, timeout=GENEROUS
+            )
+        digest = (folder / "digest").read_text()
+    return Image(f"10.0.2.2:{registry}/cimt/api@{digest}", revision)
+
+
+def release(image: Image, **settings: str) -> subprocess.CompletedProcess[str]:
+    """`make deploy` of one image; with ``settings`` that the files do not say, and that nothing else is told of."""
+    named = (f"IMAGE={image.reference}", f"REVISION={image.revision}")
+    if not settings:
+        return make("deploy", *named)
+    given = json.dumps({"N8N_TAG": "none", **settings})
+    values = "{{ declared_settings | settings_of_apps(setting) | combine(" + given + ") }}"
+    return make("deploy", *named, f"ARGS=-e '{json.dumps({'services_environment': values})}'")
 
 
 def call_webhook(webhook: str) -> dict[str, Any]:

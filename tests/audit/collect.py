@@ -277,11 +277,7 @@ print(
             "ledger": (text(state + "/releases.jsonl") or "").splitlines()[-500:],
             "backup": text(wanted["hours_since"][0]),
             "hours_since": {path: hours_since(path) for path in wanted["hours_since"]},
-            "unfinished": sorted(
-                path.name
-                for pattern in ("*.inflight.json", "*.pending")
-                for path in pathlib.Path(state).glob(pattern)
-            ),
+            "unfinished": sorted(path.name for path in pathlib.Path(state).glob("*.inflight.json")),
             "room": {
                 path: room(path) for path in ("/", seen_docker.get("root", "/"), "/boot", state)
             },

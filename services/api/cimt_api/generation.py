@@ -191,7 +191,9 @@ class Answers:
                     conversation_id=answer.conversation_id,
                     question=question,
                     model=answer.model,
-                    embedding_model=settings.embedding_model if settings.retrieval_count else None,
+                    embedding_model=await self._retriever.model()
+                    if settings.retrieval_count
+                    else None,
                 )
                 if not begun.new and begun.stored is not None:
                     self._keeper.adopt(answer, begun.stored)
@@ -235,9 +237,10 @@ class Answers:
     ) -> list[Passage]:
         started = time.perf_counter()
         with TRACER.start_as_current_span("retrieval"):
-            (vector,) = await self._upstream.embed([question])
+            model = await self._retriever.model()
+            (vector,) = await self._upstream.embed([question], model)
             passages = await self._retriever.search(
-                answer.user, question, vector, sources=sources, metadata=metadata
+                answer.user, question, vector, model=model, sources=sources, metadata=metadata
             )
         self._metrics.retrieval.observe(time.perf_counter() - started)
         answer.sources = [

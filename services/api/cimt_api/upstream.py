@@ -203,13 +203,13 @@ class Upstream:
                 await _pause(self._settings.openai_retries - attempts, error)
                 attempts -= 1
 
-    async def embed(self, texts: list[str]) -> list[list[float]]:
+    async def embed(self, texts: list[str], model: str) -> list[list[float]]:
         """Return one vector of 1,536 numbers per text. Raises UpstreamError after bounded attempts."""
         attempts = self._settings.openai_retries
         while True:
             self.embedding_breaker.enter()
             try:
-                vectors = await self._embed_once(texts)
+                vectors = await self._embed_once(texts, model)
             except UpstreamError as error:
                 self._count(error, self.embedding_breaker)
                 if not attempts or not _retryable(error):
@@ -265,9 +265,8 @@ class Upstream:
         finally:
             await response.aclose()
 
-    async def _embed_once(self, texts: list[str]) -> list[list[float]]:
+    async def _embed_once(self, texts: list[str], model: str) -> list[list[float]]:
         client = await self._loaded()
-        model = self._settings.embedding_model
         # Only the third generation can be told how long its vectors are.
         sized: dict[str, Any] = {"dimensions": DIMENSIONS} if "-3-" in model else {}
         with TRACER.start_as_current_span(f"embeddings {model}", kind=SpanKind.CLIENT):
