@@ -10,6 +10,8 @@ again whose first attempt left an invalid one: that is added here.
 The password travels in the environment (PGPASSWORD), never in a command line.
 With API_DATABASE_PASSWORD the API's role `cimt_api` gets that password at the end, and with BACKUP_DATABASE_PASSWORD
 the backup's role `cimt_backup` that one.
+A migration of class `contract` waits for `make backup`, unless ACCEPT_NO_BACKUP says why not; a first installation has
+nothing to lose.
 """
 
 from __future__ import annotations
@@ -251,6 +253,28 @@ def apply(connection: psycopg.Connection, url: str, todo: list[Pending]) -> int:
     return code
 
 
+def back_up(todo: list[Pending]) -> None:
+    """Have a verified backup, an hour old at most, before something is taken away. Raises Refused.
+
+    The local database can be made anew.
+    """
+    contracts = [migration.name for migration in todo if migration.safety == "contract"]
+    reason = os.environ.get("ACCEPT_NO_BACKUP")
+    if not contracts or os.environ.get("ENV", "local") == "local":
+        return
+    if reason:
+        print(f"migrate: no backup is asked for: {reason}", flush=True)
+        return
+    secrets = ("SUPABASE_DB_URL", *PASSWORDS.values())
+    environment = {k: v for k, v in os.environ.items() if k not in secrets}
+    command = ["make", "--no-print-directory", "backup", "MAX_AGE_HOURS=1"]
+    if subprocess.run(command, cwd=ROOT, env=environment).returncode:
+        raise Refused(
+            f"nothing was changed: {', '.join(contracts)} takes something away, and there is no backup from before. "
+            "Next: see above, then make migrate; or the same command with ACCEPT_NO_BACKUP='why not'"
+        )
+
+
 def set_password(connection: psycopg.Connection, url: str, role: str) -> None:
     """Give a role the password of its setting, when it has not got it already.
 
@@ -327,6 +351,8 @@ def main() -> int:
                 print(f"migrate: {migration.name} ({migration.safety})", flush=True)
             if arguments.plan:
                 return push(url, "--dry-run")
+            if recorded(connection):
+                back_up(todo)
             note(migrations=[[migration.name, migration.safety] for migration in todo])
             code = apply(connection, url, todo)
             if code == 0:

@@ -1,13 +1,15 @@
 #!/usr/bin/python3
 """Back this host up with restic, verify it, and only then say so. Run every night by cimt-backup.timer.
 
-Usage: cimt-backup [--settings FILE] run | list | restore WHAT SNAPSHOT | begin | accept-smaller | thaw
+Usage: cimt-backup [--settings FILE] VERB …
 
   run             copy, upload, verify, stamp, forget what the rules no longer keep
+  fresh           make sure that the last good backup is at most HOURS old (1; 0: make one now), by the unit
   list            the snapshots, the last good backup and the last drill, as JSON
   restore         bring back WHAT of a snapshot (its id, or `latest`): an app's volume by its name, panel, host; of
                   postgres, and copy, only files. What was there before stays beside it. Prints what it did, as JSON
   begin           from now on this host writes after the snapshots that are there, whoever made them
+  drilled         note the evidence of a restore drill, JSON on stdin: a stamp, and a line of the ledger
   accept-smaller  the next run may be much smaller than the last, and forget many snapshots at once
   thaw            let the panel go on, in case a killed run left it frozen
 
@@ -53,6 +55,7 @@ ANSWER_SECONDS = 30.0
 # A part that had fewer bytes than this may shrink as it likes.
 SMALL = 64 * 1024
 SPARE = 64 * 1024 * 1024
+UNIT = "cimt-backup.service"
 REPORT = "journalctl -u cimt-backup -n 50"
 # What restic, a server of S3 or the system says, and what to do about it. The first that fits.
 ADVICE = (
@@ -140,6 +143,11 @@ class Settings:
         return self.state / "backup.origin"
 
     @property
+    def drill(self) -> Path:
+        """When a backup was last proven to come back, and how."""
+        return self.state / "restore-drill.stamp"
+
+    @property
     def acceptance(self) -> Path:
         """There: the next run may be much smaller."""
         return self.state / "backup.accept"
@@ -150,10 +158,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="cimt-backup", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--settings", type=Path, default=SETTINGS, help="default: %(default)s")
-    parser.add_argument(
-        "verb", choices=["run", "list", "restore", "begin", "accept-smaller", "thaw"]
-    )
-    parser.add_argument("arguments", nargs="*", help="of restore: WHAT SNAPSHOT")
+    verbs = ["run", "fresh", "list", "restore", "begin", "drilled", "accept-smaller", "thaw"]
+    parser.add_argument("verb", choices=verbs)
+    parser.add_argument("arguments", nargs="*", help="of fresh: HOURS; of restore: WHAT SNAPSHOT")
     given = parser.parse_args(argv)
     # Stopped by systemd: what stands frozen goes on, what is half-made goes away.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
@@ -162,12 +169,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings = Settings(given.settings)
         if given.verb == "list":
             print(json.dumps(overview(settings)))
+        elif given.verb == "fresh":
+            print(fresh(settings, float(*given.arguments or "1")))
         elif given.verb == "restore":
             what, snapshot = given.arguments
             with alone(settings):
                 print(json.dumps(restore(settings, what, snapshot)))
         elif given.verb == "begin":
             begin(settings, Restic(settings))
+        elif given.verb == "drilled":
+            drilled(settings, json.load(sys.stdin))
         elif given.verb == "accept-smaller":
             settings.acceptance.write_text("")
         elif given.verb == "thaw":
@@ -653,6 +664,23 @@ def backup(settings: Settings) -> None:
     settings.acceptance.unlink(missing_ok=True)
 
 
+def fresh(settings: Settings, hours: float) -> str:
+    """Start the unit unless the last good backup is that young, and wait for it; what it said. Raises Failed."""
+    with contextlib.suppress(FileNotFoundError):
+        age = (time.time() - settings.stamp.stat().st_mtime) / 3600
+        if 0 <= age < hours:
+            return f"backup: the last good one is {age:.1f} hours old"
+    since = time.time()
+    done = subprocess.run(["systemctl", "start", UNIT], capture_output=True, text=True)
+    # systemd tells only that it failed; why stands in the journal.
+    asked = [f"--unit={UNIT}", f"--since=@{since:.0f}", "--grep=^backup: ", "--output=cat"]
+    said = subprocess.run(["journalctl", *asked, "--no-pager"], capture_output=True, text=True)
+    lines = said.stdout.strip()
+    if done.returncode:
+        raise Failed((lines.splitlines() or [explained(done.stderr)])[-1].removeprefix("backup: "))
+    return lines
+
+
 def copy_all(settings: Settings) -> tuple[dict[str, list[str]], dict[str, Any]]:
     """Consistent copies in the staging folder: what restic shall take and leave out, and the manifest."""
     staging = settings.staging
@@ -675,7 +703,8 @@ def copy_all(settings: Settings) -> tuple[dict[str, list[str]], dict[str, Any]]:
         need_space(staging, 0)
         copy_panel(settings, staging / "panel")
         parts["panel"] = weigh([staging / "panel"])
-    own_files = {staging, settings.lock, settings.stamp, settings.origin, settings.acceptance}
+    own_files = {staging, settings.lock, settings.stamp, settings.origin, settings.drill}
+    own_files.add(settings.acceptance)
     files = [
         path
         for pattern in settings.host_files
@@ -798,7 +827,6 @@ def forget(settings: Settings, restic: Restic) -> None:
 def overview(settings: Settings) -> dict[str, Any]:
     """What there is, newest last. Raises Failed."""
     restic = Restic(settings)
-    drill = settings.stamp.with_name("restore-drill.stamp")
     return {
         "repository": settings.repository,
         "snapshots": [
@@ -812,8 +840,29 @@ def overview(settings: Settings) -> dict[str, Any]:
             for one in restic.snapshots()
         ],
         "last_good": json.loads(settings.stamp.read_text()) if settings.stamp.exists() else None,
-        "last_drill": json.loads(drill.read_text()) if drill.exists() else None,
+        "last_drill": json.loads(settings.drill.read_text()) if settings.drill.exists() else None,
     }
+
+
+def drilled(settings: Settings, evidence: dict[str, Any]) -> None:
+    """Keep the evidence of a drill that passed. Raises Failed."""
+    if not evidence.get("passed"):
+        raise Failed("that drill did not pass. Next: make restore-drill")
+    line = {
+        "time": evidence["time"],
+        "who": "restore-drill",
+        "action": "drill",
+        "service": "backup",
+        "from": "",
+        "to": "",
+        "revision": "",
+        "result": "passed",
+        "seconds": evidence["seconds"]["total"],
+        "reason": f"snapshot {evidence['snapshot'][:8]} of {evidence['taken']}",
+    }
+    with (settings.state / "releases.jsonl").open("a") as ledger:
+        ledger.write(json.dumps(line) + "\n")
+    write(settings.drill, evidence)
 
 
 # -- the way back -----------------------------------------------------------------------------------
