@@ -15,6 +15,7 @@ import contextlib
 import json
 import os
 import shutil
+import ssl
 import subprocess
 import sys
 import time
@@ -104,9 +105,11 @@ def outside(keep: bool) -> int:
     run(["git", "clone", "--quiet", "--local", str(ROOT), str(clone)], ROOT)
     if subprocess.run(["git", "diff", "--quiet", "HEAD"], cwd=ROOT).returncode:
         print("restore-drill: what is not committed does not take part", flush=True)
-    # Same tools; what is installed here is not installed again.
+    # Same tools: what is installed here is not installed again, though the clone's files are younger.
     for name in (".venv", "node_modules"):
         (clone / name).symlink_to(ROOT / name)
+    for path in (*clone.glob("requirements/*"), *clone.glob("package*.json")):
+        os.utime(path, (0, 0))
     state = clone / ".local"
     write_atomic(state / "given.json", json.dumps(values), 0o600)
     fresh = load(clone, {})
@@ -391,7 +394,7 @@ def of_a_person(settings: Settings, person: dict[str, Any], evidence: Evidence) 
     token = sign_in(f"http://127.0.0.1:{settings.ports['supabase']}", person["email"])
     with httpx.Client(
         base_url=f"https://127.0.0.1:{settings.ports['https']}",
-        verify=False,  # noqa: S501 - the drill's own droplet, on loopback
+        verify=ssl.create_default_context(cafile=settings.state / "ca.crt"),
         headers={"Host": "api.cimt.localhost", "Authorization": f"Bearer {token}"},
         timeout=120,
     ) as client:
