@@ -167,6 +167,7 @@ def collected(host: Host, declared: Declared) -> dict[str, Any]:
         ),
         "firewall_file": "/etc/cimt/firewall.nft",
         "environment": {f"{project}_{app['name']}": list(app["env"]) for app in declared.apps()},
+        "measured": f"{project}_api",
         "panel_url": declared["easypanel_url"],
         "token_file": declared["easypanel_token_file"],
         "hours_since": [
