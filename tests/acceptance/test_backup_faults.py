@@ -188,21 +188,39 @@ def test_two_hosts_a_new_droplet_and_another_repository(host: Host, tmp_path: Pa
     assert "there is no repository" in host.bad()
 
 
-def test_what_shrank_or_would_be_forgotten_at_once_is_asked_about(host: Host) -> None:
-    host.good()
-    host.said["keep"] = {"within-yearly": "1y"}
-    done = host.run()
-    assert done.returncode == 1
-    assert "the rules would forget 2 of 3 snapshots at once" in done.stderr
-    (host.volume / "binaryData/one").unlink()
-    (host.volume / "database.sqlite").rename(host.volume / "elsewhere")
-    host.said["shrink_percent"] = 10
-    for name in ("database.sqlite-wal", "database.sqlite-shm"):
-        (host.volume / name).unlink(missing_ok=True)
-    assert "n8n has" in host.bad()
-    host.run("accept-smaller")
-    host.good()
-    assert len(host.good("list")["snapshots"]) == 1
+def by_hand(host: Host, *arguments: str | Path) -> None:
+    """restic, as somebody with the repository's keys runs it."""
+    environment = {
+        "PATH": os.environ["PATH"],
+        "RESTIC_REPOSITORY": host.said["repository"],
+        "RESTIC_PASSWORD_FILE": str(host.secrets / "backup.password"),
+        "RESTIC_CACHE_DIR": host.said["cache"],
+    }
+    subprocess.run([restic.program(), "-q", *arguments], env=environment, check=True)
+
+
+def plant(host: Host, when: str) -> None:
+    """A snapshot of another time."""
+    by_hand(host, "backup", "--host=cimt", "--tag=cimt", f"--time={when}", host.secrets)
+
+
+def test_what_shrank_or_would_be_forgotten_at_once_is_asked_about(tmp_path: Path) -> None:
+    host = Host(tmp_path / "host", str(tmp_path / "repository"))
+    with host.writers():
+        host.good()
+        for day in (1, 2, 3):
+            plant(host, f"2020-01-0{day} 00:00:00")
+        done = host.run()
+        assert done.returncode == 1
+        assert "the rules would forget 3 of 5 snapshots at once" in done.stderr
+        for path in host.volume.glob("database.sqlite*"):
+            path.unlink()
+        assert "n8n has" in host.bad()
+        host.run("accept-smaller")
+        host.good()
+        listed = host.good("list")["snapshots"]
+    assert listed
+    assert all(one["time"] > "2021" for one in listed)
 
 
 def test_a_damaged_pack_and_a_full_disk(tmp_path: Path) -> None:
@@ -219,22 +237,9 @@ def test_a_damaged_pack_and_a_full_disk(tmp_path: Path) -> None:
         assert "the repository is damaged" in host.bad()
         largest.write_bytes(whole)
 
-        (tmp_path / "planted").write_text("from the future")
-        environment = {
-            "PATH": os.environ["PATH"],
-            "RESTIC_REPOSITORY": host.said["repository"],
-            "RESTIC_PASSWORD_FILE": str(host.secrets / "backup.password"),
-        }
-        plant = [
-            "backup",
-            "--host=cimt",
-            "--tag=cimt",
-            "--time=2099-01-01 00:00:00",
-            str(tmp_path / "planted"),
-        ]
-        subprocess.run([restic.program(), "-q", *plant], env=environment, check=True)
+        plant(host, "2099-01-01 00:00:00")
         assert "is of 2099-01-01T00:00:00, in the future" in host.bad()
-        subprocess.run([restic.program(), "-q", "forget", "latest"], env=environment, check=True)
+        by_hand(host, "forget", "latest")
         host.good()
 
         with (host.panel / "data/large").open("wb") as large:
