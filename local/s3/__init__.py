@@ -9,6 +9,7 @@ import string
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from local.settings import LocalError, write_atomic
 from local.waiting import eventually
@@ -47,6 +48,8 @@ def command(port: int, folder: Path, secret: str) -> list[str]:
         *(f"-ip={ADDRESS}", f"-ip.bind={ADDRESS}", f"-s3.config={folder / 's3.json'}"),
         *(f"-{part}.port={port + number}" for number, part in enumerate(parts)),
         *(f"-{part}.port.grpc={port + 4 + number}" for number, part in enumerate(parts)),
+        # Nothing but S3 listens, and nobody is told about it.
+        *("-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false"),
         # Each bucket takes several volumes at once: with fewer or larger ones the second bucket fails.
         *("-volume.max=200", "-master.volumeSizeLimitMB=64"),
     ]
@@ -56,22 +59,25 @@ def shell(port: int, line: str) -> str:
     """What SeaweedFS' own shell says to a command."""
     master = f"{ADDRESS}:{port + 1}.{port + 5}"
     filer = f"{ADDRESS}:{port + 3}.{port + 7}"
-    done = subprocess.run(
-        [program(), "shell", f"-master={master}", f"-filer={filer}"],
-        input=f"{line}\n",
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=60,
-    )
+    try:
+        done = subprocess.run(
+            [program(), "shell", f"-master={master}", f"-filer={filer}"],
+            input=f"{line}\n",
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=60,
+        )
+    except subprocess.TimeoutExpired as silent:
+        return f"{silent}"
     return done.stdout
 
 
-def prepare(port: int) -> None:
-    """Make the bucket, with versions and object lock, once the server takes it."""
+def prepare(port: int, server: subprocess.Popen[Any]) -> None:
+    """Make the bucket, with versions and object lock, once the server takes it. Raises TimeoutError."""
 
     def there() -> bool:
         shell(port, f"s3.bucket.create -name {BUCKET} -withLock")
         return "Object Lock: Enabled" in shell(port, f"s3.bucket.versioning -name {BUCKET}")
 
-    eventually(there, "the bucket")
+    eventually(there, "the bucket", process=server)
