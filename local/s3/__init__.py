@@ -44,7 +44,7 @@ def command(port: int, folder: Path, secret: str) -> list[str]:
     write_atomic(folder / "s3.json", json.dumps({"identities": identities}), 0o600)
     parts = ("s3", "master", "volume", "filer")
     return [
-        *("env", "GOMEMLIMIT=150MiB", program(), "server", "-s3", f"-dir={folder}"),
+        *("env", "GOMEMLIMIT=300MiB", program(), "server", "-s3", f"-dir={folder}"),
         *(f"-ip={ADDRESS}", f"-ip.bind={ADDRESS}", f"-s3.config={folder / 's3.json'}"),
         *(f"-{part}.port={port + number}" for number, part in enumerate(parts)),
         *(f"-{part}.port.grpc={port + 4 + number}" for number, part in enumerate(parts)),
