@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import secrets
 import shutil
-import string
 import subprocess
 import sys
 from pathlib import Path
@@ -30,8 +29,7 @@ def key(state: Path) -> str:
     """The secret of the key `cimt`, which the inventory reads from the same file; made once."""
     path = state / "backup-key"
     if not path.exists():
-        letters = string.ascii_letters + string.digits
-        write_atomic(path, "".join(secrets.choice(letters) for _ in range(40)) + "\n", 0o600)
+        write_atomic(path, f"{secrets.token_hex(20)}\n", 0o600)
     return path.read_text().strip()
 
 
