@@ -127,7 +127,7 @@ backups: setup ## The backups, the last good one, the last drill
 restore: setup ## Bring WHAT=n8n|panel|host|postgres back FROM=latest (or a snapshot); says what it would do until INTO=$(ENV)
 	@$(call play,restore) $(ARGS)
 restore-drill: packages setup ## Restore the last backup of ENV on a fresh local droplet and database, use it there, note that it works
-	@python -m local.restore_drill $(ARGS)
+	@python -m tools.restore_drill $(ARGS)
 drilled: setup # what the drill found, told to the droplet whose backup it was
 	@$(call play,drilled) $(ARGS)
 

@@ -1,6 +1,6 @@
 """`make restore-drill`: a backup comes back on a fresh droplet and a fresh Postgres of this machine, and is used there.
 
-Usage: python -m local.restore_drill [--keep]
+Usage: python -m tools.restore_drill [--keep]
 
 ENV names the environment whose backup it is; it is only read. All happens in a clone below `.local/restore-drill`, with
 a droplet, ports and clouds of its own: what runs here goes on. From the restored droplet's containers no packet leaves
@@ -74,7 +74,7 @@ BY_HAND = "notify"
 
 def main() -> int:
     """Command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m local.restore_drill", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tools.restore_drill", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--keep", action="store_true", help="leave droplet and clouds of the drill")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
@@ -124,7 +124,7 @@ def outside(keep: bool) -> int:
         if name not in (*NEEDED, "SUPABASE_DB_URL", "MAKEFLAGS", "MFLAGS", "GOALS")
     }
     process = subprocess.run(
-        [sys.executable, "-m", "local.restore_drill", "--inside"],
+        [sys.executable, "-m", "tools.restore_drill", "--inside"],
         cwd=clone,
         env=inner | {"ENV": "local"} | switch,
     )
