@@ -9,14 +9,13 @@ from __future__ import annotations
 import functools
 import os
 import secrets
-import shlex
 import shutil
 import socket
 import ssl
 import subprocess
 from pathlib import Path
 
-from local import clouds
+from local import clouds, s3
 from local.droplet import machine
 from local.github.runner import REPOSITORY
 from local.images import base
@@ -98,6 +97,12 @@ def values(settings: Settings) -> dict[str, str]:
         "SUPABASE_JWKS_URL": f"http://{from_droplet}:{ports['supabase']}/auth/v1/.well-known/jwks.json",
         "OPENAI_BASE_URL": f"http://{from_droplet}:{ports['openai']}/v1",
         "OPENAI_API_KEY": secret("openai-key"),
+        # The same bucket and password as those of `make up`: it is the same droplet.
+        "BACKUP_REPOSITORY": f"s3:http://{from_droplet}:{ports['s3']}/{s3.BUCKET}",
+        "BACKUP_PASSWORD": secret("../backup-password"),
+        "BACKUP_KEY_ID": s3.KEY_ID,
+        "BACKUP_KEY_SECRET": s3.key(settings.state),
+        "BACKUP_DATABASE_PASSWORD": secret("backup-database-password"),
         "INGEST_KEY": secret("ingest-key"),
         "ETL_KEY": secret("etl-key"),
         "N8N_ENCRYPTION_KEY": secret("n8n-encryption-key"),
@@ -112,7 +117,7 @@ def _secret(settings: Settings, name: str) -> str:
     path = settings.state / "production" / name
     if not path.exists():
         write_atomic(path, secrets.token_hex(24), 0o600)
-    return path.read_text()
+    return path.read_text().strip()
 
 
 def panel_image(settings: Settings) -> str:
@@ -144,13 +149,13 @@ def prepare_droplet(settings: Settings) -> None:
     if not machine.running_pid(settings):
         raise LocalError("rehearsal: the local droplet is off. Next: make up")
     script = WORLD.format(host=clouds.GHCR, panel_ca=PANEL_CA)
-    command = machine.ssh_command(settings, "sudo sh -c " + shlex.quote(script))
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
+    try:
+        authority = machine.as_root(settings, script)
+    except LocalError as reason:
         raise LocalError(
-            f"rehearsal: the droplet was not prepared: {done.stderr.strip()[-300:]}. Next: make up"
-        )
-    write_atomic(settings.state / "production/panel-ca.crt", done.stdout)
+            f"{reason}\nrehearsal: the droplet was not prepared. Next: make up"
+        ) from None
+    write_atomic(settings.state / "production/panel-ca.crt", authority)
     _home(settings)
 
 
