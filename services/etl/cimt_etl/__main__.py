@@ -73,8 +73,8 @@ def run(arguments: argparse.Namespace) -> int:
     except ValueError as error:
         print(f"{error}\netl: nothing was read. Next: mend {arguments.sources}", file=sys.stderr)
         return 2
-    state = State(arguments.state)
     if arguments.state:
+        arguments.state.parent.mkdir(parents=True, exist_ok=True)
         # A backup of the host holds it, too.
         lock = arguments.state.with_suffix(".lock").open("w")
         deadline = time.monotonic() + arguments.wait
@@ -84,6 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
                 print(f"{holder}. Next: wait for its end", file=sys.stderr)
                 return 2
             time.sleep(0.5)
+    state = State(arguments.state)
     options = runs.Options(
         base=arguments.sources.resolve().parent,
         accept=frozenset(arguments.accept.replace(",", " ").split()),
