@@ -237,7 +237,9 @@ class Host:
         if not bad or not start_first:
             self.tasks = [task for task in self.tasks if task["service"] != name]
         self.started.append((container["Image"], env))
-        state = ("shutdown", "failed") if bad else ("running", "running")
+        # Unhealthy, and polite when it is told to end: Swarm sees nothing wrong in that.
+        polite = bad and env.get("MODE") == "polite"
+        state = ("shutdown", "complete" if polite else "failed") if bad else ("running", "running")
         self.tasks.append(
             {
                 "ID": f"task{next(self.numbers)}",
@@ -245,7 +247,11 @@ class Host:
                 "CreatedAt": str(next(self.numbers)),
                 "Spec": template,
                 "DesiredState": state[0],
-                "Status": {"State": state[1], "Err": "task: non-zero exit (1)" if bad else ""},
+                "Status": {
+                    "State": state[1],
+                    "Err": "task: non-zero exit (1)" if bad and not polite else "",
+                    "ContainerStatus": {"ContainerID": "polite" if polite else "other"},
+                },
             }
         )
         return not bad
@@ -263,6 +269,11 @@ class Host:
             (name,) = json.loads(query["filters"])["service"]
             return [task for task in self.tasks if task["service"] == name]
         name = name.partition("/")[0]
+        if kind == "containers":
+            check = (
+                {"ExitCode": 1, "Output": "no database\n"} if name == "polite" else {"ExitCode": 0}
+            )
+            return {"State": {"Health": {"Status": "unhealthy", "Log": [check]}}}
         if name not in self.services:
             raise EngineError(404, "no such service")
         service = self.services[name]
