@@ -238,19 +238,19 @@ class Host:
             self.tasks = [task for task in self.tasks if task["service"] != name]
         self.started.append((container["Image"], env))
         # Unhealthy, and polite when it is told to end: Swarm sees nothing wrong in that.
-        polite = bad and env.get("MODE") == "polite"
-        state = ("shutdown", "complete" if polite else "failed") if bad else ("running", "running")
+        ended = "complete" if env.get("MODE") == "polite" else "failed"
+        state = ended if bad else "running"
         self.tasks.append(
             {
                 "ID": f"task{next(self.numbers)}",
                 "service": name,
                 "CreatedAt": str(next(self.numbers)),
                 "Spec": template,
-                "DesiredState": state[0],
+                "DesiredState": "shutdown" if bad else "running",
                 "Status": {
-                    "State": state[1],
-                    "Err": "task: non-zero exit (1)" if bad and not polite else "",
-                    "ContainerStatus": {"ContainerID": "polite" if polite else "other"},
+                    "State": state,
+                    "Err": "task: non-zero exit (1)" if state == "failed" else "",
+                    "ContainerStatus": {"ContainerID": state},
                 },
             }
         )
@@ -270,9 +270,7 @@ class Host:
             return [task for task in self.tasks if task["service"] == name]
         name = name.partition("/")[0]
         if kind == "containers":
-            check = (
-                {"ExitCode": 1, "Output": "no database\n"} if name == "polite" else {"ExitCode": 0}
-            )
+            check = {"ExitCode": int(name == "complete"), "Output": "no database\n"}
             return {"State": {"Health": {"Status": "unhealthy", "Log": [check]}}}
         if name not in self.services:
             raise EngineError(404, "no such service")

@@ -235,12 +235,13 @@ class SwarmService:
             if error.status == 404:  # removed meanwhile, or another node's
                 return ""
             raise
-        checks = (state.get("Health") or {}).get("Log") or []
-        if not checks or not checks[-1]["ExitCode"]:
+        *_, last = (state.get("Health") or {}).get("Log") or [{"ExitCode": 0}]
+        if not last["ExitCode"]:
             return ""
-        said = " ".join(str(checks[-1]["Output"]).split())[:300] or "nothing"
-        exit_code = checks[-1]["ExitCode"]
-        return f"{status['State']}, unhealthy: its check ended with {exit_code} and said {said}"
+        said = " ".join(str(last["Output"]).split())[:300] or "nothing"
+        return (
+            f"{status['State']}, unhealthy: its check ended with {last['ExitCode']} and said {said}"
+        )
 
 
 class HealthAddress:
