@@ -92,6 +92,7 @@ def product(n8n: N8n, role: Role, tmp_path_factory: pytest.TempPathFactory) -> I
         outside.pages["/feed.xml"] = ("application/rss+xml", feed.encode())
         outside.pages["/terms.pdf"] = ("application/pdf", pdf("Parcels cost four euros"))
         at = outside.url
+        role.parameters["workflows"] = made.world.files()
         role.parameters["secrets"] = {
             "INGEST_KEY": harness.INGEST_KEY,
             "N8N_WEBHOOK_KEY": WEBHOOK_KEY,
