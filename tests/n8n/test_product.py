@@ -139,6 +139,7 @@ def product(n8n: N8n, role: Role, tmp_path_factory: pytest.TempPathFactory) -> I
         log, environment = folder / "etl.log", {**keys, "PYTHONPATH": str(ROOT / "services/etl")}
         started = run.enter_context(harness.process(command, log, env=environment))
         harness.answers(f"http://127.0.0.1:{etl}/healthz", started, log)
+        role.parameters["workflows"] = made.world.files()
         role.parameters["secrets"] = {
             "ETL_KEY": ETL_KEY,
             "N8N_WEBHOOK_KEY": WEBHOOK_KEY,
