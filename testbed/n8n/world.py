@@ -48,7 +48,7 @@ class World:
         return found
 
     def files(self) -> list[dict[str, Any]]:
-        """The workflows of the repository, every schedule by ``cron``: a check of its own would tell what a test counts."""
+        """The workflows of the repository, every schedule by ``cron``: what comes due disturbs what a test counts."""
         files = [json.loads(path.read_text()) for path in sorted(WORKFLOWS.glob("*.json"))]
         for node in (node for one in files for node in one["nodes"]):
             if node["type"] == "n8n-nodes-base.scheduleTrigger":
@@ -57,9 +57,7 @@ class World:
 
     def workflows(self) -> list[dict[str, Any]]:
         """They as they are put into n8n: rendered with ``settings``, the called before their callers."""
-        rendered = [
-            n8n_files.render(one, self.settings.get(one["id"], {})) for one in self.files()
-        ]
+        rendered = [n8n_files.render(one, self.settings.get(one["id"], {})) for one in self.files()]
         return [{**one, "tags": []} for one in n8n_files.publish_order(rendered)]
 
     def configure(self, workflow: str, **settings: Any) -> None:

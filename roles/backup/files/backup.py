@@ -714,7 +714,13 @@ def copy_all(settings: Settings) -> tuple[dict[str, list[str]], dict[str, Any]]:
         need_space(staging, 0)
         copy_panel(settings, staging / "panel")
         parts["panel"] = weigh([staging / "panel"])
-    own_files = {staging, *map(Path, settings.locks), settings.stamp, settings.origin, settings.drill}
+    own_files = {
+        staging,
+        *map(Path, settings.locks),
+        settings.stamp,
+        settings.origin,
+        settings.drill,
+    }
     own_files.add(settings.acceptance)
     files = [
         path
