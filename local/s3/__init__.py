@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import secrets
 import shutil
 import subprocess
@@ -34,7 +35,20 @@ def key(state: Path) -> str:
 
 
 def command(port: int, folder: Path, secret: str) -> list[str]:
-    """Command line of a server whose data lies in the folder; the seven ports after the first are its own, too."""
+    """Command line of a server whose data lies in the folder; the seven ports after the first are its own, too.
+
+    Raises LocalError when a killed server of another user has left its sockets, for which there is no option.
+    """
+    left = [
+        f"{path}"
+        for number in range(4, 8)
+        for path in Path("/tmp").glob(f"seaweedfs-*-grpc-{port + number}.sock")  # noqa: S108
+        if os.getuid() not in (0, path.stat().st_uid)
+    ]
+    if left:
+        raise LocalError(
+            f"another user's SeaweedFS has left sockets. Next: sudo rm {' '.join(left)}"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     actions = ["Admin", "Read", "Write", "List", "Tagging"]
     credentials = [{"accessKey": KEY_ID, "secretKey": secret}]
