@@ -69,6 +69,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Image:
         container=$(buildah from --pull-never "$1")
         trap 'buildah rm "$container" >/dev/null' EXIT
         tar -C "$(buildah mount "$container")" --exclude=./dev -cf - . | tar -C "$2" --no-same-owner -xf -
+        chmod u+w "$2" # an image's / need not be
     """
     shell = ["bash", "-euo", "pipefail", "-c", script, "unpack", name, str(root)]
     if os.geteuid() != 0:
