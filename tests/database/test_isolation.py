@@ -29,6 +29,8 @@ insert into auth.users (id, email) values ('{ANN}', 'ann@example.com'), ('{BOB}'
 insert into public.conversations (user_id) values ('{ANN}'), ('{BOB}');
 insert into public.chat_logs (conversation_id, user_id, question, model)
   select id, user_id, 'why?', 'm' from public.conversations;
+insert into public.api_keys (user_id, name, hash, hint)
+  values ('{ANN}', 'k', decode(repeat('00', 32), 'hex'), 'abcd'), ('{BOB}', 'k', decode(repeat('11', 32), 'hex'), 'abcd');
 insert into public.vectors (owner_id, source, chunk, content, content_hash, embedding_model, embedding)
   select owner, 'doc', 0, 'a passage', repeat('0', 64), 'm', {ZEROS}
   from unnest(array['{ANN}', '{BOB}', null]::uuid[]) as owner;
@@ -67,6 +69,13 @@ STATEMENTS = {
             "insert into public.vectors "
             "(owner_id, source, chunk, content, content_hash, embedding_model, embedding) "
             f"select %s, 'other', 0, 'c', repeat('0', 64), 'm', {ZEROS}"
+        ),
+    ),
+    "public.api_keys": (
+        "update public.api_keys set name = 'x'",
+        (
+            "insert into public.api_keys (user_id, name, hash, hint) "
+            "select %s, 'k', decode(repeat('22', 32), 'hex'), 'abcd'"
         ),
     ),
     "private.passage_words": (
@@ -117,6 +126,15 @@ EXPECTED: dict[str, dict[str, tuple[int | str, ...]]] = {
         "api ingest": (3, 3, 3, 1, 1),
         "service": (3, 3, 3, 1, 1),
     },
+    "public.api_keys": {
+        "anon": (NO, NO, NO, NO, NO),
+        "ann": (NO, NO, NO, NO, NO),
+        "bob": (NO, NO, NO, NO, NO),
+        "api for ann": (1, NO, 1, 1, NO),
+        "api, no claims": (0, NO, 0, NO, NO),
+        "api ingest": (0, NO, 0, NO, NO),
+        "service": (2, 2, 2, 1, 1),
+    },
     "private.passage_words": dict.fromkeys(ACTORS, (NO, NO, NO, NO, NO)),
     "private.vocabulary": dict.fromkeys(ACTORS, (NO, NO, NO, NO, NO)),
 }
@@ -126,6 +144,7 @@ CALLERS = {
     "private.touch": set(),
     "private.delete_expired_chats": {"cimt_api", "service_role"},
     "private.upsert_vectors": {"cimt_api", "service_role"},
+    "private.use_api_key": {"cimt_api"},
     "private.export_user": {"service_role"},
     "private.erase_user": {"service_role"},
     "private.stemmed": set(),
@@ -312,12 +331,9 @@ def test_one_person_is_exported_and_erased(cluster: Server) -> None:
     assert code == 0
     document = json.loads(text)
     assert document["account"]["id"] == ANN
-    assert [len(document[kind]) for kind in ("conversations", "chat_logs", "documents")] == [
-        1,
-        1,
-        1,
-    ]
+    assert [len(document[kind]) for kind in ("conversations", "chat_logs", "documents", "api_keys")] == [1] * 4
     assert BOB not in text
+    assert "hash" not in document["api_keys"][0]
     code, _, error = person("erase", ANN)
     assert (code, "CONFIRM=yes" in error) == (2, True)
     code, text, _ = person("erase", ANN, "yes")

@@ -9,10 +9,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime
+import email.utils
+import json
 import logging
+import math
 import random
+import re
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
@@ -20,8 +25,8 @@ from opentelemetry import trace
 from opentelemetry.trace import SpanKind
 from pydantic import BaseModel
 
+from .http.problems import Problem
 from .metrics import Metrics
-from .problems import Problem
 from .settings import Settings
 
 if TYPE_CHECKING:
@@ -30,9 +35,14 @@ if TYPE_CHECKING:
 
 DIMENSIONS = 1536  # of the column that embeddings are stored in
 LONGEST_LINE = 1_000_000  # bytes of one event
-FAILURES = 5  # in a row, until the breaker opens
+# The breaker opens when of the requests of so many seconds, if they are so many, so large a part has failed.
+WINDOW_SECONDS = 30.0
+VOLUME = 10
+FAILED_PART = 0.5
 OPEN_SECONDS = 5.0  # the first time; doubles up to
 OPEN_SECONDS_MAX = 60.0
+RETRY_AFTER = 5.0  # seconds, where nothing says better
+RETRY_AFTER_LONGEST = 3600.0
 RETRY_AFTER_MAX = 2.0  # seconds that a retry may be put off; longer ones are the client's to wait
 EMBED_SECONDS = 10.0
 LIST_SECONDS = 30.0
@@ -48,9 +58,24 @@ KINDS: dict[str, tuple[int, str, bool, bool]] = {
     "upstream-rate-limited": (503, "The model takes no more questions at the moment", True, False),
     "upstream-failing": (502, "The model's service has an error", True, True),
     "upstream-refused": (502, "The model's service refused the request", False, False),
+    "upstream-quota": (503, "The model's account is used up", False, False),
+    "upstream-empty": (502, "The model ended without a word", False, False),
     "upstream-malformed": (502, "The model's answer cannot be read", True, True),
     "upstream-broken": (502, "The model's answer broke off", True, True),
     "upstream-resting": (503, "The model has failed repeatedly and is not asked now", False, False),
+}
+
+
+NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+# Ends of other services, as OpenAI calls them; what is not here is `stop`.
+FINISHES = {
+    "length": "length",
+    "max_tokens": "length",
+    "model_length": "length",
+    "content_filter": "content_filter",
+    "content-filter": "content_filter",
+    "safety": "content_filter",
+    "error": "error",
 }
 
 
@@ -64,9 +89,14 @@ class UpstreamError(Exception):
 
     def problem(self) -> Problem:
         """Return what the client is told when nothing of the answer was sent yet."""
-        status, title, _, _ = KINDS[self.kind]
-        wait = {"Retry-After": f"{max(1, round(self.retry_after or 5))}"} if status == 503 else {}
-        return Problem(status, title, kind=self.kind, headers=wait)
+        return problem_of_kind(self.kind, self.retry_after)
+
+
+def problem_of_kind(kind: str, retry_after: float | None = None) -> Problem:
+    """Return the Problem of one of KINDS; what passes by itself says after how many seconds to come back."""
+    status, title, _, _ = KINDS[kind]
+    wait = {"Retry-After": f"{max(1, round(retry_after or RETRY_AFTER))}"} if status == 503 else {}
+    return Problem(status, title, kind=kind, headers=wait)
 
 
 class ServedModel(BaseModel):
@@ -82,57 +112,97 @@ class ServedModels(BaseModel):
     data: list[ServedModel]
 
 
+class Usage(NamedTuple):
+    """Tokens as billed."""
+
+    prompt: int
+    completion: int
+    cached: int = 0  # of the prompt
+
+
 class Delta(NamedTuple):
     """What one read from the model's stream brought."""
 
-    text: str
-    finish: str | None  # why the model stopped: stop, length, content_filter
-    usage: tuple[int, int] | None  # tokens of prompt and answer
-    done: bool  # nothing comes after this
+    text: str = ""
+    thought: int = 0  # characters that it thought instead of saying them
+    finish: str | None = None  # why the model stopped: stop, length, content_filter
+    usage: Usage | None = None
+    done: bool = False  # nothing comes after this
     error: str | None = None  # kind of failure that follows what is here
 
 
+NOTHING = Delta()
+
+
 class Breaker:
-    """Opens after failures in a row; then lets one request through at a time until one succeeds."""
+    """Opens when most requests fail, if there are enough of them; then one at a time may try until one succeeds."""
 
     def __init__(self) -> None:
-        self._failures = 0
+        self._outcomes: deque[tuple[float, bool]] = deque(maxlen=10 * VOLUME)  # when, whether well
         self._seconds = OPEN_SECONDS
-        self._until = 0.0  # monotonic
+        self._until: float | None = None  # monotonic; None: closed
+        self._probing = False
 
     @property
     def open(self) -> bool:
         """Tell whether requests are refused now."""
-        return self._failures >= FAILURES
+        return self._until is not None
 
     def check(self) -> None:
         """Raise UpstreamError while open, except for one request when it is time to try again."""
-        if not self.open:
-            return
-        now = time.monotonic()
-        if now < self._until:
-            raise UpstreamError("upstream-resting", self._until - now)
+        if self._until is not None and (left := self._until - time.monotonic()) > 0:
+            raise UpstreamError("upstream-resting", left)
 
     def enter(self) -> None:
         """Do as `check`; the request that passes while open is the one that tries."""
         self.check()
-        if self.open:
-            now = time.monotonic()
-            self._until = now + self._seconds  # the others wait for the outcome, or for this long
+        if self._until is not None:
+            self._probing = True
+            # The others wait for the outcome, or for this long.
+            self._until = time.monotonic() + self._seconds
 
     def success(self) -> None:
-        """Close the breaker, and forget the failures."""
-        self._failures = 0
-        self._seconds = OPEN_SECONDS
+        """Count a request that went well; it closes an open breaker."""
+        if self._until is not None:
+            self._until, self._probing, self._seconds = None, False, OPEN_SECONDS
+            self._outcomes.clear()
+        self._outcomes.append((time.monotonic(), True))
 
     def failure(self) -> None:
-        """Count a failure, and open the breaker when it is one too many, for longer each time."""
-        self._failures += 1
-        if self._failures == FAILURES:
-            log.error("the model failed %d times in a row: not asked for a while", FAILURES)
-        if self.open:
-            self._until = time.monotonic() + self._seconds
-            self._seconds = min(self._seconds * 2, OPEN_SECONDS_MAX)
+        """Count a request that failed, however often it was tried; a probe that does opens it for longer."""
+        now = time.monotonic()
+        if self._until is not None:
+            if self._probing:
+                self._seconds = min(self._seconds * 2, OPEN_SECONDS_MAX)
+                self._until, self._probing = now + self._seconds, False
+            return
+        self._outcomes.append((now, False))
+        recent = [well for when, well in self._outcomes if now - when < WINDOW_SECONDS]
+        failed = recent.count(False)
+        if len(recent) >= VOLUME and failed >= FAILED_PART * len(recent):
+            log.error("the model failed %d of %d times: not asked now", failed, len(recent))
+            self._until = now + self._seconds
+
+
+class Tries:
+    """The attempts of one request: each is counted, and the breaker is told once how the request ended."""
+
+    def __init__(self, attempts: int, breaker: Breaker, metrics: Metrics) -> None:
+        breaker.enter()
+        self._attempts = attempts
+        self._made = 0
+        self._breaker = breaker
+        self._metrics = metrics
+
+    async def failed(self, error: UpstreamError, *, last: bool = False) -> None:
+        """Wait until it is time for another attempt; raise the error where none may help, or none is left."""
+        self._made += 1
+        self._metrics.upstream_errors.labels(error.kind).inc()
+        if last or self._made >= self._attempts or not _retryable(error):
+            if KINDS[error.kind][3]:
+                self._breaker.failure()
+            raise error
+        await _pause(self._made - 1, error)
 
 
 class Upstream:
@@ -145,6 +215,7 @@ class Upstream:
         self._response: type[httpx2.Response] | None = None
         self.breaker = Breaker()
         self.embedding_breaker = Breaker()  # of its own: either may fail while the other works
+        self.refused: str | None = None  # key or quota: what its service will not take any more
 
     async def start(self, after: Callable[[], bool]) -> None:
         """Begin to load the SDK once `after` returns true, or that takes long, without waiting for it."""
@@ -159,8 +230,9 @@ class Upstream:
 
     @property
     def ready(self) -> bool:
-        """Tell whether the SDK is loaded and the breaker closed."""
-        return self._client is not None and self._client.done() and not self.breaker.open
+        """Tell whether the SDK is loaded, the breaker closed, and our key taken."""
+        loaded = self._client is not None and self._client.done()
+        return loaded and not self.breaker.open and self.refused is None
 
     def check(self) -> None:
         """Raise Problem 503 while a breaker keeps questions from being answered."""
@@ -184,38 +256,34 @@ class Upstream:
         }
         if self._settings.reasoning_effort != "off":
             body["reasoning_effort"] = self._settings.reasoning_effort
-        attempts = self._settings.openai_retries
+        tries = Tries(self._settings.openai_retries + 1, self.breaker, self._metrics)
         begun = False
         while True:
-            self.breaker.enter()
             try:
                 async with contextlib.aclosing(self._attempt(body)) as deltas:
                     async for delta in deltas:
                         begun = begun or bool(delta.text)
                         if delta.done:
                             self.breaker.success()
+                            self.refused = None
                         yield delta
                 return
             except UpstreamError as error:
-                self._count(error, self.breaker)
-                if begun or not attempts or not _retryable(error):
-                    raise
-                await _pause(self._settings.openai_retries - attempts, error)
-                attempts -= 1
+                await tries.failed(error, last=begun)
+
+    def timed_out(self) -> None:
+        """Count a request that was given up from outside, because nothing came any more."""
+        self._metrics.upstream_errors.labels("upstream-timeout").inc()
+        self.breaker.failure()
 
     async def embed(self, texts: list[str]) -> list[list[float]]:
         """Return one vector of 1,536 numbers per text. Raises UpstreamError after bounded attempts."""
-        attempts = self._settings.openai_retries
+        tries = Tries(self._settings.openai_retries + 1, self.embedding_breaker, self._metrics)
         while True:
-            self.embedding_breaker.enter()
             try:
                 vectors = await self._embed_once(texts)
             except UpstreamError as error:
-                self._count(error, self.embedding_breaker)
-                if not attempts or not _retryable(error):
-                    raise
-                await _pause(self._settings.openai_retries - attempts, error)
-                attempts -= 1
+                await tries.failed(error)
             else:
                 self.embedding_breaker.success()
                 return vectors
@@ -224,7 +292,7 @@ class Upstream:
         """Return the last day of every model that is served, None: not announced. Raises UpstreamError, tries once."""
         client = await self._loaded()
         assert self._response is not None  # noqa: S101 - set with the client
-        async with _translated():
+        async with self._translated():
             response = await client.get(
                 "/models", cast_to=self._response, options={"timeout": LIST_SECONDS}
             )
@@ -234,7 +302,7 @@ class Upstream:
     async def _attempt(self, body: dict[str, Any]) -> AsyncGenerator[Delta]:
         client = await self._loaded()
         assert self._response is not None  # noqa: S101 - set with the client
-        async with _translated():
+        async with self._translated():
             # The SDK's own way to a path that it does not know; with this type it hands the response over unread.
             response = await client.post(
                 "/chat/completions",
@@ -243,25 +311,16 @@ class Upstream:
                 stream=True,
                 stream_cls=None,
             )
+        finished = False
         try:
-            rest = b""
-            finished = done = False
-            async with _translated():
-                async for piece in response.aiter_raw():
-                    if done:
-                        continue
-                    *lines, rest = (rest + piece if rest else piece).split(b"\n")
-                    delta = _delta(lines)
+            async with self._translated():
+                async for delta in _read(response):
                     finished = finished or delta.finish is not None
-                    done = delta.done
-                    if delta.text or delta.finish or delta.usage or done:
-                        yield delta
-                    if delta.error or len(rest) > LONGEST_LINE:
-                        raise UpstreamError(delta.error or "upstream-malformed")
-            if not done:
-                if not finished:  # the connection ended, the answer did not
-                    raise UpstreamError("upstream-broken")
-                yield Delta("", None, None, True)
+                    yield delta
+        except UpstreamError:
+            if not finished:
+                raise
+            yield Delta(done=True)  # all was said before it
         finally:
             await response.aclose()
 
@@ -271,7 +330,7 @@ class Upstream:
         # Only the third generation can be told how long its vectors are.
         sized: dict[str, Any] = {"dimensions": DIMENSIONS} if "-3-" in model else {}
         with TRACER.start_as_current_span(f"embeddings {model}", kind=SpanKind.CLIENT):
-            async with _translated():
+            async with self._translated():
                 answer = await client.embeddings.create(
                     model=model, input=texts, timeout=EMBED_SECONDS, **sized
                 )
@@ -320,88 +379,190 @@ class Upstream:
             ),
         )
 
-    def _count(self, error: UpstreamError, breaker: Breaker) -> None:
-        self._metrics.upstream_errors.labels(error.kind).inc()
-        if KINDS[error.kind][3]:
-            breaker.failure()
+    @contextlib.asynccontextmanager
+    async def _translated(self) -> AsyncIterator[None]:
+        """Raise failures of the SDK and of its HTTP client as UpstreamError."""
+        import httpx2
+        import openai
+
+        try:
+            yield
+        except openai.APIStatusError as error:
+            raise self._status_error(error) from None
+        except (httpx2.ReadTimeout, openai.APITimeoutError) as error:
+            # aiohttp's "server disconnected" arrives as a time-out of connecting.
+            late = isinstance(
+                error.__cause__ if isinstance(error, openai.APITimeoutError) else error,
+                httpx2.ReadTimeout,
+            )
+            raise UpstreamError("upstream-timeout" if late else "upstream-unreachable") from None
+        except openai.APIConnectionError:
+            raise UpstreamError("upstream-unreachable") from None
+        except (httpx2.HTTPError, httpx2.StreamError):
+            raise UpstreamError("upstream-broken") from None
+        except (openai.OpenAIError, ValueError):  # no JSON, or not the promised one
+            raise UpstreamError("upstream-malformed") from None
+
+    def _status_error(self, error: Any) -> UpstreamError:
+        status: int = error.status_code
+        # Names of the service's own; its message may hold names of keys, or what was asked.
+        code, kind = (
+            value if isinstance(value, str) and NAME.fullmatch(value) else ""
+            for value in (error.code, error.type)
+        )
+        log.warning("the model's service answered %d (code %s, type %s)", status, code, kind)
+        if status == 401:
+            self.refused = "key"
+        if "insufficient_quota" in (code, kind):
+            self.refused = "quota"
+            return UpstreamError("upstream-quota", RETRY_AFTER_LONGEST)
+        if status == 429:
+            return UpstreamError("upstream-rate-limited", _retry_after(error.response.headers))
+        return UpstreamError(
+            "upstream-failing" if status >= 500 or status == 408 else "upstream-refused"
+        )
+
+
+async def _read(response: httpx2.Response) -> AsyncGenerator[Delta]:
+    """Yield what a chat completion's response says, whole or as events. Raises UpstreamError, and the client's."""
+    encoded = response.headers.get("content-encoding", "identity") != "identity"
+    pieces = response.aiter_bytes() if encoded else response.aiter_raw()
+    rest = b""
+    finished = done = False
+    if "json" in response.headers.get("content-type", ""):  # it knows no streams
+        async for piece in pieces:
+            rest += piece
+            if len(rest) > LONGEST_LINE:
+                raise UpstreamError("upstream-malformed")
+        rest = b"data:" + rest
+    else:
+        async for piece in pieces:
+            if done:
+                continue  # the rest only lets the connection be used again
+            *lines, rest = (rest + piece if rest else piece).split(b"\n")
+            delta = _delta(lines)
+            finished = finished or delta.finish is not None
+            done = delta.done
+            if delta != NOTHING:
+                yield delta
+            if delta.error or len(rest) > LONGEST_LINE:
+                raise UpstreamError(delta.error or "upstream-malformed")
+    if not done:
+        delta = _delta([rest])
+        if delta != NOTHING:
+            yield delta
+        if delta.error or not (finished or delta.finish or delta.done):
+            # The connection ended, the answer did not.
+            raise UpstreamError(delta.error or "upstream-broken")
+        if not delta.done:
+            yield Delta(done=True)
 
 
 def _delta(lines: list[bytes]) -> Delta:
-    """Return what whole lines of an event stream say, up to the first that cannot be read."""
+    """Return what whole lines of an event stream say, up to the first that cannot be read.
+
+    Services and relays differ in all that they need not say: what is missing, null, or of another shape is passed over.
+    """
     text: list[str] = []
+    thought = 0
     finish: str | None = None
-    usage: tuple[int, int] | None = None
+    usage: Usage | None = None
     done = False
     error: str | None = None
     for line in lines:
         if not line.startswith(b"data:"):
             continue
         data = line[5:].strip()
+        if not data:
+            continue
         if data == b"[DONE]":
             done = True
             break
-        try:
-            chunk = orjson.loads(data)
-            for choice in chunk["choices"]:
-                delta = choice["delta"]
-                if piece := delta.get("content") or delta.get("refusal"):
+        chunk = _object(data)
+        if chunk is None or chunk.get("error"):
+            # What came before it in the same read still counts.
+            error = "upstream-malformed" if chunk is None else "upstream-failing"
+            break
+        choices = chunk.get("choices")
+        for choice in choices if isinstance(choices, list) else ():
+            if not isinstance(choice, dict) or choice.get("index"):
+                continue
+            delta = choice.get("delta") or choice.get("message")
+            if isinstance(delta, dict):
+                if piece := _text(delta.get("content")) or _text(delta.get("refusal")):
                     text.append(piece)
-                finish = choice.get("finish_reason") or finish
-            if counted := chunk.get("usage"):
-                usage = (counted["prompt_tokens"], counted["completion_tokens"])
-        except (ValueError, KeyError, TypeError, AttributeError):
-            error = _error_kind(data)  # what came before it in the same read still counts
+                else:
+                    thought += len(_text(delta.get("reasoning_content") or delta.get("reasoning")))
+            if (reason := choice.get("finish_reason")) and isinstance(reason, str):
+                finish = FINISHES.get(reason.lower(), "stop")
+                if finish == "error":
+                    finish, error = None, "upstream-failing"
+        if counted := chunk.get("usage"):
+            usage = _usage(counted) or usage
+        if error:
             break
     # Postgres has no place for a NUL in a text.
-    return Delta("".join(text).replace("\0", ""), finish, usage, done, error)
+    return Delta("".join(text).replace("\0", ""), thought, finish, usage, done, error)
 
 
-def _error_kind(data: bytes) -> str:
-    """Return the kind of failure of a line that is no chunk: the service may report an error in its stream."""
+def _object(data: bytes) -> dict[str, Any] | None:
+    """Return the JSON object of an event, None where it is none."""
     try:
-        reported = "error" in orjson.loads(data)
-    except (ValueError, TypeError):
-        reported = False
-    return "upstream-failing" if reported else "upstream-malformed"
-
-
-@contextlib.asynccontextmanager
-async def _translated() -> AsyncIterator[None]:
-    """Raise failures of the SDK and of its HTTP client as UpstreamError."""
-    import httpx2
-    import openai
-
-    try:
-        yield
-    except openai.APIStatusError as error:
-        raise _status_error(error) from None
-    except (httpx2.ReadTimeout, openai.APITimeoutError) as error:
-        # aiohttp's "server disconnected" arrives as a time-out of connecting.
-        late = isinstance(
-            error.__cause__ if isinstance(error, openai.APITimeoutError) else error,
-            httpx2.ReadTimeout,
-        )
-        raise UpstreamError("upstream-timeout" if late else "upstream-unreachable") from None
-    except openai.APIConnectionError:
-        raise UpstreamError("upstream-unreachable") from None
-    except (httpx2.HTTPError, httpx2.StreamError):
-        raise UpstreamError("upstream-broken") from None
-    except (openai.OpenAIError, ValueError):  # an answer that is no JSON, or not the promised one
-        raise UpstreamError("upstream-malformed") from None
-
-
-def _status_error(error: Any) -> UpstreamError:
-    status: int = error.status_code
-    log.warning("the model's service answered %d", status)
-    if status == 429:
+        chunk = orjson.loads(data)
+    except (
+        ValueError
+    ):  # stricter than what some write: half of a surrogate pair, bytes that are no UTF-8
         try:
-            seconds = float(error.response.headers.get("retry-after", ""))
-        except ValueError:
-            seconds = 5.0
-        return UpstreamError("upstream-rate-limited", min(max(seconds, 0.0), 3600.0))
-    return UpstreamError(
-        "upstream-failing" if status >= 500 or status == 408 else "upstream-refused"
-    )
+            chunk = json.loads(data.decode(errors="replace"))
+        except (ValueError, RecursionError):
+            return None
+    return chunk if isinstance(chunk, dict) else None
+
+
+def _text(content: Any) -> str:
+    """Return the text of a delta's content: a string, or a list of parts of which some have text."""
+    if isinstance(content, list):
+        texts = (part.get("text") for part in content if isinstance(part, dict))
+        content = "".join(text for text in texts if isinstance(text, str))
+    if not isinstance(content, str):
+        return ""
+    # Half of a character cannot be sent on.
+    return content if content.isascii() else content.encode(errors="replace").decode()
+
+
+def _usage(counted: Any) -> Usage | None:
+    """Return the tokens, None where the service does not say both numbers: a guess is not a bill."""
+
+    def number(value: Any) -> int | None:
+        return value if type(value) is int and 0 <= value < 2**31 else None
+
+    if not isinstance(counted, dict):
+        return None
+    prompt = number(counted.get("prompt_tokens"))
+    completion = number(counted.get("completion_tokens"))
+    total = number(counted.get("total_tokens"))
+    if prompt is not None and completion is None and total is not None:
+        completion = number(total - prompt)
+    if prompt is None or completion is None:
+        return None
+    details = counted.get("prompt_tokens_details")
+    cached = number(details.get("cached_tokens")) if isinstance(details, dict) else None
+    return Usage(prompt, completion, min(cached or 0, prompt))
+
+
+def _retry_after(headers: Mapping[str, str]) -> float:
+    """Return the seconds that a refusal asks to wait, in whichever way it says so; RETRY_AFTER where it does not."""
+    text = headers.get("retry-after", "")
+    seconds = math.nan
+    with contextlib.suppress(ValueError):
+        seconds = float(headers.get("retry-after-ms", "")) / 1000
+    if math.isnan(seconds):
+        with contextlib.suppress(ValueError):
+            seconds = float(text)
+    if math.isnan(seconds):
+        with contextlib.suppress(ValueError, TypeError, OverflowError):
+            seconds = email.utils.parsedate_to_datetime(text).timestamp() - time.time()
+    return RETRY_AFTER if math.isnan(seconds) else min(max(seconds, 0.0), RETRY_AFTER_LONGEST)
 
 
 def _retryable(error: UpstreamError) -> bool:

@@ -4,26 +4,37 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import orjson
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from .answer import Answer, problem_of
-from .generation import Answers
+from ..http.problems import LEFT, Problem
+from .answer import Answer, State, problem_of
+from .registry import Answers
 
-PING = b": still there\n\n"
+FIRST_SIGN_SECONDS = (
+    5.0  # after which a stream begins without a word; until then it may still end in a plain error
+)
+# Without an empty line: that would end an event, and some clients then hand on an empty one.
+PING = b": still there\n"
 DONE = b"data: [DONE]\n\n"
 
 
 class OpenAIEvents:
-    """Writes `chat.completion.chunk` objects. The id of an event is the number of characters sent up to it."""
+    """Writes `chat.completion.chunk` objects. The id of an event is the number of characters sent up to it.
+
+    Usage comes with the last chunk, or in one of its own (`separate_usage`), as OpenAI's clients ask for it: its
+    `choices` are empty, which breaks who does not expect it. Without `ids` it is what OpenAI itself sends.
+    """
 
     headers: Mapping[str, str] = {}
 
-    def __init__(self, answer: Answer) -> None:
+    def __init__(self, answer: Answer, *, ids: bool = True, separate_usage: bool = False) -> None:
+        self._ids = ids
+        self._separate_usage = separate_usage
         self._base = {
             "id": f"chatcmpl-{answer.id}",
             "object": "chat.completion.chunk",
@@ -32,7 +43,7 @@ class OpenAIEvents:
         }
         # All text events of an answer differ only in their id and their text.
         start = orjson.dumps(self._base)[:-1]
-        self._before = b"\ndata: " + start + b',"choices":[{"index":0,"delta":{"content":'
+        self._before = b"data: " + start + b',"choices":[{"index":0,"delta":{"content":'
         self._after = b'},"finish_reason":null}]}\n\n'
 
     def head(self, answer: Answer, sent: int) -> list[bytes]:
@@ -46,26 +57,32 @@ class OpenAIEvents:
 
     def text(self, text: str, sent: int) -> bytes:
         """Return the event of one piece of text, which ends at character `sent`."""
-        return b"id: %d" % sent + self._before + orjson.dumps(text) + self._after
+        return self._id(sent) + self._before + orjson.dumps(text) + self._after
 
     def end(self, answer: Answer, sent: int) -> list[bytes]:
         """Return the last events: how it ended, what it cost, and that nothing comes after."""
-        if answer.status != "complete":
-            problem = problem_of(answer.error or "internal")
+        if answer.problem is not None:
             error = {
-                "message": problem.title,
+                "message": answer.problem.title,
                 "type": "server_error",
-                "code": problem.kind,
+                "code": answer.problem.kind,
                 "param": None,
             }
-            return [b"id: %d\ndata: " % sent + orjson.dumps({"error": error}) + b"\n\n", DONE]
-        events = [self._event(sent, choices=[_choice({}, answer.finish)])]
-        if answer.usage is not None:
-            events.append(self._event(sent, choices=[], usage=_usage(answer), cimt=_about(answer)))
-        return [*events, DONE]
+            return [self._id(sent) + b"data: " + orjson.dumps({"error": error}) + b"\n\n", DONE]
+        about = _about(answer) | {"status": answer.status}
+        last = {"choices": [_choice({}, answer.finish)], "cimt": about}
+        if answer.usage is None:
+            return [self._event(sent, **last), DONE]
+        usage = {"usage": _usage(answer)}
+        if self._separate_usage:
+            return [self._event(sent, **last), self._event(sent, choices=[], **usage), DONE]
+        return [self._event(sent, **last, **usage), DONE]
+
+    def _id(self, sent: int) -> bytes:
+        return b"id: %d\n" % sent if self._ids else b""
 
     def _event(self, sent: int, **members: Any) -> bytes:
-        return b"id: %d\ndata: " % sent + orjson.dumps(self._base | members) + b"\n\n"
+        return self._id(sent) + b"data: " + orjson.dumps(self._base | members) + b"\n\n"
 
 
 class UIEvents:
@@ -83,16 +100,7 @@ class UIEvents:
             {"type": "start", "messageId": self._id, "messageMetadata": _about(answer)},
             {"type": "start-step"},
         ]
-        parts += [
-            {
-                "type": "source-document",
-                "sourceId": str(source["id"]),
-                "mediaType": "text/plain",
-                "title": source.get("title") or source["source"],
-                "filename": source["source"],
-            }
-            for source in answer.sources
-        ]
+        parts += [_source(source) for source in answer.sources]
         parts += [
             {"type": "data-cimt", "data": _about(answer) | {"sources": answer.sources}},
             {"type": "text-start", "id": self._id},
@@ -105,27 +113,38 @@ class UIEvents:
 
     def end(self, answer: Answer, sent: int) -> list[bytes]:
         """Return the last events: how it ended, and that nothing comes after."""
-        if answer.status != "complete":
-            problem = problem_of(answer.error or "internal")
-            parts: list[dict[str, Any]] = [{"type": "error", "errorText": problem.title}]
+        if answer.problem is not None:
+            parts: list[dict[str, Any]] = [{"type": "error", "errorText": answer.problem.title}]
         else:
-            metadata = _about(answer) | ({"usage": _usage(answer)} if answer.usage else {})
+            metadata = _about(answer) | {"status": answer.status, "finish_reason": answer.finish}
+            if answer.usage is not None:
+                metadata["usage"] = _usage(answer)
             parts = [
                 {"type": "text-end", "id": self._id},
                 {"type": "finish-step"},
-                {
-                    "type": "finish",
-                    "finishReason": answer.finish.replace("_", "-"),
-                    "messageMetadata": metadata,
-                },
+                # No finishReason: the first releases of AI SDK 5 refuse what they do not know.
+                {"type": "finish", "messageMetadata": metadata},
             ]
         return [*(_part(sent, part) for part in parts), DONE]
+
+
+def _source(source: dict[str, Any]) -> dict[str, Any]:
+    """Return the AI SDK's part of a source: a link where it has one."""
+    about = {"sourceId": str(source["id"]), "title": source.get("title") or source["source"]}
+    if source.get("url"):
+        return {"type": "source-url", "url": source["url"], **about}
+    return {
+        "type": "source-document",
+        "mediaType": "text/plain",
+        "filename": source["source"],
+        **about,
+    }
 
 
 def completion(answer: Answer) -> dict[str, Any]:
     """Return the answer so far as one `chat.completion` object."""
     message = {"role": "assistant", "content": answer.text, "refusal": None}
-    finish = answer.finish if answer.status == "complete" else None
+    finish = answer.finish if answer.state in (State.COMPLETE, State.STOPPED) else None
     return {
         "id": f"chatcmpl-{answer.id}",
         "object": "chat.completion",
@@ -142,12 +161,13 @@ def _about(answer: Answer) -> dict[str, Any]:
     return {"answer_id": str(answer.id), "conversation_id": str(answer.conversation_id)}
 
 
-def _usage(answer: Answer) -> dict[str, int]:
-    prompt, completion_ = answer.usage or (0, 0)
+def _usage(answer: Answer) -> dict[str, Any]:
+    prompt, completion_, cached = answer.usage or (0, 0, 0)
     return {
         "prompt_tokens": prompt,
         "completion_tokens": completion_,
         "total_tokens": prompt + completion_,
+        "prompt_tokens_details": {"cached_tokens": cached},
     }
 
 
@@ -159,70 +179,90 @@ def _part(sent: int, part: dict[str, Any]) -> bytes:
     return b"id: %d\ndata: " % sent + orjson.dumps(part) + b"\n\n"
 
 
-class AnswerStream(Response):
-    """The ASGI response that follows an answer to its end.
+class AnswerResponse(Response):
+    """The ASGI response that listens to an answer: its events to the end, or all of it at once.
 
     Every event is one write. A client that reads slowly gets what has come meanwhile in one piece, so a
-    stream holds nothing but the answer itself.
+    stream holds nothing but the answer itself. A client that leaves is noticed at once, whatever it waits for.
     """
 
     def __init__(
         self,
         answers: Answers,
         answer: Answer,
-        wire: OpenAIEvents | UIEvents,
+        wire: OpenAIEvents | UIEvents | None,
         *,
         sent: int,
         headers: Mapping[str, str],
         ping_seconds: float,
-        on_end: Callable[[], None],
     ) -> None:
         # Not the base's own constructor: it would render a body and state its length.
         self.status_code = 200
         self.background = None
         self._answers = answers
         self._answer = answer
-        self._wire = wire
+        self._wire = wire  # None: as one JSON object
         self._sent = sent  # characters that the client has already
         self._ping_seconds = ping_seconds
-        self._on_end = on_end
         self._change: asyncio.Future[None] | None = None
-        self._written = 0.0  # when something was sent last (monotonic)
+        self._written = time.monotonic()  # when something was sent last
         self._timer: asyncio.TimerHandle | None = None
-        self.raw_headers = [
-            (b"content-type", b"text/event-stream; charset=utf-8"),
-            (b"cache-control", b"no-store, no-transform"),
-            (b"x-accel-buffering", b"no"),
-            *((k.encode(), v.encode()) for k, v in {**wire.headers, **headers}.items()),
-        ]
+        self._extra = {**headers, **id_headers(answer)}
 
-    async def __call__(self, _: Scope, receive: Receive, send: Send) -> None:
-        """Stream until the answer ends or the client leaves."""
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer, or end when the client leaves. Raises the Problem of an answer that failed before it was begun."""
+        answer, wire = self._answer, self._wire
         gone = asyncio.ensure_future(_left(receive))
         gone.add_done_callback(lambda _: self._look())
-        self._written = time.monotonic()
-        self._ping()
+        patience = min(FIRST_SIGN_SECONDS, self._ping_seconds)
+        self._timer = asyncio.get_running_loop().call_later(patience, self._look)
         try:
-            with self._answers.following(self._answer):
-                await self._follow(send, gone)
+            with self._answers.listening(answer):
+                until = time.monotonic() + patience
+                while not answer.done and not gone.done():
+                    if wire is not None and (answer.text or time.monotonic() >= until):
+                        break
+                    await self._next()
+                # Only now are they known: the store may have had the answer.
+                self._extra |= id_headers(answer)
+                if gone.done():
+                    await Response(status_code=LEFT)(scope, receive, send)
+                elif answer.problem is not None and (wire is None or not answer.text):
+                    raise problem_with_id(answer, self._extra)
+                elif wire is None:
+                    await json(completion(answer), self._extra)(scope, receive, send)
+                else:
+                    await self._stream(wire, send, gone)
         finally:
-            self._on_end()
             gone.cancel()
             if self._timer is not None:
                 self._timer.cancel()
 
-    async def _follow(self, send: Send, gone: asyncio.Future[None]) -> None:
-        answer, wire = self._answer, self._wire
-        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        for event in wire.head(answer, self._sent):
-            await _write(send, event)
+    async def _stream(
+        self, wire: OpenAIEvents | UIEvents, send: Send, gone: asyncio.Future[None]
+    ) -> None:
+        answer = self._answer
+        headers = {
+            "content-type": "text/event-stream; charset=utf-8",
+            "cache-control": "no-store, no-transform",
+            "x-accel-buffering": "no",
+            **wire.headers,
+            **self._extra,
+        }
+        raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+        await send({"type": "http.response.start", "status": 200, "headers": raw})
+        self._ping()
+        begun = False
         while not gone.done():
             size = len(answer.text)
-            if size > self._sent:
+            if not begun and answer.state is not State.ASKED:  # the sources are known
+                begun = True
+                for event in wire.head(answer, self._sent):
+                    await _write(send, event)
+            elif size > self._sent:
                 piece = answer.text[self._sent :]
                 self._sent = size
                 await _write(send, wire.text(piece, size))
-                self._written = time.monotonic()
             elif answer.done:
                 for event in wire.end(answer, self._sent):
                     await _write(send, event)
@@ -230,10 +270,15 @@ class AnswerStream(Response):
                 return
             elif time.monotonic() - self._written >= self._ping_seconds:
                 await _write(send, PING)
-                self._written = time.monotonic()
             else:
-                self._change = answer.change()
-                await self._change
+                await self._next()
+                continue
+            self._written = time.monotonic()
+
+    async def _next(self) -> None:
+        """Wait for a change of the answer, or for another reason to look up."""
+        self._change = self._answer.change()
+        await self._change
 
     def _look(self) -> None:
         if self._change is not None and not self._change.done():
@@ -245,7 +290,33 @@ class AnswerStream(Response):
         if due <= 0:
             self._look()
             due = self._ping_seconds
+        if self._timer is not None:
+            self._timer.cancel()
         self._timer = asyncio.get_running_loop().call_later(due, self._ping)
+
+
+def json(content: Any, headers: Mapping[str, str]) -> Response:
+    """Return the response of one JSON value."""
+    return Response(orjson.dumps(content), headers=dict(headers), media_type="application/json")
+
+
+def id_headers(answer: Answer) -> dict[str, str]:
+    """Return the headers that name an answer and its conversation."""
+    return {"X-Answer-Id": str(answer.id), "X-Conversation-Id": str(answer.conversation_id)}
+
+
+def problem_with_id(answer: Answer, headers: Mapping[str, str]) -> Problem:
+    """Return the answer's problem with its id, under which its text so far is kept."""
+    problem = answer.problem or problem_of("internal")
+    return Problem(
+        problem.status,
+        problem.title,
+        problem.detail,
+        kind=problem.kind,
+        headers={**headers, **problem.headers},
+        answer_id=str(answer.id),
+        **problem.extra,
+    )
 
 
 async def _write(send: Send, data: bytes, *, more: bool = True) -> None:

@@ -1,56 +1,167 @@
-"""POST /chat: a question. GET /chat/{answer_id}: its answer, again or from where a stream broke off."""
+"""Asking in our own format and in that of the AI SDK: POST /chat, its answer again, its end before its time."""
 
 from __future__ import annotations
 
-import contextlib
-import logging
-from collections.abc import Mapping
-from typing import Annotated, Any
-from uuid import UUID, uuid4
+from typing import Annotated, Any, Literal
+from uuid import UUID, uuid4, uuid5
 
-import orjson
-from fastapi import APIRouter, Query, Request, Response
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from fastapi import APIRouter, Path, Query, Request, Response
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from .answer import Answer, problem_of
-from .generation import Answers
-from .problems import Problem, documented, invalid_request
-from .services import CurrentUser, services_of
-from .stream import AnswerStream, OpenAIEvents, UIEvents, completion
+from ..answers.answer import Question
+from ..answers.wire import OpenAIEvents, UIEvents, completion, id_headers, json
+from ..http.auth import User
+from ..http.fields import Text
+from ..http.problems import Problem, documented
+from .asking import answers_of, begin, body_of, checked, last_event_id, may_ask, respond, uuid_in
+from .dependencies import WITH_TOKEN, CurrentUser, services_of
 
 GREETING = "Hello, CIMT!"  # what the smoke test expects of an empty POST /chat
 QUESTION_LENGTH = 32_000  # characters, at most
+MESSAGES = 2000  # of a conversation that a client sends along, at most
 
-log = logging.getLogger(__name__)
-router = APIRouter(tags=["chat"])
-NoNul = StringConstraints(min_length=1, max_length=500, pattern=r"^[^\x00]*$")
+router = APIRouter(tags=["Chat"])
+Short = Annotated[Text, Field(min_length=1, max_length=500)]
+Narrowing = dict[Short, Annotated[Text, Field(max_length=500)] | int | float | bool | None]
 
 
-class Question(BaseModel):
-    """The body of POST /chat."""
+class StreamOptions(BaseModel):
+    """OpenAI's."""
 
     model_config = ConfigDict(extra="forbid")
 
-    message: str = Field(
+    include_usage: bool = Field(
+        False, description="Tokens in a chunk of their own, without choices, at the end."
+    )
+
+
+class Narrowed(BaseModel):
+    """What a question is answered from."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    sources: list[Short] | None = Field(None, max_length=50, description="Only these documents.")
+    filter: Narrowing | None = Field(
+        None, max_length=20, description="Only documents whose metadata hold all of this."
+    )
+
+
+class ChatRequest(Narrowed):
+    """A question."""
+
+    message: Text = Field(
         min_length=1,
         max_length=QUESTION_LENGTH,
-        pattern=r"^[^\x00]*\S[^\x00]*$",
+        pattern=r"\S",
         description="The question.",
         examples=["How long is the warranty?"],
     )
     id: UUID | None = Field(
-        None, description="Id of this question and its answer. Sent again, it asks nothing twice."
+        None,
+        description="Id of this question and its answer. Sent again, it asks nothing twice: an answer with an id "
+        "outlives its connection. Without one it ends with it.",
     )
     conversation_id: UUID | None = Field(None, description="Default: a new conversation.")
+    replaces: UUID | None = Field(
+        None,
+        description="Id of an answer of this conversation that goes, with all after it: to ask again, or otherwise.",
+    )
     stream: bool | None = Field(
         None, description="Default: whether Accept names text/event-stream."
     )
-    sources: list[Annotated[str, NoNul]] | None = Field(
-        None, max_length=50, description="Only these documents."
+    stream_options: StreamOptions | None = None
+
+    @model_validator(mode="after")
+    def _replaces_in_a_conversation(self) -> ChatRequest:
+        if self.replaces is not None and self.conversation_id is None:
+            raise ValueError("replaces needs conversation_id")
+        return self
+
+    def question(self, user: User) -> Question:
+        """Return it as what is asked."""
+        return Question(
+            user=user,
+            id=self.id or uuid4(),
+            conversation_id=self.conversation_id or uuid4(),
+            text=self.message,
+            named=self.conversation_id is not None,
+            resumable=self.id is not None,
+            sources=self.sources,
+            metadata=self.filter,
+            replaces=self.replaces,
+        )
+
+
+class UIRequest(Narrowed):
+    """What `useChat` of the AI SDK sends, versions 5 to 7."""
+
+    id: Text = Field(
+        min_length=1, max_length=200, description="Of the conversation; a UUID, or any other text."
     )
-    filter: dict[Annotated[str, NoNul], str | int | float | bool | None] | None = Field(
-        None, max_length=20, description="Only documents whose metadata hold all of this."
+    messages: list[dict[str, Any]] = Field(
+        min_length=1, max_length=MESSAGES, description="UI messages. Asked is the user's last one."
     )
+    trigger: Literal["submit-message", "regenerate-message"] = "submit-message"
+    messageId: str | None = Field(  # noqa: N815 - the SDK's name
+        None, max_length=200, description="Of the message that is written anew."
+    )
+
+    @field_validator("messages")
+    @classmethod
+    def _ends_with_a_question(cls, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        text = _text(messages[_last_of_user(messages)])
+        if not text.strip():
+            raise ValueError("the user's last message has no text")
+        if len(text) > QUESTION_LENGTH:
+            raise ValueError(f"the user's last message is longer than {QUESTION_LENGTH} characters")
+        if "\0" in text:
+            raise ValueError("holds the character NUL")
+        return messages
+
+    def question(self, user: User) -> Question:
+        """Return it as what is asked. A message that is written anew replaces what follows it."""
+        at = _last_of_user(self.messages)
+        conversation = conversation_of(user, self.id)
+        anew = self.trigger == "regenerate-message" or self.messageId is not None
+        message_id = str(self.messages[at].get("id", ""))
+        before = (uuid_in(message.get("id")) for message in self.messages[:at])
+        return Question(
+            user=user,
+            # The same message asks nothing twice, unless it is meant to.
+            id=uuid4()
+            if anew or not message_id
+            else uuid5(conversation, f"{user.id} {message_id}"),
+            conversation_id=conversation,
+            text=_text(self.messages[at]),
+            resumable=True,
+            sources=self.sources,
+            metadata=self.filter,
+            kept=frozenset(filter(None, before)) if anew else None,
+        )
+
+
+def conversation_of(user: User, chat_id: str) -> UUID:
+    """Return the conversation that the AI SDK calls so: its id where that is a UUID, else one of this user's own."""
+    return uuid_in(chat_id) or uuid5(UUID(user.id), chat_id)
+
+
+def _last_of_user(messages: list[dict[str, Any]]) -> int:
+    """Return the index of the user's last message. Raises ValueError where there is none."""
+    for at in range(len(messages) - 1, -1, -1):
+        if messages[at].get("role") == "user":
+            return at
+    raise ValueError("none is the user's")
+
+
+def _text(message: dict[str, Any]) -> str:
+    """Return the text of a UI message: its parts of type text."""
+    parts = message.get("parts")
+    if not isinstance(parts, list):
+        return ""
+    texts = (
+        part.get("text") for part in parts if isinstance(part, dict) and part.get("type") == "text"
+    )
+    return "\n".join(text for text in texts if isinstance(text, str))
 
 
 STREAM = {
@@ -87,189 +198,155 @@ ANSWERED: dict[int | str, dict[str, Any]] = {
     }
 }
 Format = Annotated[
-    str, Query(pattern="^(openai|ui)$", description="Of the events: OpenAI's, or the AI SDK's.")
+    Literal["openai", "ui"], Query(description="Of the events: OpenAI's, or the AI SDK's.")
 ]
+REPLAYED: dict[int | str, dict[str, Any]] = {
+    200: {"description": "The answer from its beginning.", "content": STREAM},
+    204: {"description": "None is being written."},
+}
+LAST_EVENT_ID = {
+    "name": "Last-Event-ID",
+    "in": "header",
+    "schema": {"type": "integer", "minimum": 0},
+    "description": "Characters that were received before the stream broke off.",
+}
 
 
 @router.post(
     "/chat",
     summary="Ask; an empty body is greeted",
-    responses=ANSWERED | documented(401, 404, 409, 413, 422, 429, 500, 502, 503, 504),
+    responses=ANSWERED | documented(401, 404, 409, 413, 415, 422, 429, 500, 502, 503, 504),
     openapi_extra={
         "requestBody": {
-            "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Question"}}}
+            "content": {
+                "application/json": {
+                    "schema": {
+                        "anyOf": [
+                            {"$ref": "#/components/schemas/ChatRequest"},
+                            {"$ref": "#/components/schemas/UIRequest"},
+                        ]
+                    }
+                }
+            }
         },
         "parameters": [
             {
                 "name": "format",
                 "in": "query",
-                "schema": {"type": "string", "enum": ["openai", "ui"], "default": "openai"},
-                "description": "Of the events: OpenAI's, or the AI SDK's.",
+                "schema": {"type": "string", "enum": ["openai", "ui"]},
+                "description": "Of the events: OpenAI's, or the AI SDK's. Default: as the body is.",
             },
-            {
-                "name": "Last-Event-ID",
-                "in": "header",
-                "schema": {"type": "integer", "minimum": 0},
-                "description": "Characters that were received before the stream broke off.",
-            },
+            LAST_EVENT_ID,
         ],
         "security": [{}, {"bearer": []}],
     },
 )
-async def chat(request: Request) -> Response:
+async def ask(request: Request) -> Response:
     """Answer in one piece, or as a stream when the body or the header Accept ask for one.
 
-    A stream that broke off is resumed by the same request with the same id and the header Last-Event-ID; the
-    model is not asked again.
+    An answer whose question has an id outlives its connection: the same request, with the header Last-Event-ID, goes on
+    where it broke off, and the model is not asked again. Without an id it ends with its connection.
     """
     # Nothing of a stranger's body is read, but where no length is declared: then its first piece, which tells whether
     # it is empty.
-    stream = request.stream()
     declared = int(request.headers.get("content-length", "0")) > 0
-    first_piece = b"" if declared else await anext(stream)
+    pieces = request.stream()
+    first_piece = b"" if declared else await anext(pieces)
     if not declared and not first_piece:
-        return _json({"message": GREETING}, {})
-    services = services_of(request)
-    user = await services.authenticator.user(request.headers.get("authorization"))
-    answers: Answers = request.app.state.answers
-    with contextlib.ExitStack() as admission:
-        admission.enter_context(services.limits.hold(user.id))
-        limits = await services.limits.count(user.id)
-        body = first_piece + b"".join([piece async for piece in stream])
-        try:
-            question = Question.model_validate_json(body)
-        except ValidationError as error:
-            raise invalid_request(error.errors(include_url=False, include_input=False)) from None
-        sent = _last_event_id(request)
-        wire = _wire(request)
-        # From here to `ask` nothing waits: two requests with one id are one question.
-        answer = answers.find_here(user, question.id) if question.id else None
-        if answer is None:
-            services.upstream.check()
-            if services.settings.log_content:
-                log.info("question", extra={"fields": {"question": question.message}})
-            answer = answers.ask(
-                user,
-                question.message,
-                answer_id=question.id or uuid4(),
-                conversation_id=question.conversation_id or uuid4(),
-                sources=question.sources,
-                metadata=question.filter,
-                on_end=admission.pop_all().close,  # counts for as long as the model writes
-            )
-        streamed = question.stream
-        if streamed is None:
-            streamed = wire is UIEvents or "text/event-stream" in request.headers.get("accept", "")
-        headers = {**limits, **await _first_sign(answers, answer, whole=not streamed)}
-        if not streamed:
-            if answer.status != "complete":
-                raise _problem(answer, headers)
-            return _json(completion(answer), headers)
-        return _stream(request, answers, answer, wire, sent, headers, admission.pop_all())
+        return json({"message": GREETING}, {})
+    user = await services_of(request).authenticator.user(request.headers.get("authorization"))
+    await may_ask(request, user)
+    body = await body_of(request, user, pieces, first_piece)
+    if ui := "messages" in body:
+        request.state.plain_errors = True
+    model: type[UIRequest | ChatRequest] = UIRequest if ui else ChatRequest
+    asked = await checked(request, user, body, model)
+    sent = last_event_id(request)
+    question = asked.question(user)
+    if sent and not question.resumable:
+        raise Problem(
+            409,
+            "This answer cannot be resumed",
+            "A question that may be resumed has an id: ask again, without Last-Event-ID and with an id.",
+            kind="not-resumable",
+        )
+    ui = _ui(request, default=ui)
+    answer, limits = await begin(request, question, sent)
+    streamed: bool | None = True
+    usage = False
+    if isinstance(asked, ChatRequest):
+        streamed = asked.stream
+        usage = asked.stream_options is not None and asked.stream_options.include_usage
+    if streamed is None:
+        streamed = ui or _accepts_events(request)
+    if not streamed:
+        return respond(request, answer, None, limits)
+    wire = UIEvents(answer) if ui else OpenAIEvents(answer, separate_usage=usage)
+    return respond(request, answer, wire, limits, sent)
 
 
 @router.get(
     "/chat/{answer_id}",
     summary="An answer, as far as it has come, or the rest of its stream",
-    responses=ANSWERED | documented(401, 404, 422, 429, 500, 502, 503, 504),
-    openapi_extra={"security": [{"bearer": []}]},
+    responses=ANSWERED | documented(401, 404, 422, 500, 502, 503, 504),
+    openapi_extra={"security": [{"bearer": []}], "parameters": [LAST_EVENT_ID]},
 )
-async def resume(
+async def read_answer(
     request: Request,
     answer_id: UUID,
     user: CurrentUser,
-    format: Format = "openai",  # noqa: A002 - the parameter's public name
+    format: Format | None = None,  # noqa: A002 - the parameter's public name
 ) -> Response:
     """Send the events after Last-Event-ID where Accept names text/event-stream; else the answer so far, as JSON."""
-    services = services_of(request)
-    sent = _last_event_id(request)
-    answers: Answers = request.app.state.answers
-    with contextlib.ExitStack() as admission:
-        admission.enter_context(services.limits.hold(user.id))
-        limits = await services.limits.count(user.id)
-        answer = await answers.find(user, answer_id)
-        streamed = format == "ui" or "text/event-stream" in request.headers.get("accept", "")
-        if not streamed:
-            return _json(completion(answer), {**limits, **_id_headers(answer)})
-        headers = {**limits, **await _first_sign(answers, answer)}
-        return _stream(request, answers, answer, _wire(request), sent, headers, admission.pop_all())
+    sent = last_event_id(request)
+    answer = await answers_of(request).find(user, answer_id)
+    if format != "ui" and not _accepts_events(request):
+        return json(completion(answer), id_headers(answer))
+    wire = UIEvents(answer) if _ui(request) else OpenAIEvents(answer)
+    return respond(request, answer, wire, {}, sent)
 
 
-async def _first_sign(answers: Answers, answer: Answer, *, whole: bool = False) -> dict[str, str]:
-    """Wait for the first text, or for the end if `whole`; then return the headers that name the answer.
+@router.post(
+    "/chat/{answer_id}/stop",
+    summary="Stop an answer",
+    status_code=204,
+    responses=documented(401, 404, 422, 503),
+    openapi_extra=WITH_TOKEN,
+)
+async def stop_answer(request: Request, answer_id: UUID, user: CurrentUser) -> None:
+    """End it; its text so far is kept. One that has ended already stays as it is."""
+    await answers_of(request).stop(user, answer_id)
 
-    Raises the Problem of an answer that failed before any text came.
-    """
-    with answers.following(answer):
-        while not answer.done and (whole or not answer.text):
-            await answer.change()
-    if answer.problem is not None and not answer.text:
-        raise _problem(answer, {})
-    return _id_headers(answer)
 
-
-def _stream(
+@router.get(
+    "/chat/{chat_id}/stream",
+    summary="The answer that is being written in a conversation",
+    responses=REPLAYED | documented(401, 404, 422, 500, 502, 503, 504),
+    openapi_extra=WITH_TOKEN,
+)
+async def running_answer(
     request: Request,
-    answers: Answers,
-    answer: Answer,
-    wire: type[OpenAIEvents] | type[UIEvents],
-    sent: int,
-    headers: Mapping[str, str],
-    admission: contextlib.ExitStack,
+    chat_id: Annotated[str, Path(min_length=1, max_length=200)],
+    user: CurrentUser,
+    format: Format = "ui",  # noqa: A002 - the parameter's public name
 ) -> Response:
-    return AnswerStream(
-        answers,
-        answer,
-        wire(answer),
-        sent=sent,
-        headers=headers,
-        ping_seconds=services_of(request).settings.ping_seconds,
-        on_end=admission.close,
-    )
+    """Send it from its beginning, in the AI SDK's format unless told otherwise: `resumeStream()` asks for it."""
+    answer = await answers_of(request).running(user, conversation_of(user, chat_id))
+    if answer is None:
+        return Response(status_code=204)
+    wire = UIEvents(answer) if format == "ui" else OpenAIEvents(answer)
+    return respond(request, answer, wire, {}, last_event_id(request))
 
 
-def _id_headers(answer: Answer) -> dict[str, str]:
-    return {"X-Answer-Id": str(answer.id), "X-Conversation-Id": str(answer.conversation_id)}
+def _accepts_events(request: Request) -> bool:
+    return "text/event-stream" in request.headers.get("accept", "")
 
 
-def _problem(answer: Answer, headers: Mapping[str, str]) -> Problem:
-    """Return the answer's problem with its id, under which its text so far is kept."""
-    problem = answer.problem or problem_of(answer.error or "internal")
-    return Problem(
-        problem.status,
-        problem.title,
-        problem.detail,
-        kind=problem.kind,
-        headers={**headers, **problem.headers, **_id_headers(answer)},
-        answer_id=str(answer.id),
-        **problem.extra,
-    )
-
-
-def _last_event_id(request: Request) -> int:
-    """Return how many characters the client has received: 0 without the header. Raises Problem 422."""
-    text = request.headers.get("last-event-id", "").strip()
-    if not text:
-        return 0
-    if not (text.isascii() and text.isdigit() and len(text) < 12):
-        raise Problem(
-            422,
-            "Last-Event-ID is not one of ours",
-            "It is the id of an event of this stream: a whole number.",
-            kind="invalid-request",
-        )
-    return int(text)
-
-
-def _wire(request: Request) -> type[OpenAIEvents] | type[UIEvents]:
-    """Return the format of the events that the request asks for. Raises Problem 422 for one that is unknown."""
+def _ui(request: Request, *, default: bool = False) -> bool:
+    """Tell whether events shall be the AI SDK's. Raises Problem 422 for a format that is unknown."""
     wanted = request.query_params.get("format", "")
     if wanted not in ("", "openai", "ui"):
         raise Problem(422, "format is openai or ui", kind="invalid-request")
-    if wanted == "ui" or (not wanted and "x-vercel-ai-ui-message-stream" in request.headers):
-        return UIEvents
-    return OpenAIEvents
-
-
-def _json(content: Any, headers: Mapping[str, str]) -> Response:
-    return Response(orjson.dumps(content), headers=dict(headers), media_type="application/json")
+    return wanted == "ui" or (
+        not wanted and (default or "x-vercel-ai-ui-message-stream" in request.headers)
+    )

@@ -11,12 +11,12 @@ from fastapi import APIRouter, Query, Request
 from psycopg.rows import dict_row
 from pydantic import BaseModel, ConfigDict, Field
 
-from .auth import bearer, refusal
-from .fields import Metadata, Source, Text
-from .ingest import Document, ingest
-from .problems import Problem, documented
-from .services import WITH_TOKEN, ServicesOf, admitting, services_of
-from .upstream import UpstreamError
+from ..http.auth import bearer, refusal
+from ..http.fields import Metadata, Source, Text
+from ..http.problems import Problem, documented
+from ..model import UpstreamError
+from ..store.ingest import Document, ingest
+from .dependencies import WITH_TOKEN, ServicesOf, admitting, services_of
 
 MAX_DOCUMENT_CHARACTERS = 2 * 1024 * 1024
 PAGE = 1000
