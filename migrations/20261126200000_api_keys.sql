@@ -4,7 +4,7 @@ create table public.api_keys (
   id uuid primary key default gen_random_uuid(),
   user_id uuid not null references auth.users (id) on delete cascade,
   name text not null check (char_length(name) between 1 and 100),
-  hash bytea not null unique check (octet_length(hash) = 32),
+  hash text not null unique check (hash ~ '^[0-9a-f]{64}$'),
   hint text not null check (char_length(hint) <= 8),
   created_at timestamptz not null default now(),
   last_used_at timestamptz
@@ -13,7 +13,7 @@ comment on table public.api_keys is 'Keys by which programs ask in their user''s
 comment on column public.api_keys.id is 'By which its user revokes it.';
 comment on column public.api_keys.user_id is 'Whose it is.';
 comment on column public.api_keys.name is 'What its user calls it.';
-comment on column public.api_keys.hash is 'SHA-256 of the key, which has 256 random bits and is kept nowhere.';
+comment on column public.api_keys.hash is 'SHA-256 of the key, in hexadecimal; the key itself has 256 random bits and is kept nowhere.';
 comment on column public.api_keys.hint is 'Its last characters, to tell keys apart.';
 comment on column public.api_keys.created_at is 'When it was made.';
 comment on column public.api_keys.last_used_at is 'When it was used last, to the minute.';
@@ -28,7 +28,7 @@ create policy api_keys_own on public.api_keys to cimt_api
 
 -- Whoever brings a key says only by it who they are, so it is looked up before there are claims.
 grant select, update (last_used_at) on public.api_keys to cimt_definer;
-create function private.use_api_key(key_hash bytea) returns uuid
+create function private.use_api_key(key_hash text) returns uuid
   language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
   found_id pg_catalog.uuid;
@@ -41,19 +41,19 @@ begin
   end if;
   return owner_id;
 end $$;
-comment on function private.use_api_key(bytea) is 'The user of the key of this hash, or null; notes that it was used.';
-revoke all on function private.use_api_key(bytea) from public;
-grant execute on function private.use_api_key(bytea) to cimt_api;
+comment on function private.use_api_key(text) is 'The user of the key of this hash, or null; notes that it was used.';
+revoke all on function private.use_api_key(text) from public;
+grant execute on function private.use_api_key(text) to cimt_api;
 grant create on schema private to cimt_definer;
-alter function private.use_api_key(bytea) owner to cimt_definer;
+alter function private.use_api_key(text) owner to cimt_definer;
 revoke create on schema private from cimt_definer;
 
 alter table public.chat_logs
   add column cached_tokens integer check (cached_tokens >= 0),
-  add column rating smallint check (rating in (-1, 1)),
+  add column rating text check (rating in ('up', 'down')),
   add column feedback text check (char_length(feedback) <= 2000);
 comment on column public.chat_logs.cached_tokens is 'Of the prompt''s tokens, those that the model''s service had in its cache.';
-comment on column public.chat_logs.rating is '1: its user found the answer good, -1: bad; null: has not said.';
+comment on column public.chat_logs.rating is 'Whether its user found the answer good: up, down; null: has not said.';
 comment on column public.chat_logs.feedback is 'What its user says about the answer.';
 
 -- allow: definer-replaced: keys are what is kept of a person too; their hashes stay here

@@ -203,9 +203,7 @@ def test_embeddings_that_fail_are_the_same_kind_of_problem(
     assert answer.json()["type"] == "urn:cimt:problem:upstream-malformed"
 
 
-def test_the_breaker_spares_a_model_that_fails(
-    clouds: Clouds, model: Model, folder: Path
-) -> None:
+def test_the_breaker_spares_a_model_that_fails(clouds: Clouds, model: Model, folder: Path) -> None:
     model.behave("failing", paths=CHAT)
     question = {"message": QUESTION, "id": str(uuid4())}
     with (

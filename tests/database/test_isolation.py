@@ -30,7 +30,7 @@ insert into public.conversations (user_id) values ('{ANN}'), ('{BOB}');
 insert into public.chat_logs (conversation_id, user_id, question, model)
   select id, user_id, 'why?', 'm' from public.conversations;
 insert into public.api_keys (user_id, name, hash, hint)
-  values ('{ANN}', 'k', decode(repeat('00', 32), 'hex'), 'abcd'), ('{BOB}', 'k', decode(repeat('11', 32), 'hex'), 'abcd');
+  select id, 'k', repeat(left(id::text, 1), 64), 'abcd' from auth.users where id in ('{ANN}', '{BOB}');
 insert into public.vectors (owner_id, source, chunk, content, content_hash, embedding_model, embedding)
   select owner, 'doc', 0, 'a passage', repeat('0', 64), 'm', {ZEROS}
   from unnest(array['{ANN}', '{BOB}', null]::uuid[]) as owner;
@@ -75,7 +75,7 @@ STATEMENTS = {
         "update public.api_keys set name = 'x'",
         (
             "insert into public.api_keys (user_id, name, hash, hint) "
-            "select %s, 'k', decode(repeat('22', 32), 'hex'), 'abcd'"
+            "select %s, 'k', repeat('3', 64), 'abcd'"
         ),
     ),
     "private.passage_words": (
@@ -331,7 +331,9 @@ def test_one_person_is_exported_and_erased(cluster: Server) -> None:
     assert code == 0
     document = json.loads(text)
     assert document["account"]["id"] == ANN
-    assert [len(document[kind]) for kind in ("conversations", "chat_logs", "documents", "api_keys")] == [1] * 4
+    assert [
+        len(document[kind]) for kind in ("conversations", "chat_logs", "documents", "api_keys")
+    ] == [1] * 4
     assert BOB not in text
     assert "hash" not in document["api_keys"][0]
     code, _, error = person("erase", ANN)

@@ -231,11 +231,10 @@ async def rate_answer(
     answer_id: UUID, feedback: Feedback, user: CurrentUser, services: ServicesOf
 ) -> None:
     """Keep it with the answer; sent again it replaces what was said before."""
-    rating = {"up": 1, "down": -1, None: None}[feedback.rating]
     async with services.database.as_user(user) as connection:
         rows = await connection.execute(
             "update public.chat_logs set rating = %s, feedback = %s where id = %s and user_id = %s",
-            (rating, feedback.words, answer_id, user.id),
+            (feedback.rating, feedback.words, answer_id, user.id),
         )
     if rows.rowcount == 0:
         raise Problem(404, "There is no such answer", kind="not-found")

@@ -75,5 +75,5 @@ class Keys:
             raise Problem(404, "There is no such key", kind="key-not-found")
 
 
-def _hash(key: str) -> bytes:
-    return hashlib.sha256(key.encode(errors="replace")).digest()
+def _hash(key: str) -> str:
+    return hashlib.sha256(key.encode(errors="replace")).hexdigest()
