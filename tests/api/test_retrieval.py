@@ -10,7 +10,7 @@ import httpx
 import psycopg
 import pytest
 
-from services.api.cimt_api import prompt
+from services.api.cimt_api.answers import prompt
 from services.api.cimt_api.settings import Settings
 from services.api.cimt_api.store.chats import Turn
 from services.api.cimt_api.store.retrieval import Passage, fitting, tokens
