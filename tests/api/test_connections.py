@@ -74,42 +74,6 @@ def test_without_an_id_who_leaves_stops_the_model(
     eventually(lambda: row(clouds, newest[0][0])["status"] == "cancelled", "what came is kept")
 
 
-def test_coming_back_takes_no_place_and_costs_nothing(
-    ann: httpx.Client, clouds: Clouds, model: Model
-) -> None:
-    model.behave("endless", **ENDLESS)
-    bodies = [{"message": QUESTION, "id": str(uuid4())} for _ in range(2)]
-    got = [read(ann, "POST", "/chat", json=body, until=10) for body in bodies]
-    for _ in range(3):  # both places are taken
-        for body, before in zip(bodies, got, strict=True):
-            after = {"Last-Event-ID": str(before.last_id)}
-            with ann.stream("POST", "/chat", json=body, headers=after) as answer:
-                assert answer.status_code == 200
-                assert "ratelimit" not in answer.headers
-            more = read(ann, "GET", f"/chat/{body['id']}", headers=after, until=10)
-            before.text, before.last_id = before.text + more.text, more.last_id
-    assert model.calls() == 2
-    # Who listens to both has no place for a third; who has left one has.
-    listening = [events(ann, "GET", f"/chat/{body['id']}") for body in bodies]
-    for each in listening:
-        next(each)
-    refused = ann.post("/chat", json={"message": QUESTION})
-    assert (refused.status_code, refused.json()["type"]) == (429, "urn:cimt:problem:too-many-streams")  # fmt: skip
-    listening[0].close()  # type: ignore[attr-defined]
-
-    def admitted() -> bool:
-        third = {"message": f"[stand-in: normal] {QUESTION}", "stream": False}
-        return ann.post("/chat", json=third).status_code == 200
-
-    eventually(admitted, "an answer nobody listens to makes room")
-    assert row(clouds, bodies[0]["id"])["status"] == "cancelled"
-    assert row(clouds, bodies[1]["id"])["status"] == "streaming"
-    listening[1].close()  # type: ignore[attr-defined]
-    stop(ann, bodies[1]["id"])
-    for body, before in zip(bodies, got, strict=True):
-        assert text_of(ann, body["id"]).startswith(before.text)
-
-
 def test_stopping_keeps_the_text_and_ends_every_listener(
     ann: httpx.Client, shared_api: Api, clouds: Clouds, model: Model
 ) -> None:
