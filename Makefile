@@ -9,7 +9,7 @@ SHELL := /bin/bash
 ENV ?= local
 PYTHON ?= python3
 # Values of people go through the environment, where no shell reads them, and as they were typed: make expands none.
-people := SERVICE NAME IMAGE REVISION ACCEPT USER_ID BASE PYTHON
+people := SERVICE NAME IMAGE REVISION ACCEPT CONFIRM USER_ID BASE PYTHON
 $(foreach name,$(people),$(if $(value $(name)),$(eval override export $(name) := $$(value $(name)))))
 export ENV
 export GOALS := $(MAKECMDGOALS)
@@ -65,8 +65,9 @@ panel-image: setup ## Build the stand-in panel's image and push it to the local 
 .PHONY: provision plan
 provision: setup ## Make the host and its panel what the files here say
 	@$(call play,provision) $(ARGS)
-plan: setup ## Show what `provision` would change; changes nothing
+plan: setup ## Show what `provision` would change; changes nothing; .local/plan.json has the count
 	@$(call step,plan) $(call play,provision) --check --diff $(ARGS)
+	@python -m tools.plan.live || [ $$? = 2 ]
 
 .PHONY: pull-request-plan
 pull-request-plan: setup ## What merging this branch changes in production, from the files alone; BASE=… (origin/main)
@@ -75,6 +76,14 @@ pull-request-plan: setup ## What merging this branch changes in production, from
 .PHONY: services
 services: setup ## Make only the panel's apps what services/compose.yaml says (a part of provision)
 	@$(call step,services) $(call play,services) $(ARGS)
+
+.PHONY: prune adopt
+adopt: setup ## A Compose file from what a panel has, secrets as references, in .local/adopted/
+	@mkdir -p .local
+	@$(call play,adopt) $(ARGS)
+	@python -m tools.adopt
+prune: setup ## Show what the panel has and the file does not name; CONFIRM='NAME, NAME' removes it, never a volume
+	@$(call play,prune) $(if $(value CONFIRM),,--check --diff) $(ARGS)
 
 .PHONY: build
 build: setup ## Build and push the images of the apps, or of SERVICE alone (MISSING=1: unless it is there)
@@ -88,13 +97,15 @@ n8n-pull: setup ## Bring edits of n8n's editor into n8n_workflows/; ARGS=--check
 	@$(call play,n8n-pull)
 	@python -m tools.workflows pull --input .local/n8n-$(ENV).json $(ARGS)
 
-.PHONY: migrate migrate-plan schema user-export user-erase
+.PHONY: migrate migrate-plan schema reembed user-export user-erase
 migrate: setup ## Apply the pending database migrations
 	@$(call step,migrate) python -m tools.database.migrate
 migrate-plan: setup ## Show the pending migrations; applies nothing
 	@python -m tools.database.migrate --plan
 schema: mmdebstrap setup ## Write docs/schema.md from the live catalogue of all migrations
 	@python -m tools.database.schema $(ARGS)
+reembed: setup ## Give every passage an embedding by EMBEDDING_MODEL, while the old ones answer: CONFIRM=yes, then CONFIRM=drop
+	@python -m tools.database.reembed
 user-export: setup ## All that is kept about one person, as JSON: USER_ID=… (id or e-mail)
 	@python -m tools.database.person export
 user-erase: setup ## Delete one person's account and data for good: USER_ID=… CONFIRM=yes
@@ -103,7 +114,7 @@ user-erase: setup ## Delete one person's account and data for good: USER_ID=… 
 .PHONY: deploy rollback history
 deploy: setup ## Release what was built last, or IMAGE=…@sha256:… REVISION=… of SERVICE; back when smoke or audit fail
 	@$(call step,deploy) $(call play,deploy) $(ARGS)
-rollback: setup ## Release the digest that ran before; ACCEPT=… past migrations that it does without
+rollback: setup ## Release what ran before, image and settings; ACCEPT=… past migrations that it does without
 	@$(call play,rollback) $(ARGS)
 history: setup ## The release ledger of the host
 	@$(call play,history) $(ARGS)
@@ -148,7 +159,8 @@ n8n-upgrade: mmdebstrap setup ## Upgrade from N8N_FROM (default 2.40.7) to the p
 	@python -m pytest -q -p no:cacheprovider tests/n8n/test_upgrade.py
 test: packages setup ## A pull request with its `check`, the real n8n, a registry; then, on a real droplet, its merge
 	@python -m local clouds start
-	@python -m local.pipeline propose
+	@# What takes long to fetch is fetched meanwhile; whoever needs it then waits for it, or makes it.
+	@{ nice python -m local image; nice python -m local.images.n8n; } >.local/logs/fetched.log 2>&1 & python -m local.pipeline propose
 	@make --no-print-directory kernel n8n-test
 	@python -m pytest -q -p no:cacheprovider tests/acceptance/test_registry.py
 	@if [ ! -e .local/droplet/disk.qcow2 ]; then \

@@ -32,6 +32,7 @@ START_SECONDS = 60
 DOCUMENTS = Path(__file__).parent / "documents"
 GHCR = "ghcr.cimt.test"  # known by this name to the droplet and to a runner only
 PUBLISHABLE_KEY = "sb_publishable_local_stand_in"  # public, as on Supabase: every client has it
+SECRET_KEY = "sb_secret_local_stand_in"  # noqa: S105 - on Supabase it may do everything, here with local data alone
 STOP_SECONDS = 30
 REGISTRY = """\
 version: 0.1

@@ -117,9 +117,7 @@ def load(
         raise LocalError(f"DROPLET_IMAGE={image!r} is unknown: choose one of {', '.join(IMAGES)}.")
     return Settings(
         root=root,
-        cache=Path(
-            env.get("CIMT_CACHE") or Path(env.get("HOME", "~")).expanduser() / ".cache/cimt"
-        ),
+        cache=cache(env),
         ports=ports,
         image=image,
         bare=env.get("DROPLET_BARE", "") not in ("", "0"),
@@ -127,6 +125,11 @@ def load(
         acceleration=acceleration,
         extra_ca=_extra_ca(env),
     )
+
+
+def cache(env: Mapping[str, str] = os.environ) -> Path:
+    """Where what takes long to make is kept; may be deleted."""
+    return Path(env.get("CIMT_CACHE") or Path(env.get("HOME", "~")).expanduser() / ".cache/cimt")
 
 
 def save_ports(settings: Settings) -> None:

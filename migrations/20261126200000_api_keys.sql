@@ -61,8 +61,8 @@ create or replace function private.export_user(account uuid) returns jsonb
   language sql stable security definer set search_path = pg_catalog, pg_temp as $$
   select jsonb_build_object(
     'exported_at', now(),
-    'account', (select jsonb_build_object('id', a.id, 'email', a.email, 'created_at', a.created_at)
-      from auth.users a where a.id = account),
+    'account', (select jsonb_object_agg(e.key, e.value) from auth.users a, jsonb_each(to_jsonb(a)) e
+      where a.id = account and e.key !~ 'password|token'),
     'profile', (select to_jsonb(u) from public.users u where u.id = account),
     'conversations', coalesce((select jsonb_agg(to_jsonb(c) order by c.created_at)
       from public.conversations c where c.user_id = account), '[]'),

@@ -229,9 +229,14 @@ def variant(image: Image, number: int, lines: str) -> Image:
     return Image(f"10.0.2.2:{registry}/cimt/api@{digest}", revision)
 
 
-def release(image: Image) -> subprocess.CompletedProcess[str]:
-    """`make deploy` of one image."""
-    return make("deploy", f"IMAGE={image.reference}", f"REVISION={image.revision}")
+def release(image: Image, **settings: str) -> subprocess.CompletedProcess[str]:
+    """`make deploy` of one image; with ``settings`` that the files do not say, and that nothing else is told of."""
+    named = (f"IMAGE={image.reference}", f"REVISION={image.revision}")
+    if not settings:
+        return make("deploy", *named)
+    given = json.dumps({"N8N_TAG": "none", **settings})
+    values = "{{ declared_settings | settings_of_apps(setting) | combine(" + given + ") }}"
+    return make("deploy", *named, f"ARGS=-e '{json.dumps({'services_environment': values})}'")
 
 
 def call_webhook(webhook: str) -> dict[str, Any]:

@@ -18,7 +18,9 @@ from pathlib import Path
 
 import psycopg
 
+from local.cache import building, key
 from local.postgres import server as postgres
+from local.settings import cache
 from local.waiting import eventually, free_port
 
 ROOT = Path(__file__).parents[1]
@@ -107,22 +109,52 @@ class Server:
 @contextlib.contextmanager
 def server(major: int = MAJORS[0], *, old_defaults: bool = False) -> Iterator[Server]:
     """A cluster with the database `supabase`: as a new project is, before any migration of ours."""
-    folder = Path(tempfile.mkdtemp(prefix="cimt-test-"))  # pytest's own are closed to other users
-    folder.chmod(0o755)
-    try:
+    with _folder() as folder:
+        # As it is, with its owner, who is another user where we are root.
+        subprocess.run(["cp", "-a", _prepared(major), folder / "data"], check=True)
         with _running(major, folder) as made:
             if old_defaults:
                 made.admin(OLD_DEFAULTS, "supabase")
             STARTED.add(made.versions())
             yield made
+
+
+def _prepared(major: int) -> Path:
+    """The data directory of such a cluster, which is made once and never started again."""
+    binaries = postgres.programs(major)
+    inputs = {"binaries": str(binaries), "sql": [ROLES, HOSTED, postgres.STUB.read_text()]}
+    target = cache() / f"clusters/{major}-{key(inputs)}"
+    if not target.exists():
+        with building(target) as part:
+            if part is not None:
+                with _folder() as folder:
+                    with _running(major, folder) as made:
+                        with psycopg.connect(made.url("postgres"), autocommit=True) as connection:
+                            connection.execute("create role supabase_admin superuser login")
+                        made.admin(ROLES)
+                        made.admin("create database supabase owner postgres")
+                        postgres.prepare(made.url("supabase", "supabase_admin"))
+                        made.admin(HOSTED, "supabase")
+                    subprocess.run(["cp", "-a", folder / "data", part], check=True)
+    return target / "data"
+
+
+@contextlib.contextmanager
+def _folder() -> Iterator[Path]:
+    """A folder that the server's user can reach, until the end of the block; pytest's own are closed to others."""
+    folder = Path(tempfile.mkdtemp(prefix="cimt-test-"))
+    folder.chmod(0o755)
+    try:
+        yield folder
     finally:
         shutil.rmtree(folder)
 
 
 @contextlib.contextmanager
 def _running(major: int, folder: Path) -> Iterator[Server]:
-    data, port = folder / "data", free_port()
-    command = postgres.command(postgres.programs(major), data, port)
+    """The server on this folder's `data`, which is made where there is none."""
+    port = free_port()
+    command = postgres.command(postgres.programs(major), folder / "data", port)
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(command, cwd="/", stdout=log, stderr=log)
     try:
@@ -130,14 +162,7 @@ def _running(major: int, folder: Path) -> Iterator[Server]:
             eventually(lambda: postgres.answers(port), "Postgres", process=process)
         except TimeoutError as error:
             raise RuntimeError((folder / "log").read_text()) from error
-        made = Server(port, folder)
-        with psycopg.connect(made.url("postgres"), autocommit=True) as connection:
-            connection.execute("create role supabase_admin superuser login")
-        made.admin(ROLES)
-        made.admin("create database supabase owner postgres")
-        postgres.prepare(made.url("supabase", "supabase_admin"))
-        made.admin(HOSTED, "supabase")
-        yield made
+        yield Server(port, folder)
     finally:
         process.terminate()
         process.wait()

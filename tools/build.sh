@@ -5,7 +5,7 @@
 #   --local    to the registry of `make up`, on a base made on this machine; else to IMAGE_REPOSITORY, on the Dockerfile's base
 #   --tag      instead of the revision: for images whose tag names their content
 #   --missing  only when the registry does not have this tag
-# Writes .local/build/SERVICE.json: {"image", "digest", "revision", "pushed_to"}.
+# Writes .local/build/SERVICE.json: {"image", "digest", "revision", "pushed_to"}; the last only of what it pushed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -74,7 +74,11 @@ denied() { # WHAT: the registry refused us; says what to do about it, and ends
 its page → Package settings → Manage Actions access → Add Repository${source:+ ${source#*//*/}}, role Write"
 }
 if [ -n "$missing" ]; then
-  if skopeo inspect --no-tags "${registry_options[@]}" "docker://$image" >/dev/null 2>"$work/words"; then
+  said='{{.Digest}} {{index .Labels "org.opencontainers.image.revision"}}'
+  if found=$(skopeo inspect --no-tags --format "$said" "${registry_options[@]}" "docker://$image" 2>"$work/words"); then
+    # Released by this digest; without pushed_to, because this run has made nothing that it could attest.
+    printf '{"image": "%s", "digest": "%s", "revision": "%s"}\n' "$pull_repository@${found% *}" "${found% *}" "${found#* }" >"$work/json"
+    mv "$work/json" ".local/build/$service.json"
     echo "build: the registry has $image"
     exit 0
   fi

@@ -134,7 +134,7 @@ def release(status: str) -> str:
     images = [
         f"{app}: `{one['image']}`, revision `{one['revision']}`" for app, one in builds.items()
     ]
-    changed = steps["services"].get("changed", [])
+    changed = steps["services"].get("changed", []) + steps["deploy"].get("changed", [])
     migrations = [f"`{name}` ({kind})" for name, kind in steps["migrate"].get("migrations", [])]
     verb = "to apply, when it failed" if steps["migrate"].get("code") else "applied"
     line, found = audit()
@@ -163,7 +163,7 @@ def findings() -> tuple[str, bool]:
         elif step["code"] and not found:
             parts += [why(step, name)]
         else:
-            parts += [listed(found)]
+            parts += [listed([*found, *step.get("notes", [])])]
     parts += [
         "**Next**: Actions → Operate → `plan`, read it, then `provision`; or bring the change into a pull request."
     ]

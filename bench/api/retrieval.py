@@ -3,8 +3,8 @@
 Usage: python -m bench.api.retrieval [--rows 1000 20000 200000] [--queries 200] [--major 17]
 
 Both run on one server, one after the other for each question, and who is first changes: the bare query as the
-table's owner, without row-level security; ours as the API runs it (`cimt_api`, claims of a user, one transaction,
-`search_vectors`).
+table's owner, without row-level security, its embedding as text; ours as the API runs it (`cimt_api`, claims of a
+user, one transaction, the embedding in binary).
 Both look as hard (hnsw.ef_search, iterative scan): a bare query that looks less is faster and finds less.
 Times are milliseconds as a client on loopback sees them. Recall is against the ten nearest of an exact scan. Ratios are
 of the medians. 200,000 rows take about five minutes to make.
@@ -21,6 +21,7 @@ from collections.abc import Callable
 import psycopg
 
 from bench.database.search import fill, topics
+from services.api.cimt_api.store.retrieval import HalfVector  # with what tells psycopg how it travels
 from testbed.postgres import apply, server
 
 WANTED = 10
@@ -39,8 +40,8 @@ AS_OURS = (
     "set hnsw.iterative_scan = 'strict_order'; set hnsw.ef_search = 100"
 )
 OURS = (
-    "select id, source, chunk, content, metadata, similarity, score from public.search_vectors("
-    "%(near)s::extensions.halfvec, %(words)s, %(wanted)s, metadata_filter => %(filter)s::jsonb)"
+    "select id, source, chunk, content, metadata, similarity, score from private.search_passages("
+    "%(binary)s::extensions.halfvec, 'bench', %(words)s, %(wanted)s, metadata_filter => %(filter)s::jsonb)"
 )
 # What is compared: name, words of the question, filter.
 WAYS = (
@@ -102,6 +103,7 @@ def measure(owner: psycopg.Connection, api: psycopg.Connection, queries: int) ->
         for near, words in asked:
             values: dict[str, object] = {
                 "near": near,
+                "binary": HalfVector.from_text(near),
                 "words": words if with_words else "",
                 "wanted": WANTED,
                 "filter": only,

@@ -54,5 +54,8 @@ class Engine(Protocol):
     def deploy(self, app: App, log: Log) -> None:
         """Pull the image and bring the service to ``app``; returns when Swarm has converged."""
 
+    def remove(self, app: App) -> None:
+        """Take the app's service away, and leave its volumes; no error when there is none."""
+
     def address(self) -> str:
         """IP address of this node."""

@@ -242,7 +242,7 @@ class CreateMount(Service):
 
 
 class Indexed(Service):
-    """The mount at a position, counted from 0."""
+    """The mount or port at a position, counted from 0."""
 
     index: Number
 
@@ -251,6 +251,18 @@ class UpdateMount(Indexed):
     """The new mount at a position."""
 
     values: Mount
+
+
+class CreatePort(Service):
+    """A port to publish, at the end."""
+
+    values: Port
+
+
+class UpdatePort(Indexed):
+    """The new port at a position."""
+
+    values: Port
 
 
 # -- domains ---------------------------------------------------------------------------------

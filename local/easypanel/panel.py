@@ -56,12 +56,9 @@ class Panel:
             "setup": Operation(write, m.Setup, self.setup, open=True),
             "login": Operation(write, m.Login, self.login, open=True),
             "listUsers": Operation(read, m.Empty, self.users),
-            "generateApiToken": Operation(write, m.Id, lambda b: self.set_api_token(b, True)),
-            "revokeApiToken": Operation(write, m.Id, lambda b: self.set_api_token(b, False)),
+            "generateApiToken": Operation(write, m.Id, self.generate_api_token),
             "getUpdateStatus": Operation(read, m.Empty, self.update_status),
-            "listProjects": Operation(read, m.Empty, lambda _: self.store.read()["projects"]),
             "listProjectsAndServices": Operation(read, m.Empty, self.projects_and_services),
-            "canCreateProject": Operation(read, m.Empty, lambda _: self.may_create_project()),
             "createProject": Operation(write, m.ProjectName, self.create_project),
             "createAppService": Operation(write, m.CreateApp, self.create_app),
             "inspectAppService": Operation(read, m.Service, lambda b: self.shown(self.app(b))),
@@ -74,13 +71,13 @@ class Panel:
                 write, m.UpdateResources, lambda b: self.update(b, resources=dumped(b.resources))
             ),
             "deployAppService": Operation(write, m.DeployService, self.deploy_app),
-            "refreshAppDeployToken": Operation(
-                write, m.Service, lambda b: self.update(b, token=secrets.token_hex(24))
-            ),
-            "listMounts": Operation(read, m.Service, lambda b: self.app(b)["mounts"]),
-            "createMount": Operation(write, m.CreateMount, self.add_mount),
-            "updateMount": Operation(write, m.UpdateMount, self.replace_mount),
-            "deleteMount": Operation(write, m.Indexed, self.drop_mount),
+            "destroyAppService": Operation(write, m.Service, self.destroy_app),
+            "createMount": Operation(write, m.CreateMount, lambda b: self.place("mounts", b)),
+            "updateMount": Operation(write, m.UpdateMount, lambda b: self.place("mounts", b)),
+            "deleteMount": Operation(write, m.Indexed, lambda b: self.place("mounts", b)),
+            "createPort": Operation(write, m.CreatePort, lambda b: self.place("ports", b)),
+            "updatePort": Operation(write, m.UpdatePort, lambda b: self.place("ports", b)),
+            "deletePort": Operation(write, m.Indexed, lambda b: self.place("ports", b)),
             "listDomains": Operation(read, m.ServiceFilter, self.domains),
             "createDomain": Operation(write, m.Domain, self.create_domain),
             "updateDomain": Operation(write, m.Domain, self.update_domain),
@@ -144,11 +141,11 @@ class Panel:
         hidden = {"salt", "password"}
         return [{k: v for k, v in u.items() if k not in hidden} for u in self.store.read()["users"]]
 
-    def set_api_token(self, body: models.Id, give: bool) -> None:
+    def generate_api_token(self, body: models.Id) -> None:
         with self.store.change() as state:
             user = next((u for u in state["users"] if u["id"] == body.id), None)
             invariant(user)
-            user["apiToken"] = secrets.token_hex(32) if give else None  # type: ignore[index]
+            user["apiToken"] = secrets.token_hex(32)  # type: ignore[index]
 
     def update_status(self, _: Body) -> dict[str, Any]:
         return {"version": self.version, "releaseTag": self.version, "available": False}
@@ -161,9 +158,6 @@ class Panel:
             "projects": state["projects"],
             "services": [self.shown(app) for app in state["apps"]],
         }
-
-    def may_create_project(self) -> bool:
-        return len(self.store.read()["projects"]) < PROJECT_LIMIT
 
     def create_project(self, body: models.ProjectName) -> dict[str, Any]:
         with self.store.change() as state:
@@ -236,22 +230,26 @@ class Panel:
                 source[name] = getattr(body, name)
         self.update(body, source=source)
 
-    def add_mount(self, body: models.CreateMount) -> None:
+    def place(self, kind: str, body: models.Service) -> None:
+        """Mounts and ports go by their position: with values and no position at the end, without values away."""
+        values, index = getattr(body, "values", None), getattr(body, "index", None)
         with self.store.change() as state:
-            self.app(body, state)["mounts"].append(dumped(body.values))
+            items: list[Any] = self.app(body, state)[kind]
+            if index is None:
+                items.append(dumped(values))
+                return
+            invariant(0 <= index < len(items))
+            items[int(index) : int(index) + 1] = [dumped(values)] if values else []
 
-    def replace_mount(self, body: models.UpdateMount) -> None:
-        with self.store.change() as state:
-            self._at(body, state)[int(body.index)] = dumped(body.values)
-
-    def drop_mount(self, body: models.Indexed) -> None:
-        with self.store.change() as state:
-            del self._at(body, state)[int(body.index)]
-
-    def _at(self, body: models.Indexed, state: State) -> list[Any]:
-        mounts: list[Any] = self.app(body, state)["mounts"]
-        invariant(0 <= body.index < len(mounts))
-        return mounts
+    def destroy_app(self, body: models.Service) -> None:
+        """The app is gone, its domains with it; what its volumes hold stays on the disk."""
+        with self._lock(body):
+            app = self.app(body)
+            self.engine.remove(App(app["projectName"], app["name"], ""))
+            with self.store.change() as state:
+                state["apps"].remove(app)
+                state["domains"] = [d for d in state["domains"] if not points_to(d, body)]
+        self._apply_domains()
 
     # -- deploys -------------------------------------------------------------------------------
 

@@ -16,16 +16,20 @@ from starlette.routing import Route
 from .errors import BadRequest, NotFound, PanelError
 from .models import parse
 from .panel import Panel
+from .quirks import Quirks
 
 DATA = Path("/etc/easypanel/data/panel.json")
 PROJECTS = Path("/etc/easypanel/projects")
 
 
-def application(panel: Panel) -> Starlette:
-    """The web application of one panel."""
+def application(panel: Panel, quirks: Quirks | None = None) -> Starlette:
+    """The web application of one panel; with ``quirks`` it is not the tested one."""
     operations = panel.operations()
+    quirks = quirks or Quirks()
 
     async def call(request: Request) -> Response:
+        if (instead := quirks.before(request.path_params["operation"], request)) is not None:
+            return instead
         operation = operations.get(request.path_params["operation"])
         if operation is None or operation.method != request.method:
             raise NotFound("Not found")
@@ -40,7 +44,7 @@ def application(panel: Panel) -> Starlette:
                 raise BadRequest("Malformed request body") from None
         body = parse(operation.body, data)
         answer = await run_in_threadpool(operation.run, body)
-        return Response(status_code=200) if answer is None else JSONResponse(answer)
+        return Response() if answer is None else JSONResponse(quirks.after(answer))
 
     async def hook(request: Request) -> Response:
         if request.method == "HEAD":  # the router adds it to GET, and it must not deploy

@@ -79,6 +79,10 @@ class Swarm:
             raise DeployFailed(f"Swarm refused the service: {error}") from error
         self._converge(app.service, force, app.replicas, log)
 
+    def remove(self, app: App) -> None:
+        if current := self._inspect(app.service):
+            self._api.call("DELETE", f"/services/{current['ID']}")
+
     def address(self) -> str:
         if not self._address:  # a costly question, asked for every app that is shown
             self._address = str(self._api.call("GET", "/info")["Swarm"]["NodeAddr"])

@@ -18,27 +18,29 @@ NATIVE = {
     "text-embedding-3-large": 3072,
     "text-embedding-ada-002": 1536,
 }
+FIRST = "text-embedding-3-small"
 MOST_TOKENS = 8192
 MOST_INPUTS = 2048
 SPREAD = 4  # places of the vector for one word, so that two words are seldom taken for one
 
 
 @functools.lru_cache(maxsize=65536)
-def _places(word: str) -> tuple[tuple[int, float], ...]:
-    """Where a word stands in the widest vector, and with which sign."""
-    digest = hashlib.blake2b(word.encode(), digest_size=4 * SPREAD).digest()
+def _places(word: str, model: str) -> tuple[tuple[int, float], ...]:
+    """Where a word stands in the widest vector, and with which sign: in each model elsewhere."""
+    salt = hashlib.blake2b(model.encode(), digest_size=16).digest() if model != FIRST else b""
+    digest = hashlib.blake2b(word.encode(), digest_size=4 * SPREAD, salt=salt).digest()
     numbers = [int.from_bytes(digest[i : i + 4], "little") for i in range(0, 4 * SPREAD, 4)]
     return tuple((number >> 1, 1.0 if number & 1 else -1.0) for number in numbers)
 
 
-def embed(text: str, size: int) -> array[float]:
+def embed(text: str, size: int, model: str = FIRST) -> array[float]:
     """Unit vector of `size` 32-bit floats; the zero-free constant for a text without words."""
     vector = array("f", bytes(4 * size))
     for word, count in Counter(words(text)).items():
         weight = count * min(len(word), 8)  # what is said often, and long words, say more
         # An inflected form is near its stem: half of each word is its first five letters.
         for part in (word, word[:5]):
-            for number, sign in _places(part):
+            for number, sign in _places(part, model):
                 vector[number % size] += sign * weight
     length = math.sqrt(math.fsum(value * value for value in vector if value))
     if not length:
@@ -85,7 +87,7 @@ def answer(body: dict[str, Any]) -> dict[str, Any]:
         raise ApiError(400, "'encoding_format' is float or base64.", param="encoding_format")
     data = []
     for index, text in enumerate(texts):
-        vector = embed(text, size)
+        vector = embed(text, size, model)
         value = base64.b64encode(vector.tobytes()).decode() if form == "base64" else vector.tolist()
         data.append({"object": "embedding", "index": index, "embedding": value})
     used = sum(counts)

@@ -247,6 +247,11 @@ async def change_data(connection: Connection, user_id: str, data: Row) -> Row:
     return changed
 
 
+async def delete_user(connection: Connection, user_id: str) -> None:
+    """Delete the account; what refers to it says what becomes of that."""
+    await connection.execute("delete from auth.users where id = %s", (user_id,))
+
+
 async def end_sessions(connection: Connection, user_id: str, session_id: str, scope: str) -> None:
     """Sign out: `global` everywhere, `local` here, `others` everywhere else."""
     condition = {"global": "true", "local": "id = %(session)s", "others": "id <> %(session)s"}[

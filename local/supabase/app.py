@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from local.clouds import PUBLISHABLE_KEY
+from local.clouds import PUBLISHABLE_KEY, SECRET_KEY
 
 from . import accounts
 from .errors import AuthError, GatewayError, OAuthError
@@ -69,6 +70,8 @@ class Auth:
             self._route("/user", "GET", self.user),
             self._route("/user", "PUT", self.change_user),
             self._route("/logout", "POST", self.logout),
+            self._route("/admin/users/{user_id}", "GET", self.admin_user),
+            self._route("/admin/users/{user_id}", "DELETE", self.admin_delete),
             self._route("/health", "GET", self.health),
             self._route("/settings", "GET", self.settings),
             self._route("/.well-known/jwks.json", "GET", self.jwks, keyed=False),
@@ -105,7 +108,7 @@ class Auth:
                         "No `apikey` request header or url param was found.",
                         "No API key found in request",
                     )
-                if key != self.options.publishable_key:
+                if key not in (self.options.publishable_key, SECRET_KEY):
                     raise GatewayError(
                         401, "Double check your Supabase API key.", "Invalid API key"
                     )
@@ -269,6 +272,36 @@ class Auth:
             user, session_id = await self.sessions.bearer(request, connection)
             await accounts.end_sessions(connection, str(user["id"]), session_id, scope)
         return Response(status_code=204)
+
+    # What the secret key alone may do
+
+    async def admin_user(self, request: Request) -> Response:
+        """Any account."""
+        async with accounts.connect(self.options.database) as connection:
+            return JSONResponse(accounts.as_json(await self._account(request, connection)))
+
+    async def admin_delete(self, request: Request) -> Response:
+        """Delete an account with all that belongs to it."""
+        async with accounts.connect(self.options.database) as connection:
+            user = await self._account(request, connection)
+            await accounts.delete_user(connection, str(user["id"]))
+        return JSONResponse({})
+
+    async def _account(self, request: Request, connection: accounts.Connection) -> accounts.Row:
+        """The account that the path names. Raises AuthError, also when the key is not the secret one."""
+        # The gateway puts a token of the service in the place of the secret key.
+        given = request.headers.get("authorization", "").removeprefix("Bearer ")
+        if request.headers.get("apikey") != SECRET_KEY or given not in ("", SECRET_KEY):
+            await self.sessions.bearer(request, connection)  # says what is wrong with a token
+            raise AuthError(403, "not_admin", "User not allowed")
+        try:
+            user_id = str(uuid.UUID(request.path_params["user_id"]))
+        except ValueError:
+            raise AuthError(404, "validation_failed", "user_id must be an UUID") from None
+        user = await accounts.user_by_id(connection, user_id)
+        if user is None:
+            raise AuthError(404, "user_not_found", "User not found")
+        return user
 
     # About the project
 

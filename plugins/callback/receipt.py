@@ -1,7 +1,7 @@
 """Ansible callback: what a play changed, how long its slow tasks took, and why it failed, for tools/step.py.
 
-Nothing is taken but names of tasks, of what changed, the timeline of a release and the message of a failure; of a task
-with no_log not even those. Without the variable RECEIPT_FACTS it does nothing.
+Nothing is taken but names of tasks, of what changed, the plan of the apps, the timeline of a release and the message
+of a failure; of a task with no_log not even those. Without the variable RECEIPT_FACTS it does nothing.
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ class CallbackModule(CallbackBase):
 
     def __init__(self) -> None:
         super().__init__()
-        self.facts: dict[str, list[Any]] = {"changed": [], "slow": [], "timeline": [], "failed": []}
+        self.facts: dict[str, list[Any]] = {
+            name: [] for name in ("changed", "plan", "notes", "slow", "timeline", "failed")
+        }
         self.task, self.started = "", time.monotonic()
 
     def _next(self, task: str) -> None:
@@ -54,7 +56,8 @@ class CallbackModule(CallbackBase):
 
     def v2_runner_on_ok(self, result: Any) -> None:  # noqa: D102
         found = result.result
-        self.facts["timeline"] += found.get("timeline") or []
+        for name in ("timeline", "plan", "notes"):
+            self.facts[name] += found.get(name) or []
         if result.is_changed():
             diffs = found.get("diff") or []
             diffs = diffs if isinstance(diffs, list) else [diffs]

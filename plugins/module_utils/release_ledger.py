@@ -76,10 +76,20 @@ def shown(entry: dict[str, Any]) -> str:
         image.rpartition("@sha256:")[2][:12] or "nothing" for image in (entry["from"], entry["to"])
     )
     reason = f"  ({entry['reason']})" if entry["reason"] else ""
+    settings = [
+        line for line in entry.get("changes", []) if f"{entry['service']}.image:" not in line
+    ]
+    count = f" + {len(settings)} settings" if settings else ""
     return (
-        f"{entry['time']}  {entry['who']:<12} {entry['action']:<8} {entry['service']:<8} {before} -> {after}  "
+        f"{entry['time']}  {entry['who']:<12} {entry['action']:<8} {entry['service']:<8} {before} -> {after}{count}  "
         f"{entry['revision'][:12]}  {entry['result']}  {entry['seconds']} s{reason}"
     )
+
+
+def same_release(left: dict[str, Any], right: dict[str, Any]) -> bool:
+    """Whether two entries are one image with the same plain settings, as far as these were kept."""
+    known = [entry["app"]["plain"] for entry in (left, right) if "app" in entry]
+    return left["to"] == right["to"] and (len(known) < 2 or known[0] == known[1])
 
 
 def ran_before(live: list[dict[str, Any]], image: str = "") -> dict[str, Any] | None:
@@ -87,10 +97,11 @@ def ran_before(live: list[dict[str, Any]], image: str = "") -> dict[str, Any] | 
 
     None when the image never ran, or is the current one; and when there is none before the current.
     """
-    current = live[-1]["to"] if live else ""
     entry: dict[str, Any]
-    for entry in reversed(live):
-        if entry["to"] != current and image in ("", entry["to"]):
+    for entry in reversed(live[:-1]):
+        if not same_release(entry, live[-1]) and (
+            not image or entry["to"] == image != live[-1]["to"]
+        ):
             return entry
     return None
 

@@ -29,8 +29,8 @@ START_SECONDS = 300  # the CI machine is slow
 
 def compose_environment(key: str = KEY) -> dict[str, str]:
     """n8n's environment as the panel would get it, for n8n.example.com."""
-    text = (ROOT / "services/compose.yaml").read_text()
-    alone = {"services": {"n8n": yaml.safe_load(text)["services"]["n8n"]}}
+    whole = yaml.safe_load((ROOT / "services/compose.yaml").read_text())
+    alone = {**whole, "services": {"n8n": whole["services"]["n8n"]}}
     given = {
         "IMAGE_REPOSITORY": "registry.example.com",
         "N8N_DOMAIN": "n8n.example.com",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
 
 from testbed.droplet import (
     APP,
+    LOCAL,
     Client,
     Image,
     Traffic,
@@ -37,10 +39,10 @@ def test_an_edit_in_the_panel_shows_in_the_plan_and_is_put_right(
     panel("updateAppEnv", {**APP, "env": "\n".join(f"{k}={v}" for k, v in edited.items())})
     plan = make("plan")
     assert plan.returncode == 0
-    assert "-api.env.LOG_LEVEL: debug" in plan.stdout
-    assert "+api.env.LOG_LEVEL: info" in plan.stdout
-    assert "-api.env.ADDED: (hidden, differs)" in plan.stdout
+    assert "~ api.env.LOG_LEVEL: debug -> info  [by hand]" in plan.stdout
+    assert "- api.env.ADDED: (hidden)" in plan.stdout
     assert "by-hand" not in plan.stdout
+    assert json.loads((LOCAL / "plan.json").read_text())["count"] == 2
     assert environment() == edited, "a plan must not write"
 
     assert make("services").returncode == 0

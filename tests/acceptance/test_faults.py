@@ -22,10 +22,13 @@ from testbed.droplet import (
     ledger,
     make,
     on_droplet,
+    panel,
     reboot,
     release,
     running_image,
 )
+
+INSPECT, OF_APP = "inspectAppService", "?projectName=cimt&serviceName=api"
 
 
 def containers() -> list[str]:
@@ -92,6 +95,24 @@ def test_a_broken_release_fails_says_why_and_is_not_noticed_by_users(
         # The broken one may still be on its way out.
         assert set(before) <= set(containers()), "what never stopped serving is left alone"
     traffic.assert_no_gap()
+
+
+def test_bad_settings_with_a_good_image_go_back_with_it(
+    client: Client, traffic: Traffic, images: dict[str, Image], live_build: Image
+) -> None:
+    before, kept = containers(), panel(INSPECT, query=OF_APP)
+    done = release(images["good"], SHUTDOWN_SECONDS="soon")
+    assert done.returncode != 0
+    assert f"{live_build.reference} is back and answers" in " ".join(done.stdout.split())
+    assert panel(INSPECT, query=OF_APP) == kept
+    assert set(before) <= set(containers()), "what never stopped serving is left alone"
+    line = ledger()[-1]
+    assert line["result"] == "failed, restored"
+    assert "api.env.SHUTDOWN_SECONDS: 20 -> soon" in str(line["changes"])
+    traffic.assert_no_gap()
+    assert release(images["good"]).returncode == 0, "it was not the image's fault"
+    assert make("rollback").returncode == 0
+    assert client.revision() == live_build.revision
 
 
 def test_of_two_releases_at_once_one_is_told_who_holds_the_lock(

@@ -98,7 +98,7 @@ def hello() -> Iterator[None]:
 def test_an_app_is_added_planned_released_and_removed(hello: None) -> None:
     plan = make("plan")
     assert plan.returncode == 0, "a plan shows, it does not fail"
-    assert "+hello.env.HELLO_WORDS" in plan.stdout
+    assert "+ hello.env.HELLO_WORDS: good day" in plan.stdout
     assert make("services").returncode == 0
     assert make("build", "SERVICE=hello").returncode == 0
     assert make("deploy", "SERVICE=hello").returncode == 0, "smoke test and audit take it in"

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 import pytest
 
 from testbed.droplet import (
-    APP,
     Client,
     Image,
     Traffic,
@@ -18,19 +17,6 @@ from testbed.droplet import (
     release,
     running_image,
 )
-
-
-@pytest.fixture
-def edited_in_the_panel(client: Client, live_build: Image) -> Iterator[None]:
-    """A declared setting with another value, which the next release brings along."""
-    kept = panel("inspectAppService", query="?projectName=cimt&serviceName=api")
-    assert isinstance(kept, dict)
-    assert "LOG_LEVEL=info" in kept["env"]
-    env = kept["env"].replace("LOG_LEVEL=info", "LOG_LEVEL=debug")
-    panel("updateAppEnv", {**APP, "env": env})
-    yield
-    assert make("services").returncode == 0
-    client.wait_for(live_build.revision)
 
 
 @pytest.fixture
@@ -72,17 +58,17 @@ def test_a_release_that_answers_wrongly_is_put_back_by_the_same_command(
 
 
 def test_a_finding_about_the_released_app_puts_it_back(
-    edited_in_the_panel: None,
-    client: Client,
-    traffic: Traffic,
-    images: dict[str, Image],
-    live_build: Image,
+    client: Client, traffic: Traffic, images: dict[str, Image], live_build: Image
 ) -> None:
-    done = release(images["good"])
+    # Another value than the audit reads from the files.
+    done = release(images["good"], API_LOG_LEVEL="debug")
     assert done.returncode != 0
     finding = "tests/audit/test_services.py::test_its_settings_are_the_declared_ones[api]"
     assert_put_back(done.stdout, images["good"], live_build, f"audit: FAILED {finding}")
     assert client.revision() == live_build.revision
+    kept = panel("inspectAppService", query="?projectName=cimt&serviceName=api")
+    assert isinstance(kept, dict)
+    assert "LOG_LEVEL=info" in kept["env"], "the settings go with the release that brought them"
     traffic.assert_no_gap()
 
 

@@ -113,7 +113,7 @@ def many(clouds: Clouds) -> Iterator[psycopg.Connection]:
             "insert into vectors "
             "(owner_id, source, chunk, content, content_hash, metadata, embedding_model, embedding) "
             "select case when n <= 900 then %s::uuid when n <= 930 then %s::uuid end, 'many', n, 'plain text ' || n, "
-            "repeat('0', 64), jsonb_build_object('many', n %% 2), 'm', "
+            "repeat('0', 64), jsonb_build_object('many', n %% 2), 'text-embedding-3-small', "
             "(select array_agg(0.5 + (random() - 0.5) * case when n <= 900 then 0.1 else 0.4 end + 0 * i) "
             "from generate_series(1, 1536) i)::halfvec(1536) from generate_series(1, 1100) n",
             (BOB, ANN),

@@ -266,11 +266,7 @@ print(
             },
             "ca": text(wanted["ca_file"]) if wanted["ca_file"] else None,
             "ledger": (text(state + "/releases.jsonl") or "").splitlines()[-500:],
-            "unfinished": sorted(
-                path.name
-                for pattern in ("*.inflight.json", "*.pending")
-                for path in pathlib.Path(state).glob(pattern)
-            ),
+            "unfinished": sorted(path.name for path in pathlib.Path(state).glob("*.inflight.json")),
             "room": {
                 path: room(path) for path in ("/", seen_docker.get("root", "/"), "/boot", state)
             },

@@ -149,7 +149,12 @@ def collected(host: Host, declared: Declared) -> dict[str, Any]:
     project = declared["services_project"]
     files = {item["path"]: True for declaration in sets.values() for item in declaration["files"]}
     files |= {path: False for item in sets.values() for path in item.get("secret_files", {})}
-    files |= {declared["easypanel_token_file"]: False, declared["release_state_directory"]: False}
+    kept = str(Path(declared["easypanel_token_file"]).with_name("releases.json"))
+    files |= {
+        declared["easypanel_token_file"]: False,
+        kept: False,
+        declared["release_state_directory"]: False,
+    }
     for kind in declared["ssh_host_key_types"]:
         files[f"/etc/ssh/ssh_host_{kind}_key"] = False
     question = {

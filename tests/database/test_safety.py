@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from testbed.postgres import ROOT, Server, server
+from tools.database import judge
 from tools.database.safety import check, same_release
 
 BASE = """
@@ -27,6 +29,11 @@ CLEANER = """
 create function public.clean() returns void language plpgsql set search_path = '' as $$
 begin delete from public.base where note is null; end $$;
 """
+MENDED = "alter function public.clean() set search_path = pg_catalog, pg_temp;"
+UNDONE = "alter function public.clean() set search_path = '';"
+
+
+Judged = Callable[[str], tuple[str, set[str]]]
 
 
 @pytest.fixture(scope="module")
@@ -35,125 +42,114 @@ def running() -> Iterator[Server]:
         yield made
 
 
-def judge(folder: Path, sql: str, running: Server) -> tuple[str, set[str]]:
+@pytest.fixture(scope="module")
+def template(running: Server) -> str:
+    """A database that has what BASE makes."""
+    name = running.database()
+    with psycopg.connect(running.url(name)) as connection:
+        connection.execute(BASE)
+    return name
+
+
+@pytest.fixture
+def judged(tmp_path: Path, running: Server, template: str) -> Judged:
     """(class, rules found) of a migration that comes after BASE."""
-    (folder / "20200101000000_base.sql").write_text(BASE)
-    (folder / "20200102000000_next.sql").write_text(sql)
-    first, second = check(folder, running)
-    assert first.findings == []
-    return second.safety, {finding.rule for finding in second.findings}
+
+    def read(sql: str) -> tuple[str, set[str]]:
+        (tmp_path / "20200102000000_next.sql").write_text(sql)
+        (report,) = judge.read(tmp_path, running, template)
+        return report.safety, {finding.rule for finding in report.findings}
+
+    return read
 
 
-def test_our_migrations_have_no_findings() -> None:
-    assert [finding for report in check() for finding in report.findings] == []
-
-
-@pytest.mark.parametrize(
-    ("sql", "rule"),
-    [
-        ("create table public.t (id int primary key);", "no-row-security"),
-        ("create table public.t (id int primary key);", "no-grant"),
-        ("create table public.t (id int primary key);", "no-comment"),
-        ("alter table public.base add column x text;", "no-comment"),
-        ("create policy p on public.base using (id = auth.uid());", "policy-per-row"),
-        ("create table public.t (id uuid references public.base (id));", "foreign-key-index"),
-        ("create extension vector version '0.8.0';", "extension-version"),
-        ("create index i on public.base (note);", "index-not-concurrent"),
+MISTAKES = [
+    ("create table public.t (id int primary key);", "no-row-security"),
+    ("create table public.t (id int primary key);", "no-grant"),
+    ("create table public.t (id int primary key);", "no-comment"),
+    ("alter table public.base add column x text;", "no-comment"),
+    ("create policy p on public.base using (id = auth.uid());", "policy-per-row"),
+    ("create table public.t (id uuid references public.base (id));", "foreign-key-index"),
+    ("create extension vector version '0.8.0';", "extension-version"),
+    ("create index i on public.base (note);", "index-not-concurrent"),
+    (
+        "create table public.t (e halfvec(3)); create index i on public.t using hnsw (e vector_cosine_ops);",
+        "vector-opclass",
+    ),
+    (
         (
-            "create table public.t (e halfvec(3)); create index i on public.t using hnsw (e vector_cosine_ops);",
-            "vector-opclass",
+            "create table public.t (e halfvec(3)); create index i on public.t using hnsw (e halfvec_l2_ops);"
+            "create function f(q halfvec) returns int language sql as 'select 1 from t order by e <=> q';"
         ),
-        (
-            (
-                "create table public.t (e halfvec(3)); create index i on public.t using hnsw (e halfvec_l2_ops);"
-                "create function f(q halfvec) returns int language sql as 'select 1 from t order by e <=> q';"
-            ),
-            "vector-opclass",
-        ),
-        ("create function public.f() returns int language sql as 'select 1';", "search-path"),
-        (
-            "create function public.f() returns int language sql set search_path = '' as 'select 1';",
-            "search-path",
-        ),
-        ("create function public.f() returns int language sql as 'select 1';", "public-function"),
-        ("create tabel x;", "syntax"),
-    ],
-)
-def test_a_mistake_is_found(tmp_path: Path, sql: str, rule: str, running: Server) -> None:
-    assert rule in judge(tmp_path, sql, running)[1]
+        "vector-opclass",
+    ),
+    ("create function public.f() returns int language sql as 'select 1';", "search-path"),
+    (
+        "create function public.f() returns int language sql set search_path = '' as 'select 1';",
+        "search-path",
+    ),
+    ("create function public.f() returns int language sql as 'select 1';", "public-function"),
+    ("create tabel x;", "syntax"),
+]
+TAKES_AWAY = [
+    "drop table public.base;",
+    "alter table public.base drop column note;",
+    "alter table public.base alter column note set not null;",
+    "alter table public.base alter column note type integer using 1;",
+    "alter table public.base add column must text not null;",
+    "alter table public.base rename column note to text;",
+    "alter table public.base add constraint c check (note <> '') not valid;",
+    "create unique index concurrently i on public.base (note);",
+    "truncate public.base;",
+    "delete from public.base;",
+    "revoke select on public.base from authenticated;",
+    "drop policy own on public.base;",
+    "alter policy own on public.base to anon;",
+    "update public.base set note = 'x';",
+    "with gone as (delete from public.base returning id) select count(*) from gone;",
+    "do $$ begin execute 'drop table public.base'; end $$;",
+    "do $$ begin if true then alter table public.base drop column note; end if; end $$;",
+    "do $$ begin null; exception when others then delete from public.base; end $$;",
+    "do $$ declare t text := 'base'; begin execute format('drop table %I', t); end $$;",
+    CLEANER + "select public.clean();",
+    CLEANER + "do $$ begin perform public.clean(); end $$;",
+]
+ADDS = [
+    "alter table public.base add column more text; comment on column public.base.more is 'm';",
+    "create index concurrently i on public.base (note);",
+    "alter policy own on public.base to authenticated, anon;",
+    "grant update on public.base to authenticated;",
+    "alter table public.base alter column note drop not null;",
+    "alter table public.base add column more text; update public.base set more = note;",
+    CLEANER,  # nobody calls it yet
+    "do $$ begin if true then alter table public.base add column more text; end if; end $$;",
+    "do $$ begin raise notice 'we drop nothing, delete from nowhere'; end $$;",
+    "do $$ declare drop_note text := 'alter table'; begin perform length(drop_note); end $$;",
+]
 
 
-@pytest.mark.parametrize(
-    "sql",
-    [
-        "drop table public.base;",
-        "alter table public.base drop column note;",
-        "alter table public.base alter column note set not null;",
-        "alter table public.base alter column note type integer using 1;",
-        "alter table public.base add column must text not null;",
-        "alter table public.base rename column note to text;",
-        "alter table public.base add constraint c check (note <> '') not valid;",
-        "create unique index concurrently i on public.base (note);",
-        "truncate public.base;",
-        "delete from public.base;",
-        "revoke select on public.base from authenticated;",
-        "drop policy own on public.base;",
-        "alter policy own on public.base to anon;",
-        "update public.base set note = 'x';",
-        "with gone as (delete from public.base returning id) select count(*) from gone;",
-        "do $$ begin execute 'drop table public.base'; end $$;",
-        "do $$ begin if true then alter table public.base drop column note; end if; end $$;",
-        "do $$ begin null; exception when others then delete from public.base; end $$;",
-        "do $$ declare t text := 'base'; begin execute format('drop table %I', t); end $$;",
-    ],
-)
-def test_what_takes_away_is_a_contract(tmp_path: Path, sql: str, running: Server) -> None:
-    safety, rules = judge(tmp_path, sql, running)
+@pytest.mark.parametrize(("sql", "rule"), MISTAKES)
+def test_a_mistake_is_found(judged: Judged, sql: str, rule: str) -> None:
+    assert rule in judged(sql)[1]
+
+
+@pytest.mark.parametrize("sql", TAKES_AWAY)
+def test_what_takes_away_is_a_contract(judged: Judged, sql: str) -> None:
+    safety, rules = judged(sql)
     assert (safety, "destructive" in rules) == ("contract", True)
-    waived = judge(tmp_path, f"-- allow: destructive: nobody has read it since 1.4\n{sql}", running)
-    assert (waived[0], "destructive" in waived[1]) == ("contract", False)
 
 
-@pytest.mark.parametrize(
-    "call", ["select public.clean();", "do $$ begin perform public.clean(); end $$;"]
-)
-def test_a_call_does_what_the_function_says(tmp_path: Path, call: str, running: Server) -> None:
-    assert judge(tmp_path, CLEANER, running)[0] == "expand"
-    safety, rules = judge(tmp_path, CLEANER + call, running)
-    assert (safety, "destructive" in rules) == ("contract", True)
+@pytest.mark.parametrize("sql", ADDS)
+def test_what_only_adds_is_an_expansion(judged: Judged, sql: str) -> None:
+    assert judged(sql)[0] == "expand"
 
 
-@pytest.mark.parametrize(
-    "sql",
-    [
-        "alter table public.base add column more text; comment on column public.base.more is 'm';",
-        "create index concurrently i on public.base (note);",
-        "alter policy own on public.base to authenticated, anon;",
-        "grant update on public.base to authenticated;",
-        "alter table public.base alter column note drop not null;",
-        "alter table public.base add column more text; update public.base set more = note;",
-        CLEANER,  # nobody calls it yet
-        "do $$ begin if true then alter table public.base add column more text; end if; end $$;",
-        "do $$ begin raise notice 'we drop nothing, delete from nowhere'; end $$;",
-        "do $$ declare drop_note text := 'alter table'; begin perform length(drop_note); end $$;",
-    ],
-)
-def test_what_only_adds_is_an_expansion(tmp_path: Path, sql: str, running: Server) -> None:
-    assert judge(tmp_path, sql, running)[0] == "expand"
+def test_a_later_statement_mends_where_a_function_looks(judged: Judged) -> None:
+    assert judged(CLEANER + MENDED) == ("expand", {"no-comment", "public-function"})
+    assert "search-path" in judged(CLEANER + MENDED + UNDONE)[1]
 
 
-def test_a_later_migration_mends_where_a_function_looks(tmp_path: Path, running: Server) -> None:
-    mended = "alter function public.clean() set search_path = pg_catalog, pg_temp;"
-    again = "alter function public.clean() set search_path = '';"
-    assert "search-path" in judge(tmp_path, CLEANER, running)[1]
-    assert judge(tmp_path, CLEANER + mended, running) == (
-        "expand",
-        {"no-comment", "public-function"},
-    )
-    assert "search-path" in judge(tmp_path, CLEANER + mended + again, running)[1]
-
-
-def test_a_contract_waits_for_the_release_of_the_code(tmp_path: Path) -> None:
+def test_a_contract_waits_for_the_release_of_the_code(tmp_path: Path, running: Server) -> None:
     def git(*arguments: str) -> None:
         identity = ["-c", "user.name=t", "-c", "user.email=t@example.com"]
         subprocess.run(
@@ -170,7 +166,7 @@ def test_a_contract_waits_for_the_release_of_the_code(tmp_path: Path) -> None:
     drop = "alter table public.base drop column note;"
     (tmp_path / "migrations/20200102000000_drop.sql").write_text(drop)
     git("add", ".")
-    reports = check(tmp_path / "migrations")
+    reports = check(tmp_path / "migrations", running)
     assert same_release(reports, "HEAD", tmp_path) == []
     (tmp_path / "services/api/app.py").write_text("new\n")
     found = same_release(reports, "HEAD", tmp_path)

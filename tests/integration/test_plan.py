@@ -156,13 +156,14 @@ def test_a_change_of_each_kind(clone: Clone) -> None:
         "New, and may stay unset:\n\n- `GREETING` (variable): what the product says first. From: you choose\n",
         "- `CHAT_MODEL gpt-6-luna → gpt-7`\n",
         # apps
-        "- `+ env PAYMENT = Bearer ‹PAYMENT_KEY›`\n",
-        "- `- env OTEL_SERVICE_NAME`\n",
-        "- `memory limit 384 MB → 512 MB`\n",
-        "- `domain ‹API_DOMAIN›/ https, to http port 8000 → https, to http port 8001`\n",
-        "- `env CHAT_MODEL gpt-6-luna → gpt-7`\n",
+        "- `+ api.env.PAYMENT: Bearer ‹PAYMENT_KEY›`\n",
+        "- `- api.env.OTEL_SERVICE_NAME: cimt-api`\n",
+        "- `~ api.resources.memoryLimit: 384 -> 512`\n",
+        "- `~ api.domains.‹API_DOMAIN›/: https to http port 8000 -> https to http port 8001`\n",
+        "- `~ api.env.CHAT_MODEL: gpt-6-luna -> gpt-7`\n",
         "**worker** is new\n",
-        "- `+ image = ‹IMAGE_REPOSITORY›/worker:1`\n- `+ mount /spool = volume spool`\n",
+        "- `+ worker.image: ‹IMAGE_REPOSITORY›/worker:1`\n",
+        "- `+ worker.mounts./spool: volume spool`\n",
         # host
         "- `+ package wget`\n",
         "- `- package curl`: stays where it is",
@@ -184,7 +185,8 @@ def test_a_change_of_each_kind(clone: Clone) -> None:
     ):
         assert line in text, f"{line}\n\nis not in\n\n{text}"
     assert re.search(
-        r"- `image ‹IMAGE_REPOSITORY›/n8n:[\d.]+-\w{8} → ‹IMAGE_REPOSITORY›/n8n:[\d.]+-\w{8}`", text
+        r"- `~ n8n.image: ‹IMAGE_REPOSITORY›/n8n:[\d.]+-\w{8} -> ‹IMAGE_REPOSITORY›/n8n:[\d.]+-\w{8}`",
+        text,
     )
     assert f"node {moved['name']}" not in text
     assert len(text) <= 60_000

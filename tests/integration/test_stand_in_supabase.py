@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +19,7 @@ import pytest
 from supabase_auth import SyncGoTrueClient, SyncMemoryStorage
 from supabase_auth.errors import AuthApiError
 
-from local.clouds import CLOUDS, PUBLISHABLE_KEY
+from local.clouds import CLOUDS, PUBLISHABLE_KEY, SECRET_KEY
 from local.waiting import eventually, free_port
 from testbed.postgres import apply, server
 
@@ -327,3 +330,63 @@ def test_switches_for_servers_that_verify(project: Project) -> None:
     assert len(httpx.get(f"{project.issuer}/.well-known/jwks.json").json()["keys"]) == 1
     counted = httpx.get(f"{project.url}/stand-in/calls").json()
     assert counted == {"total": 1, "paths": {"/.well-known/jwks.json": 1}}
+
+
+def test_a_person_is_exported_and_erased(project: Project) -> None:
+    def person(action: str, user: str, **environment: str) -> tuple[int, str, str]:
+        values = {
+            "ENV": "production",
+            "SUPABASE_DB_URL": project.database,
+            "USER_ID": user,
+            "SUPABASE_URL": project.url,
+            "SUPABASE_SECRET_KEY": SECRET_KEY,
+            **environment,
+        }
+        result = subprocess.run(
+            [sys.executable, "-m", "tools.database.person", action],
+            cwd=ROOT,
+            env=os.environ | values,
+            capture_output=True,
+            text=True,
+        )
+        return result.returncode, result.stdout, result.stderr
+
+    ids = {}
+    for name in ("zoe", "bob"):
+        project.client().sign_in_with_otp(
+            {"email": f"{name}@example.com", "options": {"data": {"name": name.title()}}}
+        )
+        project.sign_in(f"{name}@example.com")
+        ((ids[name],),) = project.sql(
+            "select id::text from auth.users where email = %s", f"{name}@example.com"
+        )
+        project.sql(
+            "with made as (insert into public.conversations (user_id) values (%s) returning id, user_id) "
+            "insert into public.chat_logs (conversation_id, user_id, question, model) "
+            "select id, user_id, 'why?', 'm' from made",
+            ids[name],
+        )
+    project.sql("alter table auth.users add column encrypted_password text default 'hash-of-it'")
+    code, text, _ = person("export", "ZOE@example.com")
+    assert code == 0
+    document = json.loads(text)
+    assert document["account"]["id"] == ids["zoe"]
+    assert document["account"]["raw_user_meta_data"] == {"name": "Zoe"}
+    assert document["account"]["last_sign_in_at"]
+    assert [len(document[kind]) for kind in ("conversations", "chat_logs", "documents")] == [
+        1,
+        1,
+        0,
+    ]
+    assert not any(secret in text for secret in (ids["bob"], "hash-of-it"))
+
+    code, _, error = person("erase", ids["zoe"])
+    assert (code, "CONFIRM=yes" in error) == (2, True)
+    code, _, error = person("erase", ids["zoe"], CONFIRM="yes", SUPABASE_SECRET_KEY=PUBLISHABLE_KEY)
+    assert (code, len(error.splitlines())) == (1, 1), error
+    code, text, error = person("erase", ids["zoe"], CONFIRM="yes")
+    assert code == 0, error
+    assert json.loads(text) == {"account": 1, "conversations": 1, "chat_logs": 1, "documents": 0}
+    assert "backups of the database: 7 days" in error
+    assert person("export", ids["zoe"])[0] == 1
+    assert json.loads(person("export", ids["bob"])[1])["account"]["email"] == "bob@example.com"

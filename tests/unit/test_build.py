@@ -39,6 +39,7 @@ esac
 SKOPEO = """#!/bin/bash
 printf 'skopeo %s\\n' "$*" >>"$CALLS"
 [ -z "${SKOPEO_EXIT:-}" ] || { echo 'reading manifest 1 in example.com/cimt/n8n: manifest unknown' >&2; exit 1; }
+echo "sha256:$(printf '%064d' 7) $(printf '%040d' 8)"
 """
 REPOSITORY = "example.com/cimt"
 
@@ -350,8 +351,12 @@ def test_what_is_released_by_digest_is_built_without_being_named(checkout: Check
     assert calls.count("buildah bud") + calls.count("\nbud ") + calls.startswith("bud ") == 1
     assert "skopeo inspect" in calls, "the other app has a tag, which the registry has"
     built = json.loads(checkout.services("builds").stdout)
-    assert set(built) == {"api"}
+    assert set(built) == {"api", "n8n"}
     assert built["api"]["revision"] == checkout.git("rev-parse", "HEAD")
+    # What the registry had is released by its digest, and attested by the run that made it.
+    assert built["n8n"] == {"image": f"{REPOSITORY}/n8n@sha256:{7:064d}", "revision": f"{8:040d}"}
+    kept = json.loads((checkout.root / ".local/build/n8n.json").read_text())
+    assert "pushed_to" not in kept
     checkout.calls.unlink()
     assert checkout.services("build", "--no-push").returncode == 0
     assert "skopeo" not in checkout.calls.read_text()

@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from local.waiting import eventually
 from tools import receipt, step
+from tools.plan import live
 
 ROOT = Path(__file__).parents[2]
 DIGEST = "ghcr.io/example/cimt/api@sha256:" + "1" * 64
@@ -169,6 +170,26 @@ def test_who_did_not_look_has_not_found_nothing(
 ) -> None:
     kept(**({"plan": {"seconds": 1.0, "changed": []}, "audit": {"seconds": 2.0}} | steps))
     assert not receipt.findings()[1]
+
+
+def test_a_plan_is_data_with_its_count(
+    kept: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live, "FILE", tmp_path / "found.json")  # not the receipt of the step
+    change = {"app": "api", "path": "env.KEY", "kind": "change", "secret": True}
+    told = [f"{live.TASK}~ api.env.KEY: (changed)", "firewall : Rules: /etc/x"]
+    kept(plan={"ended": "now", "changed": told, "plan": [change], "notes": ["api: by hand"]})
+    assert live.main() == 2
+    found = json.loads(live.FILE.read_text())
+    assert (found["count"], found["apps"], found["tasks"]) == (2, [change], told[1:])
+    text, _ = receipt.findings()
+    assert "api: by hand" in text, "the nightly issue says since when"
+    kept(plan={"ended": "now", "changed": []})
+    assert live.main() == 0
+    assert json.loads(live.FILE.read_text())["count"] == 0
+    kept(plan={"ended": "now", "code": 4})
+    assert live.main() == 1
+    assert not live.FILE.exists(), "the plan of yesterday is none"
 
 
 @pytest.fixture

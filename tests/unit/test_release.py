@@ -4,7 +4,6 @@ import contextlib
 import json
 import subprocess
 import sys
-import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,9 @@ from typing import Any
 import pytest
 from ansible.errors import AnsibleFilterError
 
-import testbed.modules  # noqa: F401 - Ansible's module_utils find ours
 from plugins.filter.revisions import newer_on_main
 from plugins.module_utils.release_ledger import Ledger, overtaken, ran_before, refusal
+from testbed.simulated_droplet import Droplet, declared, image
 
 ROOT = Path(__file__).parents[2]
 DROP = "20260301000000_drop_note"
@@ -100,160 +99,153 @@ def test_the_playbook_is_told_what_the_files_take_away() -> None:
     assert isinstance(json.loads(done.stdout), dict)
 
 
-def image(letter: str) -> str:
-    return f"registry.example/api@sha256:{letter * 64}"
-
-
-class Host:
-    """A droplet as the module sees it: what panel and Swarm have, and which revision each image reports."""
-
-    def __init__(self) -> None:
-        self.panel_has = self.runs = ""
-        self.broken: set[str] = set()
-
-    # the panel
-    def read(self, operation: str, **_: str) -> Any:
-        if operation == "listActions":
-            return [{"id": self.runs, "createdAt": 1, "status": "done"}]
-        return {"source": {"image": self.panel_has}, "token": "t"}
-
-    def write(self, _: str, *, image: str, **__: str) -> None:
-        self.panel_has = image
-
-    def fire_hook(self, _: str) -> None:
-        self.runs = self.panel_has
-
-    # Swarm
-    def state(self) -> dict[str, Any]:
-        return {"image": self.runs} if self.runs else {}
-
-    def failure(self, _: object) -> str:
-        return "swarm: update paused" if self.runs in self.broken else ""
-
-    def updated(self, _: object, digest: str) -> bool:
-        return digest in self.runs
-
-    def settled(self, digest: str) -> bool:
-        return digest in self.runs
-
-    def never(self, _: str) -> bool:
-        return False
-
-    # its health address
-    def revision_or_reason(self) -> tuple[str | None, str]:
-        return self.runs[-1:] * 40, ""
-
-
-class Ended(Exception):
-    """The module has ended; ``args[0]`` is its answer."""
-
-
-class Droplet:
-    """Releases of an app on a `Host`, each by the real module."""
-
-    def __init__(self, state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        from roles.release.library import easypanel_release as module
-
-        self.module = module
-        self.host = Host()
-        self.state = state
-        host = self.host
-        swarm = types.SimpleNamespace(
-            state=host.state,
-            failure=host.failure,
-            updated=host.updated,
-            runs=host.settled,
-            settled=host.settled,
-            can_roll_back=host.never,
-            surplus=host.never,
-        )
-        monkeypatch.setattr(module, "open_panel", lambda *_: self.host)
-        monkeypatch.setattr(module, "SwarmService", lambda *_: swarm)
-        monkeypatch.setattr(module, "HealthAddress", lambda *_: self.host)
-        monkeypatch.setattr(
-            module.shutil, "disk_usage", lambda _: types.SimpleNamespace(free=2**40)
-        )
-        monkeypatch.setattr(module.signal, "signal", lambda *_: None)
-        monkeypatch.setattr(module.time, "sleep", lambda _: None)
-
-    def __call__(self, action: str, letter: str = "", **given: Any) -> dict[str, Any]:
-        params = {
-            "action": action,
-            "project": "cimt",
-            "service": "api",
-            "who": "ops",
-            "newer": [],
-            "image": letter and image(letter),
-            "revision": letter * 40 if action == "deploy" else "",
-            "migration": "",
-            "contracts": {},
-            "accept": "",
-            "health_url": "",
-            "connect_address": "",
-            "ca_file": "",
-            "registry_username": "",
-            "url": "",
-            "token_file": "",
-            "reason": "",
-            "state_directory": str(self.state),
-            "timeout": 5,
-            "revision_timeout": 5,
-            "lock_wait": 0,
-            "min_free_mb": 1,
-            "entries": 20,
-            **given,
-        }
-
-        def end(**answer: Any) -> None:
-            raise Ended(answer)
-
-        ansible = types.SimpleNamespace(
-            params=params,
-            check_mode=False,
-            run_command=None,
-            get_bin_path=lambda *_, **__: "docker",
-            exit_json=end,
-            fail_json=lambda **answer: end(failed=True, **answer),
-        )
-        with pytest.raises(Ended) as ended, self.module.failures(ansible, "wait"):
-            self.module.Release(ansible).run()
-        return dict(ended.value.args[0])
-
-    def ledger(self) -> list[dict[str, Any]]:
-        return Ledger(self.state / "releases.jsonl").entries()
-
-
 @pytest.fixture
 def droplet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Droplet:
-    return Droplet(tmp_path, monkeypatch)
+    """A droplet with the app `api`, which was never released."""
+    found = Droplet(tmp_path, monkeypatch)
+    found.host.write("createAppService", projectName="cimt", serviceName="api")
+    return found
+
+
+def app(**env: str) -> dict[str, Any]:
+    """The app with these plain settings."""
+    return declared(env={"LOG_LEVEL": "info", **env})
 
 
 def test_a_release_that_proved_bad_is_taken_back_and_was_never_live(droplet: Droplet) -> None:
-    assert droplet("deploy", "a")["switched"]
-    assert droplet("deploy", "b")["image"] == image("b")
+    droplet("deploy", "a", app=app(MODE="old"), secret_env={"KEY": "k1"})
+    done = droplet("deploy", "b", app=app(), secret_env={"KEY": "k2"})
+    assert (done["switched"], done["image"]) == (True, image("b"))
     undone = droplet("undo", "b", reason="smoke: FAILED test_it - no greeting\nmore")
     assert undone["fate"] == f"api: {image('a')} is back and answers"
-    assert undone["timeline"]
-    assert droplet.host.runs == image("a")
+    # Image and settings, secrets included: what served is what serves.
+    assert droplet.host.runs() == (image("a"), {"LOG_LEVEL": "info", "MODE": "old", "KEY": "k1"})
     line = droplet.ledger()[-1]
     assert (line["action"], line["result"]) == ("undo", "failed, restored")
     assert line["reason"] == "smoke: FAILED test_it - no greeting"
     assert (line["from"], line["to"], line["revision"]) == (image("a"), image("b"), "b" * 40)
     assert not list(droplet.state.glob("*.inflight.json"))
     # For all that comes after, the one before is what is live.
-    assert droplet("deploy", "a")["switched"] is False
+    again = droplet("deploy", "a", app=app(MODE="old"), secret_env={"KEY": "k1"})
+    assert again["switched"] is False
     assert "no release of api before" in droplet("rollback")["msg"]
     assert droplet("deploy", "c")["switched"]
     assert droplet("rollback")["image"] == image("a")
+
+
+def test_image_and_settings_come_and_go_together(droplet: Droplet) -> None:
+    droplet("deploy", "a", app=app(MODE="old"))
+    droplet("deploy", "b", app=app(MODE="new"))
+    shown = [(one[-1], env["MODE"]) for one, env in droplet.host.started]
+    assert shown == [("a", "old"), ("b", "new")], "no old image with new settings"
+    # Settings alone are a release too, and the way back of each is its own.
+    changed = droplet("deploy", app=app(MODE="newer"), revision="")
+    assert (changed["switched"], droplet.host.runs()[1]["MODE"]) == (True, "newer")
+    assert changed["changes"] == ["~ api.env.MODE: new -> newer"]
+    assert droplet.ledger()[-1]["revision"] == "b" * 40
+    assert droplet("rollback")["image"] == image("b")
+    assert droplet.host.runs() == (image("b"), {"LOG_LEVEL": "info", "MODE": "new"})
+    assert droplet("deploy", app=app(MODE="new"), revision="")["changed"] is False
+
+
+def test_bad_settings_with_a_good_image_are_taken_back_with_it(droplet: Droplet) -> None:
+    host = droplet.host
+    droplet("deploy", "a", app=app(), secret_env={"KEY": "secret-one"})
+    host.broken = lambda _, env: env.get("MODE") == "bad"
+    before, hooks, served = dict(host.apps["api"]), host.hooks, host.serving()
+    mounted = {"type": "volume", "name": "data", "mountPath": "/data"}
+    bad = app(MODE="bad") | {"replicas": 2, "mounts": [mounted], "domains": []}
+    bad |= {"ports": [{"published": 9000, "target": 9, "protocol": "tcp"}]}
+    told = droplet("deploy", "b", app=bad, secret_env={"KEY": "secret-two"})
+    assert told["failed"]
+    assert f"{image('a')} is back and answers" in told["msg"]
+    assert "reason: the panel's deploy failed" in told["msg"]
+    assert {**host.apps["api"], "deploy": before["deploy"]} == before
+    assert host.apps["api"]["deploy"]["replicas"] == 1
+    assert host.serving() == served, "what never stopped serving is left alone"
+    assert host.hooks == hooks + 1, "Swarm takes its update back by itself"
+    line = droplet.ledger()[-1]
+    assert line["result"] == "failed, restored"
+    assert "+ api.env.MODE: bad" in line["changes"]
+    assert "~ api.env.KEY: (changed)" in line["changes"]
+    # Good settings with the same image: that was not its fault.
+    assert droplet("deploy", "b", app=app(MODE="good"))["switched"]
+    # The same digest again with bad settings, where Swarm stops first: the old task is gone, so it is deployed.
+    bad = app(MODE="bad") | {"zero_downtime": False}
+    told = droplet("deploy", "b", app=bad)
+    assert "is back and answers" in told["msg"]
+    assert host.runs()[1]["MODE"] == "good"
+
+
+def test_a_revoked_secret_never_comes_back(droplet: Droplet) -> None:
+    registry = {"registry_username": "me"}
+    for number, letter in enumerate("9abcdef", 1):
+        env = {"KEY": f"revoked-{number}", "GONE": f"forgotten-{number}"}
+        droplet(
+            "deploy",
+            letter,
+            app=app(ROUND=letter),
+            secret_env=env,
+            registry_password=f"token-{number}",
+            **registry,
+        )
+    env = {"KEY": "changed", "GONE": "forgotten-7"}
+    again = {"app": app(ROUND="f"), "secret_env": env, "registry_password": "token-7"}
+    only = droplet("deploy", "f", **again, **registry)
+    assert only.get("switched"), "a changed secret reaches the app"
+    assert only["changes"] == ["~ api.env.KEY: (changed)"]
+    done = droplet(
+        "rollback",
+        app=app(),
+        secret_env={"KEY": "fresh"},
+        registry_password="token-fresh",
+        **registry,
+    )
+    assert done["image"] == image("e")
+    told = {"LOG_LEVEL": "info", "ROUND": "e", "KEY": "fresh"}
+    assert droplet.host.runs() == (image("e"), told)
+    assert droplet.host.apps["api"]["source"]["password"] == "token-fresh"
+    assert any("left out: env.GONE" in line for line in done["timeline"])
+    # Values are in one file, for root alone, and only the last five.
+    kept = droplet.state / "releases.json"
+    assert kept.stat().st_mode & 0o777 == 0o600
+    assert len(json.loads(kept.read_text())["releases"]["api"]) == 5
+    ledger = (droplet.state / "releases.jsonl").read_text()
+    for word in ("revoked", "forgotten", "fresh", "token-"):
+        assert word not in ledger
+        assert word not in json.dumps([only, done])
+
+
+def test_a_ledger_from_before_settings_were_kept_is_read(droplet: Droplet) -> None:
+    """As the first wave wrote it: an image is all that it knows."""
+    droplet("deploy", "a", app=app(MODE="now"))
+    droplet("deploy", "b", app=app(MODE="now"))
+    lines = droplet.ledger()
+    for line in lines:
+        del line["app"], line["changes"]
+    ledger = droplet.state / "releases.jsonl"
+    ledger.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    (droplet.state / "releases.json").unlink()
+    assert "releases" not in "".join(droplet("history")["ledger"])
+    assert droplet.plan(app(MODE="now"))["plan"] == []
+    known = droplet("deploy", "b", app=app(MODE="now"))
+    assert (known["changed"], known["switched"]) == (True, False)
+    assert any("it does now" in line for line in known["timeline"])
+    done = droplet("rollback", app=app(MODE="later"))
+    assert done["image"] == image("a")
+    assert droplet.host.runs() == (image("a"), {"LOG_LEVEL": "info", "MODE": "now"})
+    droplet("deploy", "c", app=app(MODE="later"))
+    assert droplet("undo", "c", reason="smoke: x")["fate"].endswith("is back and answers")
+    assert droplet.host.runs()[1]["MODE"] == "now"
 
 
 def test_an_undo_leaves_what_another_hand_did_since(droplet: Droplet) -> None:
     for letter in "abc":
         droplet("deploy", letter)
     assert "another hand" in droplet("undo", "b", reason="smoke: late")["fate"]
-    droplet.host.panel_has = droplet.host.runs = image("d")
+    droplet.host.apps["api"]["source"]["image"] = image("d")
     assert "another hand" in droplet("undo", "c", reason="smoke: by hand")["fate"]
-    assert droplet.host.runs == image("d")
+    assert droplet.host.runs()[0] == image("c")
     assert len(droplet.ledger()) == 3
 
 
@@ -261,26 +253,142 @@ def test_a_first_release_stays(droplet: Droplet) -> None:
     droplet("deploy", "a")
     undone = droplet("undo", "a", reason="smoke: FAILED")
     assert "nothing ran before" in undone["fate"]
-    assert droplet.host.runs == image("a")
+    assert droplet.host.runs()[0] == image("a")
     assert [line["result"] for line in droplet.ledger()] == ["live", "failed"]
     assert droplet("deploy", "a")["changed"] is False, "the ledger knows that it serves"
 
 
-def test_an_undo_that_does_not_come_up_is_said(droplet: Droplet) -> None:
+def test_what_cannot_be_put_back_is_said(droplet: Droplet) -> None:
     droplet("deploy", "a")
     droplet("deploy", "b")
-    droplet.host.broken = {image("a")}
+    droplet.host.broken = lambda one, _: one == image("a")
     assert "COULD NOT BE PUT BACK" in droplet("undo", "b", reason="audit: x")["fate"]
     assert droplet.ledger()[-1]["result"] == "failed, NOT restored"
     assert list(droplet.state.glob("*.inflight.json")), "the next release knows what to put back"
+    droplet.host.broken = lambda *_: False
+    done = droplet("deploy", "c")
+    assert any("was cut short; it started from" in line for line in done["timeline"])
+    assert droplet.host.runs()[0] == image("c")
 
 
-def test_an_undo_waits_for_the_lock(droplet: Droplet) -> None:
+def test_a_release_waits_for_the_lock(droplet: Droplet) -> None:
     droplet("deploy", "a")
-    with droplet.module.host_lock(str(droplet.state), "somebody", "a release", 0):
-        told = droplet("undo", "a", reason="smoke: x")
-    assert told["locked"]
-    assert "locked by somebody" in told["msg"]
+    with droplet.lock("somebody"):
+        for told in (droplet("undo", "a", reason="smoke: x"), droplet("deploy", "b")):
+            assert told["locked"]
+            assert "locked by somebody" in told["msg"]
+    assert droplet.host.runs()[0] == image("a")
+
+
+def test_one_that_was_cut_short_is_finished_or_taken_back(droplet: Droplet) -> None:
+    host = droplet.host
+    droplet("deploy", "a", app=app(MODE="old"))
+
+    class Killed(BaseException):
+        pass
+
+    def kill() -> None:
+        if host.hooks == 2:
+            raise Killed
+
+    host.on_poll = kill
+    with pytest.raises(Killed):
+        droplet("deploy", "b", app=app(MODE="new"))
+    host.on_poll = lambda: None
+    left = droplet.plan(app(MODE="new"), check=False)
+    assert left["releases"][0]["service"] == "api", "services and provision finish it, too"
+    host.broken = lambda one, _: one == image("b")
+    told = droplet("deploy", "b", app=app(MODE="new"))
+    assert "an earlier release by ops was cut short" in told["msg"]
+    assert f"{image('a')} is back" in told["msg"]
+    assert host.runs() == (image("a"), {"LOG_LEVEL": "info", "MODE": "old"})
+    assert not list(droplet.state.glob("*.inflight.json"))
+
+
+@pytest.mark.parametrize("status", [0, 502, 200])
+def test_a_panel_that_is_away_for_a_moment_fails_no_release(droplet: Droplet, status: int) -> None:
+    """Also one that answers in HTML, as a proxy does in its place: that is status 200 with another body."""
+    host = droplet.host
+    droplet("deploy", "a", app=app())
+    odd = host.refusal("x", status) if status != 200 else ValueError("Expecting value: line 1")
+    names = ("inspectAppService", "updateAppEnv", "hook", "getAction", "listDomains")
+    host.answers = {name: [odd] for name in names} | {"listActions": [odd, odd, "<html>"]}
+    host.answers["inspectAppService"] = []
+    done = droplet("deploy", "b", app=app(MODE="new"))
+    assert done.get("switched"), done
+    assert host.runs() == (image("b"), {"LOG_LEVEL": "info", "MODE": "new"})
+    assert host.hooks == 2
+
+
+def test_a_panel_that_stays_away_leads_to_what_was_before(droplet: Droplet) -> None:
+    host = droplet.host
+    droplet("deploy", "a", app=app())
+    # While the release polls it breaks down for two minutes, and comes back when everything is put back.
+    host.answers = {"listActions": [[], *[host.refusal("listActions", 502)] * 40]}
+    told = droplet("deploy", "b", app=app(MODE="new"))
+    assert "reason: panel: listActions: Bad gateway (HTTP 502)" in told["msg"]
+    assert "is back and answers" in told["msg"]
+    assert host.runs() == (image("a"), {"LOG_LEVEL": "info"})
+
+
+def test_what_the_panel_does_not_keep_is_taken_back(droplet: Droplet) -> None:
+    host = droplet.host
+    droplet("deploy", "a", app=app())
+    host.drops = {"updateAppEnv"}
+    hooks = host.hooks
+    told = droplet("deploy", "b", app=app(MODE="new"))
+    assert "the panel did not keep api.env.MODE" in told["msg"]
+    assert "is back and answers" in told["msg"]
+    assert (host.runs()[0], host.hooks) == (image("a"), hooks)
+    host.drops = set()
+    host.extra = {"invented": {"later": [1]}, "deploymentUrl": "http://x"}  # of a newer panel
+    assert droplet("deploy", "b", app=app(MODE="new"))["switched"]
+
+
+def test_a_slow_first_pull_ends_as_what_it_is(droplet: Droplet) -> None:
+    host = droplet.host
+    host.pull_seconds = 1000
+    done = droplet("deploy", "a", app=app())
+    assert done["switched"], "the panel was still at it when the time was over"
+    host.pull_seconds = 10_000
+    told = droplet("deploy", "b", app=app())
+    assert "not live after 600 s" in told["msg"]
+    assert host.clock.seconds < 10_000, "it is not waited for for ever"
+
+
+def test_a_first_release_that_comes_up_too_late_is_live_in_the_end(droplet: Droplet) -> None:
+    host = droplet.host
+    host.pull_seconds = 3000
+    told = droplet("deploy", "a", app=app())
+    assert "nothing could be put back" in told["msg"]
+    host.clock.sleep(3000)
+    host.read("listActions", serviceName="api")
+    assert droplet("deploy", "a", app=app())["switched"] is False
+    assert [line["result"] for line in droplet.ledger()] == ["failed", "live"]
+
+
+def test_an_app_without_a_health_address_is_judged_by_swarm(droplet: Droplet) -> None:
+    given = {"health_url": "", "revision": ""}
+    gated = droplet("deploy", "a", gate="false", **given)
+    assert "nothing was changed: `false` failed: no room" in gated["msg"]
+    assert droplet.host.apps["api"]["source"] is None
+    assert droplet("deploy", "a", gate="true", **given)["switched"]
+    droplet.host.broken = lambda one, _: one == image("b")
+    assert "is back and answers" in droplet("deploy", "b", **given)["msg"]
+    assert droplet("deploy", "a", gate="false", **given)["switched"] is False, "nothing to save for"
+
+
+def test_a_domain_starts_no_container_anew(droplet: Droplet) -> None:
+    droplet("deploy", "a", app=app())
+    hooks = droplet.host.hooks
+    more = [*app()["domains"], {**app()["domains"][0], "host": "www.example"}]
+    done = droplet("deploy", app=app() | {"domains": more}, revision="")
+    assert done["changes"] == ["+ api.domains.www.example/: https to http port 8000"]
+    assert [one["host"] for one in droplet.host.domains] == ["api.example", "www.example"]
+    assert droplet.host.hooks == hooks
+    # Back to before it: what that release brought goes with it.
+    droplet("rollback", app=app())
+    assert [one["host"] for one in droplet.host.domains] == ["api.example"]
 
 
 def test_an_older_release_is_refused_while_a_newer_one_serves(droplet: Droplet) -> None:
@@ -294,7 +402,7 @@ def test_an_older_release_is_refused_while_a_newer_one_serves(droplet: Droplet) 
         "nothing was changed",
     ):
         assert words in told["msg"]
-    assert droplet.host.runs == image("b")
+    assert droplet.host.runs()[0] == image("b")
     assert len(droplet.ledger()) == 1
     assert droplet("deploy", "b", newer=["c" * 40])["switched"] is False, "the newest may run again"
     assert droplet("deploy", "a", newer=[])["switched"], "who insists gets it"

@@ -71,7 +71,7 @@ def test_the_api_knows_what_it_is_given_and_has_the_same_defaults() -> None:
 
 
 def test_an_audit_shows_nothing_of_what_is_secret() -> None:
-    known = settings.values(DECLARED, dict.fromkeys(SETTINGS, "x"))
+    known = settings.values(DECLARED, {name: name for name in SETTINGS})
     plain = settings.of_apps(DECLARED, known) | {"N8N_TAG": "1"}
     secret = dict.fromkeys(settings.of_apps(DECLARED, known, secret=True), "hidden")
     secret["N8N_OWNER_PASSWORD_HASH"] = "hidden"

@@ -33,7 +33,13 @@ ENCRYPTED = ("require", "verify-ca", "verify-full")
 # Supabase's root, which signs its databases and poolers and which no system knows; until 26 April 2031. The locked
 # Supabase CLI holds the same one, which a test compares.
 ROOT_CERTIFICATE = pathlib.Path(__file__).with_name("supabase-root-2021.crt")
-_PASSWORDS = ("API_DATABASE_PASSWORD", "PGPASSWORD", "SUPABASE_DB_PASSWORD")
+_PASSWORDS = (
+    "API_DATABASE_PASSWORD",
+    "OPENAI_API_KEY",
+    "PGPASSWORD",
+    "SUPABASE_DB_PASSWORD",
+    "SUPABASE_SECRET_KEY",
+)
 
 
 class Refused(Exception):

@@ -54,8 +54,9 @@ def snapshot(admin: psycopg.Connection) -> dict[Key, Any]:
     return facts
 
 
-def plant(admin: psycopg.Connection, facts: Facts) -> None:
-    """Put a row into every table that has none, without triggers and foreign keys; where that fails, none."""
+def plant(admin: psycopg.Connection, facts: Facts) -> bool:
+    """Put a row into every table that has none, without triggers and foreign keys; whether any took it."""
+    planted = False
     for key, relation in facts.items():
         if key[0] != "relation" or relation["kind"] not in ("r", "p"):
             continue
@@ -92,9 +93,11 @@ def plant(admin: psycopg.Connection, facts: Facts) -> None:
                     admin.execute("set local session_replication_role = replica")
                     admin.execute("set local search_path = extensions")
                     admin.execute(row)
+                planted = True
                 break
             except psycopg.Error:
                 continue
+    return planted
 
 
 def uproot(admin: psycopg.Connection, facts: Facts) -> None:

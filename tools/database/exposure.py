@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import pathlib
 import re
@@ -52,27 +53,32 @@ def _vector_classes(admin: psycopg.Connection) -> set[str]:
     return {name for (name,) in admin.execute(query)}
 
 
+@functools.cache
+def _asked(text: str) -> tuple[list[str], bool, set[str]]:
+    """(functions of `auth` that are called for every row, whether each way in asks of the row, all it calls)."""
+    tree = expression(text)
+    per_row, called = (
+        [".".join(part["sval"] for part in call["funcname"]) for call in calls]
+        for calls in (nodes(tree, "FuncCall", outside="SubLink"), nodes(tree, "FuncCall"))
+    )
+    asks = all(any(nodes(part, "ColumnRef")) for part in parts(tree, "OR_EXPR"))
+    return [name for name in per_row if name.startswith("auth.")], asks, set(called)
+
+
 def _policy(names: list[str], policy: Any, facts: Facts) -> Iterator[tuple[Key, str]]:
     called = f"policy {names[1]} of {names[0]}"
     for text in filter(None, (policy["qual"], policy["check"])):
-        tree = expression(text)
-        for call in nodes(tree, "FuncCall", outside="SubLink"):
-            function = ".".join(part["sval"] for part in call["funcname"])
-            if function.startswith("auth."):
-                told = f"{function}() is called for every row. Next: (select {function}())"
-                yield ("policy-per-row", called), told
+        per_row, asks, functions = _asked(text)
+        for function in per_row:
+            told = f"{function}() is called for every row. Next: (select {function}())"
+            yield ("policy-per-row", called), told
         # Any part that asks nothing of the row lets through all of them.
-        if policy["permissive"] and not all(
-            any(nodes(part, "ColumnRef")) for part in parts(tree, "OR_EXPR")
-        ):
+        if policy["permissive"] and not asks:
             yield ("open-policy", called), f"{called} asks nothing of the row: {text}"
         # What a policy calls counts as a part of it.
-        asked = [text, *(
-            fact["source"] for key, fact in facts.items()
-            if key[0] == "function" and fact["called"] in {
-                ".".join(part["sval"] for part in call["funcname"]) for call in nodes(tree, "FuncCall")}
-        )]  # fmt: skip
-        if any(WRITTEN_BY_USERS.search(one) for one in asked):
+        bodies = (fact["source"] for key, fact in facts.items()
+                  if key[0] == "function" and fact["called"] in functions)  # fmt: skip
+        if any(WRITTEN_BY_USERS.search(one) for one in (text, *bodies)):
             yield (
                 ("user-metadata", called),
                 f"{called} trusts what users write themselves (user_metadata, headers)",

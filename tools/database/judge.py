@@ -12,7 +12,7 @@ import pathlib
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -233,8 +233,8 @@ class _File:
             statements.append((line, text, raw.stmt(skip_none=True)))
         for wrong in history.unfit(self.report.file, self.sql):
             self.report.find(0, wrong.rule, wrong.text)
-        catalogue.plant(self.scratch.admin, self.start)
-        self.start = self.scratch.facts = catalogue.snapshot(self.scratch.admin)
+        if catalogue.plant(self.scratch.admin, self.start):
+            self.start = self.scratch.facts = catalogue.snapshot(self.scratch.admin)
         self.apply(statements)
         self.squawk([line for line, _, _ in statements])
         return self.report
@@ -323,25 +323,23 @@ class _File:
         """Judge by its text one statement that runs with the file; `inside`: in a body, of these functions."""
         kind = node["@"]
         loss = ""
+        table = _name(node["relation"]) if isinstance(node.get("relation"), dict) else ""
+        old = ("relation", table) in self.start
+
+        def there(columns: Iterable[str]) -> str:
+            """The first of these columns that the table had before."""
+            return next((name for name in columns if ("column", table, name) in self.start), "")
+
         if kind in ("DeleteStmt", "TruncateStmt", "MergeStmt"):
-            of = node.get("relation") or node["relations"][0]
-            loss = f"rows of {_name(of)} are deleted or overwritten"
+            loss = f"rows of {table or _name(node['relations'][0])} are deleted or overwritten"
         elif kind == "UpdateStmt":
-            table = _name(node["relation"])
-            old = [
-                one["name"]
-                for one in node["targetList"]
-                if ("column", table, one["name"]) in self.start
-            ]
-            fresh = ("relation", table) not in self.start
-            loss = (
-                f"{table}.{old[0]} is overwritten in rows that exist" if old and not fresh else ""
-            )
+            written = there(one["name"] for one in node["targetList"])
+            loss = f"{table}.{written} is overwritten in rows that exist" if written and old else ""
         elif kind == "InsertStmt":
-            clause = node.get("onConflictClause") or {}
-            fresh = ("relation", _name(node["relation"])) not in self.start
-            overwrites = clause.get("action", {}).get("name") == "ONCONFLICT_UPDATE" and not fresh
-            loss = f"rows of {_name(node['relation'])} are overwritten" if overwrites else ""
+            action = node.get("onConflictClause", {}).get("action", {}).get("name")
+            loss = (
+                f"rows of {table} are overwritten" if action == "ONCONFLICT_UPDATE" and old else ""
+            )
         elif kind == "DoStmt":
             options = {option["defname"]: str(option["arg"]["sval"]) for option in node["args"]}
             self.body(
@@ -350,31 +348,22 @@ class _File:
         elif inside is not None and kind in SHOWN | {"CreateTableAsStmt"}:
             loss = "" if _adds(node) else _effect(node)
         elif kind == "DropStmt" and node["removeType"]["name"] == "OBJECT_TABLE":
-            old = [one for one in map(_name, node["objects"]) if ("relation", one) in self.start]
-            loss = f"table {old[0]} is dropped" if old else ""  # also where it is made anew
+            gone = [one for one in map(_name, node["objects"]) if ("relation", one) in self.start]
+            loss = f"table {gone[0]} is dropped" if gone else ""  # also where it is made anew
         elif kind == "AlterTableStmt":
-            table = _name(node["relation"])
-            old = [
-                one["name"]
-                for one in node["cmds"]
-                if one["subtype"]["name"] == "AT_DropColumn"
-                and ("column", table, one["name"]) in self.start
-            ]
-            loss = f"column {table} {old[0]} is dropped" if old else ""
+            drops = (one for one in node["cmds"] if one["subtype"]["name"] == "AT_DropColumn")
+            dropped = there(one["name"] for one in drops)
+            loss = f"column {table} {dropped} is dropped" if dropped else ""
         elif (
             kind == "DropStmt"
             and node["removeType"]["name"].removeprefix("OBJECT_") not in SHOWN_WHEN_DROPPED
         ):
             loss = f"{node['removeType']['name'].removeprefix('OBJECT_').lower()} is dropped"
-        elif (
-            kind == "IndexStmt"
-            and not node["concurrent"]
-            and ("relation", _name(node["relation"])) in self.start
-        ):
+        elif kind == "IndexStmt" and not node["concurrent"] and old:
             self.report.find(
                 line,
                 "index-not-concurrent",
-                f"{_name(node['relation'])} exists already: building an index blocks its writers. "
+                f"{table} exists already: building an index blocks its writers. "
                 "Next: create index concurrently, alone in a file of its own",
             )
         elif (

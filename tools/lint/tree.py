@@ -1,6 +1,6 @@
 """Checks of the tree that no linter of a language makes.
 
-usage: tree.py locks|marks|modes|arrows
+usage: tree.py locks|marks|modes|arrows|twins
 
 locks  every pin of a *.in is in its *.txt with a hash, which begins with the command that makes it (update bots
        read it there); package.json agrees with package-lock.json; and no lock file says where a package comes
@@ -8,6 +8,7 @@ locks  every pin of a *.in is in its *.txt with a hash, which begins with the co
 marks  no leftover merge marker, no trailing carriage return
 arrows imports go one way: see ARROWS
 modes  a file has the executable bit if and only if it starts with `#!`
+twins  a page in Portuguese (NAME.pt-BR.md) has the headings, commands, names and links of its page in English
 """
 
 import ast
@@ -16,6 +17,7 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -153,7 +155,35 @@ def arrows() -> Iterator[str]:
                     yield f"{path}:{node.lineno}: {room} may not import {other} (CONTRIBUTING.md says why)"
 
 
-CHECKS = {"arrows": arrows, "locks": locks, "marks": marks, "modes": modes}
+def twins() -> Iterator[str]:
+    """Findings about pages in Portuguese that say other things than their English ones."""
+    for path in files():
+        if not path.name.endswith(".pt-BR.md"):
+            continue
+        english = path.with_name(path.name.replace(".pt-BR", ""))
+        here, there = said(path), said(english)
+        for kind in here:
+            for what in sorted((here[kind] - there[kind]).elements()):
+                yield f"{path}: the {kind} {what!r} is not in {english}"
+            for what in sorted((there[kind] - here[kind]).elements()):
+                yield f"{path}: the {kind} {what!r} of {english} is missing"
+
+
+def said(path: Path) -> dict[str, Counter[str]]:
+    """What a page says in no language: levels of headings, commands without their comments, code, links."""
+    text = (ROOT / path).read_text()
+    blocks = re.findall(r"^ *```\w*\n(.*?)^ *```", text, re.MULTILINE | re.DOTALL)
+    prose = re.sub(r"^ *```.*?^ *```", "", text, flags=re.MULTILINE | re.DOTALL)
+    lines = [line.partition(" #")[0].strip() for block in blocks for line in block.splitlines()]
+    return {
+        "heading": Counter(re.findall(r"^#+(?= )", prose, re.MULTILINE)),
+        "command": Counter(line for line in lines if line and not line.startswith("#")),
+        "name": Counter(re.findall(r"`([^`\n]+)`", prose)),
+        "link": Counter(link.replace(".pt-BR", "") for link in re.findall(r"\]\(([^)]+)\)", prose)),
+    }
+
+
+CHECKS = {"arrows": arrows, "locks": locks, "marks": marks, "modes": modes, "twins": twins}
 
 if __name__ == "__main__":
     if len(sys.argv) != 2 or sys.argv[1] not in CHECKS:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+from plugins.module_utils import app_changes
 from tools.database.safety import Report
 from tools.settings.__main__ import github
 
 Tree = Mapping[str, Any]
 VALUE = 300  # characters of one value
 DIFF = 8_000  # characters of one file's diff
-# The panel and n8n leave alone what the files do not name, the host what no role names.
+# n8n leaves alone what the files do not name, the host what no role names.
 STAYS = "stays where it is until somebody deletes it"
+PRUNED = "stays until `make prune`"
 
 
 def code(text: str) -> str:
@@ -46,9 +49,7 @@ def changes(base: Mapping[str, str], head: Mapping[str, str]) -> Iterator[str]:
         if key not in base:
             yield f"- {code(f'+ {key} = {head[key]}' if head[key] else f'+ {key}')}"
         elif key not in head:
-            kept = (
-                f": {STAYS}" if key.startswith(("mount ", "domain ", "package ", "unit ")) else ""
-            )
+            kept = f": {STAYS}" if key.startswith(("package ", "unit ")) else ""
             yield f"- {code(f'- {key}')}{kept}"
         elif base[key] != head[key]:
             yield f"- {code(f'{key} {base[key] or chr(34) * 2} → {head[key] or chr(34) * 2}')}"
@@ -66,12 +67,15 @@ def apps(base: Tree, head: Tree) -> Iterator[str]:
         left, right = pair
         for name in sorted({*left, *right}):
             if name not in right:
-                yield f"**{name}** is removed: in the panel it {STAYS}."
+                yield f"**{name}** is removed: in the panel it {PRUNED}."
                 continue
-            # Of a new one, only what is said of it.
-            unsaid = {} if name in left else {"none", "null", "false", "[]"}
-            said = {key: text for key, text in right[name].items() if text not in unsaid}
-            if rows := list(changes(left.get(name, {}), said)):
+            there, wanted = left.get(name, {}), app_changes.Desired(name, right[name])
+            # No value of production is here, so nothing is hidden. Of a new one, only what is said of it.
+            found = [replace(one, secret=False) for one in app_changes.changes(wanted, there)]
+            rows = [f"- {code(str(one))}" for one in found if there or one.new]
+            spare = app_changes.unmanaged(wanted, there)
+            rows += [f"- {code(f'- {name}.{path}')}: {PRUNED}" for path in spare]
+            if rows:
                 yield "\n".join([f"**{name}**{'' if name in left else ' is new'}", "", *rows])
 
 

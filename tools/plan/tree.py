@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from plugins.module_utils.app_changes import desired
 from plugins.module_utils.n8n_files import normal
 from tools.workflows import repository
 
@@ -52,30 +53,13 @@ def settings(folder: Path) -> dict[str, Any]:
     return found
 
 
-def app(declared: Mapping[str, Any], secret: Mapping[str, str]) -> Flat:
-    """One app of the panel in words: ``{"memory limit": "384 MB", "env KEY": …}``."""
-    rest = dict(declared)
-    result = {"image": rest.pop("image")}
-    environment = {**rest.pop("env"), **secret}
-    resources = rest.pop("resources")
-    for key, amount in resources.items():
-        memory = key.startswith("memory")
-        name = (
-            f"{'memory' if memory else 'CPU'} {'limit' if key.endswith('Limit') else 'reservation'}"
-        )
-        result[name] = f"{amount:g} {'MB' if memory else 'cores'}" if amount else "none"
-    for mount in rest.pop("mounts"):
-        source = mount.get("name") or mount.get("hostPath")
-        result[f"mount {mount['mountPath']}"] = f"{mount['type']} {source}"
-    for domain in rest.pop("domains"):
-        scheme = "https" if domain["https"] else "http"
-        name = f"domain {domain['host']}{domain['path']}"
-        result[name] = f"{scheme}, to {domain['protocol']} port {domain['port']}"
-    del rest["name"]
-    result["released by digest"] = flat(rest.pop("released"))[""]
-    result["pulled with our credentials"] = flat(rest.pop("ours"))[""]
-    result |= flat({key.replace("_", " "): value for key, value in rest.items()})
-    return result | {f"env {key}": environment[key] for key in sorted(environment)}
+def app(declared: Mapping[str, Any], secret: Mapping[str, str]) -> dict[str, Any]:
+    """One app of the panel as a state of app_changes, with what the panel does not see of it."""
+    known = {
+        "released by digest": declared["released"],
+        "pulled with our credentials": declared["ours"],
+    }
+    return known | desired(declared, secret, image=declared["image"]).values
 
 
 def files(declared: Declared) -> dict[str, dict[str, str]]:

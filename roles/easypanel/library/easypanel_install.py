@@ -9,13 +9,27 @@ import time
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.easypanel import PANEL_ARGUMENTS, Panel, PanelError, failures, write_file
+from ansible.module_utils.easypanel import (
+    NEXT_VERSION,
+    NOT_READY,
+    PANEL_ARGUMENTS,
+    PANEL_PORT,
+    PROXY_PORTS,
+    Panel,
+    PanelError,
+    failures,
+    parsed_version,
+    write_file,
+)
 
 DOCUMENTATION = r"""
 module: easypanel_install
 short_description: Install EasyPanel once, create its first admin, keep a working API token
 description:
-  - Runs the panel's own C(setup) command when the host has no panel of this version. An existing Swarm is never left.
+  - Runs the panel's own C(setup) command when the host has no panel of this version, or a set-up was interrupted.
+    An existing Swarm is never left.
+  - A newer panel is told and left; C(downgrade) names the version to go back to.
+  - An upgrade is checked before (it answers) and after (version, and no app is missing).
   - Creates the first admin from localhost, before anybody else can reach the panel.
   - Keeps an API token in a file that only root can read.
   - Gives Swarm's own node the time that a starved host needs. One that misses its heartbeats counts as lost, and Swarm
@@ -27,6 +41,7 @@ options:
   admin_email: {type: str, required: true, description: E-mail address of the first admin.}
   admin_password: {type: str, required: true, description: Password of the first admin, 8 characters or more.}
   token_file: {type: path, required: true, description: Where the API token is kept, mode 0600.}
+  downgrade: {type: str, default: "", description: The pinned version again, to take a newer panel back to it.}
   heartbeat: {type: int, default: 60, description: "Seconds between a node's heartbeats; without three it is lost."}
   timeout: {type: int, default: 600, description: Seconds to wait for the panel to answer.}
 author: ["CIMT contributors"]
@@ -54,11 +69,20 @@ def docker(module: AnsibleModule, *arguments: str) -> tuple[int, str, str]:
     return module.run_command([program, *arguments]) if program else (127, "", "there is no docker")
 
 
-def installed_image(module: AnsibleModule) -> str | None:
-    """Image (without its digest) of the Swarm service `easypanel`; None when there is none."""
-    image = "{{.Spec.TaskTemplate.ContainerSpec.Image}}"
-    code, out, _ = docker(module, "service", "inspect", "easypanel", "--format", image)
-    return out.strip().split("@")[0] if code == 0 else None
+def installed(module: AnsibleModule) -> tuple[str, str] | None:
+    """Image (without its digest) and version of the Swarm service `easypanel`; None when there is none.
+
+    The version is what it was set up with: RELEASE_TAG, else the image's tag; empty where that says no version.
+    """
+    shown = "{{json .Spec.TaskTemplate.ContainerSpec}}"
+    code, out, _ = docker(module, "service", "inspect", "easypanel", "--format", shown)
+    if code != 0:
+        return None
+    container = json.loads(out)
+    image = str(container["Image"]).split("@")[0]
+    told = dict(line.partition("=")[::2] for line in container.get("Env") or [])
+    tags = (told.get("RELEASE_TAG", ""), image.rpartition(":")[2])
+    return image, next((tag for tag in tags if parsed_version(tag)), "")
 
 
 def heartbeat(module: AnsibleModule) -> int | None:
@@ -75,10 +99,11 @@ def must(module: AnsibleModule, purpose: str, *arguments: str) -> None:
         module.fail_json(msg=f"cannot {purpose}: {(err or out).strip()[-1500:]}")
 
 
-def busy_ports() -> list[int]:
-    """Ports that the panel's proxy needs and somebody else already has."""
+def busy_ports(module: AnsibleModule) -> list[int]:
+    """Ports that the panel needs and somebody else already has; its own proxy may be there already."""
+    own_proxy = docker(module, "service", "inspect", "traefik")[0] == 0
     busy = []
-    for port in (80, 443, 3000):
+    for port in (PANEL_PORT, *(() if own_proxy else PROXY_PORTS)):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
@@ -88,13 +113,13 @@ def busy_ports() -> list[int]:
     return busy
 
 
-def run_setup(module: AnsibleModule) -> None:
+def run_setup(module: AnsibleModule, first: bool) -> None:
     """Pull the image and run the panel's own set-up, as its installer does."""
     image, version = module.params["image"], module.params["version"]
-    if installed_image(module) is None and (busy := busy_ports()):
+    if first and (busy := busy_ports(module)):
         ports = ", ".join(map(str, busy))
         module.fail_json(
-            msg=f"port {ports} is in use on the droplet, the panel's proxy needs it. "
+            msg=f"port {ports} is in use on the droplet, the panel needs it. "
             "Next: ss -ltnp, and stop what listens there"
         )
     must(module, f"pull {image}", "pull", "--quiet", image)
@@ -107,12 +132,16 @@ def run_setup(module: AnsibleModule) -> None:
 
 
 def wait_for_panel(module: AnsibleModule, panel: Panel) -> bool:
-    """Whether the panel's first admin exists, asked until it answers."""
+    """Whether the panel's first admin exists, asked until it answers. An answer of another API ends it at once."""
     deadline = time.monotonic() + module.params["timeout"]
     while True:
         try:
             return bool(panel.read("getSetupStatus")["isComplete"])
         except PanelError as error:
+            if error.status in (404, 405):
+                panel.version()  # the same answer, with what to do
+            if error.status not in NOT_READY:
+                raise
             if time.monotonic() > deadline:
                 module.fail_json(
                     msg=f"the panel did not answer in {module.params['timeout']} s: {error}. "
@@ -121,41 +150,76 @@ def wait_for_panel(module: AnsibleModule, panel: Panel) -> bool:
             time.sleep(2)
 
 
-def token_works(url: str, token_file: str) -> bool:
-    """Whether the kept token is still accepted."""
+def kept_panel(url: str, token_file: str) -> Panel | None:
+    """The panel with the kept token; None when there is none, or it is not accepted any more."""
     file = pathlib.Path(token_file)
     if not file.exists() or not (token := file.read_text().strip()):
-        return False
+        return None
+    panel = Panel(url, token)
     try:
-        Panel(url, token).read("listProjectsAndServices")
+        panel.read("getUpdateStatus")
     except PanelError as error:
         if error.status in (401, 403):
-            return False
+            return None
         raise
-    return True
+    return panel
+
+
+def token_in(answer: Any) -> str:
+    """The token that an answer has, bare or under one of the names that panels use; empty without one."""
+    found = (
+        [answer, *(answer.get(key) for key in ("apiToken", "token"))]
+        if isinstance(answer, dict)
+        else [answer]
+    )
+    return next((text for text in found if isinstance(text, str) and text), "")
 
 
 def new_token(module: AnsibleModule, panel: Panel) -> str:
     """A fresh API token of the admin, by signing in."""
     email = module.params["admin_email"]
+    second_factor = (
+        f"{email} has a second factor, which a command cannot give. Next: make an API token in the panel (Settings, "
+        f"Users) and write it to {module.params['token_file']} on the droplet, mode 0600; or switch the factor off"
+    )
     try:
         session = panel.write("login", email=email, password=module.params["admin_password"])
     except PanelError as error:
+        if any(word in error.message.lower() for word in ("code", "factor", "2fa", "otp")):
+            module.fail_json(msg=second_factor)
         module.fail_json(
             msg=f"cannot sign in to the panel as {email}: {error.message}. Next: set "
             "EASYPANEL_ADMIN_EMAIL and EASYPANEL_ADMIN_PASSWORD to what the panel has"
         )
-    panel.token = session["token"]
+    panel.token = token_in(session)
+    if not panel.token:
+        module.fail_json(msg=second_factor)
 
     def own_user() -> dict[str, Any]:
-        users = panel.read("listUsers")
-        return next(user for user in users if user["email"] == email)
+        for user in panel.read("listUsers"):
+            if user["email"] == email:
+                return dict(user)
+        raise PanelError("listUsers", 200, f"the panel does not name {email}, who has signed in")
 
     user = own_user()
-    if not user.get("apiToken"):
-        panel.write("generateApiToken", id=user["id"])
-        user = own_user()
-    return str(user["apiToken"])
+    token = token_in(user.get("apiToken"))
+    if not token:
+        made = token_in(panel.write("generateApiToken", id=user["id"]))
+        token = made or token_in(own_user().get("apiToken"))
+    if not token:
+        raise PanelError(
+            "generateApiToken", 200, f"the panel shows no token of {email}; {NEXT_VERSION}"
+        )
+    return token
+
+
+def apps_of(panel: Panel | None) -> set[str]:
+    """Names of all apps, as PROJECT/APP; none where the panel cannot be asked (another API, no token)."""
+    try:
+        services = panel.read("listProjectsAndServices")["services"] if panel else []
+    except PanelError:
+        return set()
+    return {f"{service['projectName']}/{service['name']}" for service in services}
 
 
 def main() -> None:
@@ -166,56 +230,108 @@ def main() -> None:
             "admin_email": {"type": "str", "required": True},
             "admin_password": {"type": "str", "required": True, "no_log": True},
             **PANEL_ARGUMENTS,
+            "downgrade": {"type": "str", "default": ""},
             "heartbeat": {"type": "int", "default": 60},
             "timeout": {"type": "int", "default": 600},
         },
         supports_check_mode=True,
     )
-    params = module.params
     steps: list[str] = []
-    before = installed_image(module)
-    if before != params["image"]:
-        steps.append(f"install {params['image']} (now: {before or 'no panel'})")
+    with failures(module, "make provision again"):
+        install(module, steps)
+    module.exit_json(changed=bool(steps), steps=steps)
+
+
+def install(module: AnsibleModule, steps: list[str]) -> None:
+    """Everything that this module is for; says in ``steps`` what it does or would do."""
+    params = module.params
+    url, token_file, pin = params["url"], params["token_file"], params["version"]
+    before = installed(module)
+    upgrade = before is not None and before[0] != params["image"]
+    apps: set[str] = set()
+    if before is not None and upgrade:
+        running = before[1]
+        panel = None
+        try:  # what it is by itself: it may have been updated in its own settings
+            panel = kept_panel(url, token_file)
+            running = panel.version() if panel else running
+        except PanelError as error:
+            if error.status in NOT_READY and not module.check_mode:
+                module.fail_json(
+                    msg=f"{error}: an upgrade begins with a panel that answers. "
+                    "Next, on the droplet: docker service ps easypanel --no-trunc"
+                )
+        found, wanted = parsed_version(running), parsed_version(pin)
+        if found and wanted and found > wanted and params["downgrade"] != pin:
+            upgrade = False
+            module.warn(
+                f"the panel is {running}, newer than the pinned {pin}, and left. Next: set easypanel_version to "
+                f"{running} once it is tested, or take it back: easypanel_downgrade={pin}"
+            )
+        apps = apps_of(panel)
+    if before is None or upgrade:
+        now = f"{before[0]} {before[1]}".strip() if before else "no panel"
+        steps.append(f"install {params['image']} (now: {now})")
         if module.check_mode:
+            later = [] if before else ["create the first admin", "keep an API token"]
             module.exit_json(
                 changed=True,
-                steps=[*steps, "create the first admin", "keep an API token"],
-                diff={"before": f"{before or 'no panel'}\n", "after": f"{params['image']}\n"},
+                steps=[*steps, *later],
+                diff={"before": f"{now}\n", "after": f"{params['image']}\n"},
             )
-        run_setup(module)
+        run_setup(module, first=before is None)
 
-    if (now := heartbeat(module)) is not None and now != params["heartbeat"]:
-        steps.append(f"Swarm's heartbeat: {now} s -> {params['heartbeat']} s")
+    if (now_beats := heartbeat(module)) is not None and now_beats != params["heartbeat"]:
+        steps.append(f"Swarm's heartbeat: {now_beats} s -> {params['heartbeat']} s")
         if not module.check_mode:
             # It needs no restart.
             seconds = f"{params['heartbeat']}s"
             must(
                 module,
                 "set Swarm's heartbeat",
-                "swarm",
-                "update",
-                "--dispatcher-heartbeat",
+                *("swarm", "update", "--dispatcher-heartbeat"),
                 seconds,
             )
 
-    panel = Panel(params["url"])
-    with failures(module, "make provision again"):
-        if not wait_for_panel(module, panel):
-            steps.append(f"create the first admin {params['admin_email']}")
-            if not module.check_mode:
-                panel.write(
-                    "setup",
-                    email=params["admin_email"],
-                    password=params["admin_password"],
-                    subscribe=False,
-                    source="automation",
-                    terms=True,
-                )
-        if not token_works(params["url"], params["token_file"]):
-            steps.append(f"keep an API token in {params['token_file']}")
-            if not module.check_mode:
-                write_file(params["token_file"], new_token(module, panel) + "\n")
-    module.exit_json(changed=bool(steps), steps=steps)
+    panel = Panel(url)
+    if not wait_for_panel(module, panel):
+        steps.append(f"create the first admin {params['admin_email']}")
+        if not module.check_mode:
+            panel.write(
+                "setup",
+                email=params["admin_email"],
+                password=params["admin_password"],
+                subscribe=False,
+                source="automation",
+                terms=True,
+            )
+    kept = kept_panel(url, token_file)
+    if kept is None:
+        steps.append(f"keep an API token in {token_file}")
+        if not module.check_mode:
+            write_file(token_file, new_token(module, panel) + "\n")
+            kept = kept_panel(url, token_file)
+    if kept is None:
+        return  # check mode, or a token that the panel itself does not take: the next command says so
+    verify(module, kept, apps if upgrade else set(), upgrade)
+
+
+def verify(module: AnsibleModule, panel: Panel, apps: set[str], upgraded: bool) -> None:
+    """The panel is one that is spoken; after an upgrade the pinned one, with every app that it had."""
+    deadline = time.monotonic() + module.params["timeout"]
+    pin = module.params["version"]
+    while (version := panel.version()) != pin and upgraded:
+        if time.monotonic() > deadline:
+            module.fail_json(
+                msg=f"the panel was set up as {pin} and is {version} after {module.params['timeout']} s. "
+                "Next, on the droplet: docker service ps easypanel --no-trunc"
+            )
+        time.sleep(2)
+    if lost := sorted(apps - apps_of(panel)):
+        module.fail_json(
+            msg=f"the panel {version} has no {', '.join(lost)} any more; they run on. "
+            "Next: make plan, then make services"
+        )
 
 
 if __name__ == "__main__":

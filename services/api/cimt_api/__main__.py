@@ -67,6 +67,7 @@ def serve(settings: Settings) -> None:
         log_config=None,
         access_log=False,
         server_header=False,
+        timeout_keep_alive=settings.keep_alive_seconds,
         timeout_graceful_shutdown=settings.shutdown_seconds + STREAM_END_SECONDS,
     )
     DrainingServer(config, edge, settings).run()

@@ -111,7 +111,7 @@ def create_app(settings: Settings, metrics: Metrics, built_from: str) -> FastAPI
         await services.authenticator.start()
         await upstream.start(after=lambda: services.authenticator.ready)
         await answers.start()
-        expiry = asyncio.create_task(_retention(chats, settings.chat_retention_days))
+        expiry = asyncio.create_task(_retention(chats, settings.chat_retention_days, metrics))
         lifetime_watch = asyncio.create_task(lifetimes.watch())
         yield
         lifetime_watch.cancel()
@@ -179,7 +179,7 @@ def _complete_document(app: FastAPI) -> None:
     app.openapi = openapi  # type: ignore[method-assign]
 
 
-async def _retention(chats: Chats, days: int) -> None:
+async def _retention(chats: Chats, days: int, metrics: Metrics) -> None:
     """Delete the answers that are older than this many days, once a day; 0 days keeps them all."""
     if not days:
         return
@@ -187,6 +187,9 @@ async def _retention(chats: Chats, days: int) -> None:
     while True:
         try:
             deleted = await chats.expire(days)
+            if last := await chats.last_expiry():
+                metrics.retention_run.set(last[0])
+                metrics.retention_deleted.set(last[1])
         except problems.Problem as problem:
             log.warning("retention: not done (%s)", problem.kind)
         else:

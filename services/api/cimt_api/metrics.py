@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -48,6 +48,14 @@ class Metrics:
             "cimt_save_errors",
             "Attempts to store an answer that failed and are tried again.",
             registry=registry,
+        )
+        self.retention_run = Gauge(
+            "cimt_retention_run_timestamp_seconds",
+            "When old answers were deleted last; 0: never, or not known yet.",
+            registry=registry,
+        )
+        self.retention_deleted = Gauge(
+            "cimt_retention_deleted", "Answers that went then.", registry=registry
         )
 
 

@@ -276,12 +276,12 @@ class Upstream:
         self._metrics.upstream_errors.labels("upstream-timeout").inc()
         self.breaker.failure()
 
-    async def embed(self, texts: list[str]) -> list[list[float]]:
+    async def embed(self, texts: list[str], model: str) -> list[list[float]]:
         """Return one vector of 1,536 numbers per text. Raises UpstreamError after bounded attempts."""
         tries = Tries(self._settings.openai_retries + 1, self.embedding_breaker, self._metrics)
         while True:
             try:
-                vectors = await self._embed_once(texts)
+                vectors = await self._embed_once(texts, model)
             except UpstreamError as error:
                 await tries.failed(error)
             else:
@@ -324,9 +324,8 @@ class Upstream:
         finally:
             await response.aclose()
 
-    async def _embed_once(self, texts: list[str]) -> list[list[float]]:
+    async def _embed_once(self, texts: list[str], model: str) -> list[list[float]]:
         client = await self._loaded()
-        model = self._settings.embedding_model
         # Only the third generation can be told how long its vectors are.
         sized: dict[str, Any] = {"dimensions": DIMENSIONS} if "-3-" in model else {}
         with TRACER.start_as_current_span(f"embeddings {model}", kind=SpanKind.CLIENT):

@@ -72,7 +72,9 @@ class Writer:
                     named=question.named,
                     question=question.text,
                     model=answer.model,
-                    embedding_model=self._embedding_model,
+                    embedding_model=await self._retriever.model()
+                    if self._settings.retrieval_count
+                    else None,
                     kept=None if question.kept is None else list(question.kept),
                     replaces=question.replaces,
                 )
@@ -99,10 +101,6 @@ class Writer:
         except Problem as problem:
             answer.fail(problem)
 
-    @property
-    def _embedding_model(self) -> str | None:
-        return self._settings.embedding_model if self._settings.retrieval_count else None
-
     def overdue(self, writing: Writing) -> bool:
         """Tell whether the model has been silent for too long."""
         patience = (  # seconds
@@ -116,11 +114,13 @@ class Writer:
         started = time.perf_counter()
         question = answer.question
         with TRACER.start_as_current_span("retrieval"):
-            (vector,) = await self._upstream.embed([question.text])
+            model = await self._retriever.model()
+            (vector,) = await self._upstream.embed([question.text], model)
             passages = await self._retriever.search(
                 answer.user,
                 question.text,
                 vector,
+                model=model,
                 sources=question.sources,
                 metadata=question.metadata,
             )

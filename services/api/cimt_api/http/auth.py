@@ -155,9 +155,9 @@ class Authenticator:
                 leeway=LEEWAY_SECONDS,
                 options={"require": ["exp", "iss", "aud", "sub"]},
             )
+            claims["exp"] = float(claims["exp"])  # which may be text
         except jwt.ExpiredSignatureError:
             raise refusal("The token has expired: refresh the session.") from None
-            claims["exp"] = float(claims["exp"])  # which may be text
         except ODD:
             raise refusal("The token is not valid here.") from None
         return claims

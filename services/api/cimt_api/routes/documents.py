@@ -153,7 +153,7 @@ async def put_document(source: Source, body: DocumentBody, services: ServicesOf)
         title=body.title,
         language=body.language,
         metadata=body.metadata,
-        model=services.settings.embedding_model,
+        model=await services.retriever.model(),
     )
     async with services.ingests:
         try:

@@ -256,6 +256,15 @@ class Chats:
         row = await deleted.fetchone()
         return int(row[0]) if row else 0
 
+    async def last_expiry(self) -> tuple[float, int] | None:
+        """Return when old answers were deleted last, in seconds since 1970, and how many; None: never."""
+        async with self._database.as_service() as connection:
+            rows = await connection.execute(
+                "select extract(epoch from ran_at)::float8, answers from private.retention_runs "
+                "order by ran_at desc limit 1"
+            )
+        return await rows.fetchone()
+
     async def _drop_if_empty(self, user: User, conversation_id: UUID) -> None:
         """Delete a conversation that was made for a question which was not stored."""
         async with self._database.as_user(user) as connection:

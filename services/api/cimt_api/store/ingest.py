@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
@@ -15,9 +15,8 @@ from psycopg.types.json import Jsonb
 from ..http.problems import Problem
 from ..model import UpstreamError
 from .database import Connection, Database
-from .retrieval import halfvec
 
-Embed = Callable[[list[str]], Awaitable[list[list[float]]]]
+Embed = Callable[[list[str], str], Awaitable[list[list[float]]]]  # texts, model
 
 # Characters of a passage: full from the first, never more than the second (about 200 to 300 tokens of English).
 CHUNK = (800, 1200)
@@ -104,7 +103,9 @@ async def ingest(database: Database, embed: Embed, document: Document) -> dict[s
     for _ in range(ATTEMPTS):
         known = {row.content_hash for row in stored if row.same_model} | embeddings.keys()
         missing = [digest for digest in texts if digest not in known]
-        embeddings |= await _embed(embed, {digest: texts[digest] for digest in missing})
+        embeddings |= await _embed(
+            embed, document.model, {digest: texts[digest] for digest in missing}
+        )
         try:
             async with database.as_service(WRITE_SECONDS) as connection:
                 await connection.execute(LOCK, values)
@@ -134,7 +135,7 @@ async def _stored(connection: Connection, values: dict[str, Any]) -> list[Row]:
     return [Row(*row) for row in await rows.fetchall()]
 
 
-async def _embed(embed: Embed, texts: dict[str, str]) -> dict[str, str]:
+async def _embed(embed: Embed, model: str, texts: dict[str, str]) -> dict[str, str]:
     """Embed texts by their hashes, into what Postgres reads: a list of floats would take six times the memory."""
     hashes = list(texts)
     batches = [hashes[start : start + BATCH] for start in range(0, len(hashes), BATCH)]
@@ -142,7 +143,7 @@ async def _embed(embed: Embed, texts: dict[str, str]) -> dict[str, str]:
 
     async def embed_batch(batch: list[str]) -> dict[str, str]:
         async with gate:
-            vectors = await _patiently(embed, [texts[digest] for digest in batch])
+            vectors = await _patiently(embed, model, [texts[digest] for digest in batch])
         return dict(zip(batch, map(halfvec, vectors), strict=True))
 
     done: dict[str, str] = {}
@@ -156,16 +157,24 @@ async def _embed(embed: Embed, texts: dict[str, str]) -> dict[str, str]:
     return done
 
 
-async def _patiently(embed: Embed, texts: list[str]) -> list[list[float]]:
+def halfvec(embedding: Sequence[float]) -> str:
+    """Write an embedding as an array of texts takes it; half precision keeps three to four digits, no more travel.
+
+    A list of pgvector's own types would travel as text too, and takes three times as long to write.
+    """
+    return "[" + ",".join([f"{number:.5g}" for number in embedding]) + "]"
+
+
+async def _patiently(embed: Embed, model: str, texts: list[str]) -> list[list[float]]:
     """Embed, and wait where the rate limit is met: what is embedded by then must not be paid for again."""
     for wait in PATIENCE:
         try:
-            return await embed(texts)
+            return await embed(texts, model)
         except UpstreamError as error:
             if error.kind != "upstream-rate-limited":
                 raise
             await asyncio.sleep(min(error.retry_after or wait, PATIENCE[-1]))
-    return await embed(texts)
+    return await embed(texts, model)
 
 
 async def _write(

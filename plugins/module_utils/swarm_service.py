@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import hashlib
 import http.client
 import json
 import socket
@@ -27,17 +29,29 @@ def _image(spec: dict[str, Any]) -> str:
     return str(container.get("Image", ""))
 
 
+def mark_of(template: dict[str, Any]) -> str:
+    """What tells a task that Swarm made of this template (TaskSpec) from one of another, as a hash."""
+    container = template.get("ContainerSpec", {})
+    names = ("Image", "Env", "Command", "Args")
+    said = [container.get(name) or [] for name in names]
+    said += [template.get("ForceUpdate", 0), template.get("Resources") or {}]
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+
 class EngineError(Exception):
     """Docker does not answer, or refuses; ``status`` is its HTTP status, 0 without an answer."""
 
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(f"Docker: {message}. Next, on the droplet: systemctl status docker")
+    def __init__(
+        self, status: int, message: str, then: str = "on the droplet: systemctl status docker"
+    ) -> None:
+        super().__init__(f"Docker: {message}. Next, {then}")
         self.status = status
 
 
 class SwarmService:
     """A service of Swarm, asked through the Engine's API on its Unix ``socket``.
 
+    What runs is known by a ``mark``: an image's digest, or the hash of a whole template (`mark_of`).
     Not by the docker program: that costs a small droplet about a second of CPU a call, and a release asks
     every two seconds while the app must go on answering. Only its log is read by ``run``, which gives exit
     code, stdout and stderr of a command. Every method raises EngineError when Docker does not answer for a
@@ -57,7 +71,11 @@ class SwarmService:
         self.socket = socket
 
     def _ask(
-        self, path: str, query: dict[str, Any] | None = None, body: dict[str, Any] | None = None
+        self,
+        path: str,
+        query: dict[str, Any] | None = None,
+        body: dict[str, Any] | None = None,
+        headers: dict[str, str] | None = None,
     ) -> Any:
         """The Engine's answer, decoded; a ``body`` makes it a POST."""
         url = f"http://localhost{path}?{urllib.parse.urlencode(query or {})}"
@@ -68,7 +86,7 @@ class SwarmService:
                     url,
                     method="GET" if body is None else "POST",
                     data=None if body is None else json.dumps(body),
-                    headers={"Content-Type": "application/json"},
+                    headers={"Content-Type": "application/json", **(headers or {})},
                     unix_socket=self.socket,
                     use_proxy=False,
                     timeout=PATIENCE,
@@ -90,17 +108,30 @@ class SwarmService:
                 return {}
             raise
 
-    def state(self) -> dict[str, Any]:
-        """What Swarm has: ``{"image", "previous", "update", "replicas"}``; empty when there is no service.
+    def resolved(self, image: str, username: str = "", password: str = "") -> str:
+        """The image with the digest that its tag has in the registry now, as ``name:tag@sha256:…``."""
+        auth = json.dumps({"username": username, "password": password}).encode()
+        headers = {"X-Registry-Auth": base64.urlsafe_b64encode(auth).decode()} if username else {}
+        try:
+            answer = self._ask(f"/distribution/{image}/json", headers=headers)
+            return f"{image}@{answer['Descriptor']['digest']}"
+        except EngineError as error:
+            told = f"the registry does not say the digest of {image} ({error.status})"
+            raise EngineError(error.status, told, "make build pushes it") from None
 
-        ``previous`` is the image of the specification that the latest change replaced; empty after the first.
+    def state(self) -> dict[str, Any]:
+        """What Swarm has: ``{"image", "mark", "previous", "update", "replicas"}``; empty when there is no service.
+
+        ``previous`` are image and mark of the specification that the latest change replaced; empty after the first.
         """
         service = self.inspect()
         if not service:
             return {}
+        previous = (service.get("PreviousSpec") or {}).get("TaskTemplate")
         return {
             "image": _image(service["Spec"]),
-            "previous": _image(service.get("PreviousSpec") or {}),
+            "mark": mark_of(service["Spec"]["TaskTemplate"]),
+            "previous": [_image(previous), mark_of(previous)] if previous else [],
             "replicas": service["Spec"]["Mode"].get("Replicated", {}).get("Replicas", 1),
             "update": service.get("UpdateStatus") or {},
         }
@@ -112,26 +143,26 @@ class SwarmService:
         found = self._ask("/tasks", {"filters": json.dumps({"service": [self.name]})})
         return sorted(found, key=lambda task: str(task["CreatedAt"]), reverse=True)
 
-    def serving(self, digest: str) -> int:
-        """Tasks of this digest that run and are meant to."""
+    def serving(self, mark: str) -> int:
+        """Tasks of this mark that run and are meant to."""
         return sum(
-            digest in _image(task["Spec"])
+            (mark in _image(task["Spec"]) or mark == mark_of(task["Spec"]))
             and (task["DesiredState"], task["Status"]["State"]) == ("running", "running")
             for task in self.tasks()
         )
 
-    def surplus(self, digest: str) -> int | None:
-        """Tasks of this digest that run beyond the wanted number; None when too few or others run."""
+    def surplus(self, mark: str) -> int | None:
+        """Tasks of this mark that run beyond the wanted number; None when too few or others run."""
         state = self.state()
         wanted = sum(task["DesiredState"] == "running" for task in self.tasks())
-        running = self.serving(digest)
-        if not state or digest not in state["image"] or running != wanted:
+        running = self.serving(mark)
+        if not state or not (mark in state["image"] or mark == state["mark"]) or running != wanted:
             return None
         return running - state["replicas"] if running >= state["replicas"] else None
 
-    def runs(self, digest: str) -> bool:
-        """Whether at least as many tasks of this digest run as are wanted, and none of another."""
-        return self.surplus(digest) is not None
+    def runs(self, mark: str) -> bool:
+        """Whether at least as many tasks of this mark run as are wanted, and none of another."""
+        return self.surplus(mark) is not None
 
     def updated(self, before: dict[str, Any], digest: str) -> bool:
         """Whether a fresh update to this digest is complete; `before` is an earlier `state`."""
@@ -151,14 +182,14 @@ class SwarmService:
             return ""
         return f"swarm: update {update['State']}: {update.get('Message', '')}\n{self.last_words()}"
 
-    def can_roll_back(self, digest: str) -> bool:
-        """Whether Swarm itself can go back to this digest without touching the tasks that serve it."""
+    def can_roll_back(self, mark: str) -> bool:
+        """Whether Swarm itself can go back to this mark without touching the tasks that serve it."""
         state = self.state()
         return bool(
             state
-            and digest not in state["image"]
-            and digest in state["previous"]
-            and self.serving(digest) >= state["replicas"] > 0
+            and not (mark in state["image"] or mark == state["mark"])
+            and any(mark in known for known in state["previous"])
+            and self.serving(mark) >= state["replicas"] > 0
         )
 
     def roll_back(self) -> None:
@@ -170,9 +201,9 @@ class SwarmService:
             service["Spec"],
         )
 
-    def settled(self, digest: str) -> bool:
-        """Whether only this digest runs, and Swarm is not changing anything."""
-        return self.runs(digest) and self.state()["update"].get("State") not in UNDER_WAY
+    def settled(self, mark: str) -> bool:
+        """Whether only this mark runs, and Swarm is not changing anything."""
+        return self.runs(mark) and self.state()["update"].get("State") not in UNDER_WAY
 
     def last_words(self) -> str:
         """Errors of the newest tasks and the app's last log lines."""
