@@ -16,6 +16,7 @@ import openai._streaming as openai
 import pytest
 
 from local.waiting import eventually
+from services.api.cimt_api.routes.chat import QUESTION_LENGTH
 from testbed.api import (
     Api,
     Clouds,
@@ -139,6 +140,13 @@ def test_the_ui_format_is_asked_for_by_header_too(ann: httpx.Client, model: Mode
     ) as answer:
         assert answer.headers["x-vercel-ai-ui-message-stream"] == "v1"
         assert '"type":"start"' in "".join(answer.iter_text())
+
+
+def test_a_question_may_have_its_characters_in_every_language(
+    ann: httpx.Client, model: Model
+) -> None:
+    """96,000 bytes, and more tokens than can be embedded."""
+    assert ann.post("/chat", json={"message": "问" * QUESTION_LENGTH}).status_code == 200
 
 
 def test_a_conversation_is_remembered(ann: httpx.Client, model: Model) -> None:
@@ -307,7 +315,7 @@ def test_without_storage_it_relays_and_resumes_in_the_process(
         '{"message": "x", "id": "not a uuid"}',
         '{"message": "x", "surprise": 1}',
         '{"message": "x", "sources": "a"}',
-        '{"message": "' + "x" * 32_001 + '"}',
+        '{"message": "' + "x" * (QUESTION_LENGTH + 1) + '"}',
     ],
 )
 def test_what_does_not_fit_is_refused_and_asks_nobody(

@@ -74,6 +74,56 @@ def test_without_an_id_who_leaves_stops_the_model(
     eventually(lambda: row(clouds, newest[0][0])["status"] == "cancelled", "what came is kept")
 
 
+def test_coming_back_takes_no_place_and_costs_no_question(
+    ann: httpx.Client, clouds: Clouds, model: Model
+) -> None:
+    model.behave("endless", **ENDLESS)
+    bodies = [{"message": QUESTION, "id": str(uuid4()), "stream": True} for _ in range(2)]
+    got = [read(ann, "POST", "/chat", json=body, until=10) for body in bodies]
+    for _ in range(3):  # both places are taken
+        for body, before in zip(bodies, got, strict=True):
+            after = {"Last-Event-ID": str(before.last_id)}
+            with ann.stream("POST", "/chat", json=body, headers=after) as answer:
+                assert answer.status_code == 200
+                assert "ratelimit" not in answer.headers
+            more = read(ann, "GET", f"/chat/{body['id']}", headers=after, until=10)
+            before.text, before.last_id = before.text + more.text, more.last_id
+    assert model.calls() == 2
+    # Who listens to both has no place for a third; who has left one has.
+    listening = [events(ann, "GET", f"/chat/{body['id']}") for body in bodies]
+    for each in listening:
+        next(each)
+    third = {"message": f"[stand-in: normal] {QUESTION}"}
+    refused = ann.post("/chat", json=third)
+    assert (refused.status_code, refused.json()["type"]) == (429, "urn:cimt:problem:too-many-streams")  # fmt: skip
+    listening[0].close()  # type: ignore[attr-defined]
+    eventually(lambda: ann.post("/chat", json=third).status_code == 200, "there is room again")
+    eventually(lambda: row(clouds, bodies[0]["id"])["status"] == "cancelled", "the left one ends")
+    assert row(clouds, bodies[1]["id"])["status"] == "streaming"
+    stop(ann, bodies[1]["id"])
+    for body, before in zip(bodies, got, strict=True):
+        assert text_of(ann, body["id"]).startswith(before.text)
+
+
+def test_coming_back_does_not_ask_who_may_ask(clouds: Clouds, model: Model, folder: Path) -> None:
+    """With no question left in this minute, and a model that nobody asks: what was answered is there."""
+    model.behave("normal")
+    body = {"message": QUESTION, "id": str(uuid4())}
+    with (
+        api(folder, clouds.environment() | {"RATE_PER_MINUTE": "2"}, until="/readyz") as own,
+        own.client(clouds.sign_in.token("cid@connections.example")) as cid,
+    ):
+        first = read(cid, "POST", "/chat", json=body)
+        eventually(lambda: row(clouds, body["id"])["status"] == "complete", "it is stored")
+        assert cid.post("/chat", json=body).json()["choices"][0]["message"]["content"] == first.text
+        assert cid.post("/chat", json={"message": QUESTION}).headers["ratelimit"].startswith('"user";r=0;')  # fmt: skip
+        assert cid.post("/chat", json={"message": QUESTION}).status_code == 429
+        for sent in (5, 0):
+            rest = read(cid, "POST", "/chat", json=body, headers={"Last-Event-ID": str(sent)})
+            assert (rest.text, rest.done, rest.error) == (first.text[sent:], True, None)
+        assert model.calls() == 2
+
+
 def test_stopping_keeps_the_text_and_ends_every_listener(
     ann: httpx.Client, shared_api: Api, clouds: Clouds, model: Model
 ) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
+import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -110,6 +113,7 @@ def test_a_fault_before_the_first_token_is_tried_again(
 )
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "json"])
 def test_a_fault_that_stays_is_a_clear_problem(
+    own: Api,
     ann: httpx.Client,
     clouds: Clouds,
     model: Model,
@@ -135,6 +139,8 @@ def test_a_fault_that_stays_is_a_clear_problem(
     if kind == "upstream-quota" or fault.get("status") == 401:
         ready = ann.get("/readyz")
         assert (ready.status_code, ready.json()["parts"]["model"]["ok"]) == (503, False)
+    if code := fault.get("code"):  # by which the operator tells a used-up account from a rate
+        assert any(f"(code {code}," in line["message"] for line in own.lines())
     # Nothing was said, so the same id may be asked again as soon as it works.
     model.reset()
     again = ann.post("/chat", json=body | {"stream": False})
@@ -201,6 +207,71 @@ def test_embeddings_that_fail_are_the_same_kind_of_problem(
     model.behave("malformed", paths=["/v1/embeddings"])
     answer = ann.post("/chat", json={"message": QUESTION})
     assert answer.json()["type"] == "urn:cimt:problem:upstream-malformed"
+
+
+class OddService:
+    """A service that knows chat completions alone, and writes what it is told to, with pauses of so many seconds."""
+
+    def __init__(self) -> None:
+        self.pieces: list[bytes] = []
+        self.pause = 0.0
+        service = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def log_message(self, *_: Any) -> None:
+                return
+
+            def do_POST(self) -> None:
+                self.rfile.read(int(self.headers["Content-Length"]))
+                self.send_response(200)
+                self.send_header("Content-Type", "text/event-stream")
+                self.end_headers()
+                for piece in service.pieces:
+                    self.wfile.write(b"data: " + piece + b"\n\n")
+                    time.sleep(service.pause)
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}/v1"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+def test_other_services_have_their_own_ways(clouds: Clouds, folder: Path) -> None:
+    """Azure and relays leave out what they need not say; models that think may do it for longer than be silent."""
+    word = b'{"choices":[{"delta":{"content":"Two years"}}]}'
+    thought = b'{"choices":[{"delta":{"reasoning_content":"Hm."}}]}'
+    with contextlib.closing(OddService()) as odd:
+        environment = {"OPENAI_BASE_URL": odd.url, "RETRIEVAL_COUNT": "0", "OPENAI_RETRIES": "0"}
+        environment |= {"OPENAI_FIRST_TOKEN_SECONDS": "3"}
+        with (
+            api(folder, clouds.environment() | environment, until="/readyz") as own,
+            own.client(clouds.sign_in.token("ann@example.com")) as ann,
+        ):
+
+            def asked(pause: float, *pieces: bytes) -> httpx.Response:
+                odd.pause, odd.pieces = pause, list(pieces)
+                return ann.post("/chat", json={"message": QUESTION})
+
+            for answer in (
+                asked(
+                    0,
+                    b'{"choices":[],"prompt_filter_results":[]}',
+                    b'{"choices":[{"delta":null,"content_filter_results":{}}]}',
+                    word,
+                    b'{"choices":[{"finish_reason":"stop"}],"usage":{"prompt_tokens":1}}',
+                ),
+                asked(0.5, *[thought] * 10, word, b"[DONE]"),
+            ):
+                assert answer.status_code == 200, answer.text
+                assert answer.json()["choices"][0]["message"]["content"] == "Two years"
+                assert answer.json()["cimt"]["status"] == "complete"
+            length = b'{"choices":[{"delta":{},"finish_reason":"length"}]}'
+            used_up = asked(0, thought, length)
+            assert used_up.status_code == 502
+            assert used_up.json()["type"] == "urn:cimt:problem:upstream-empty"
 
 
 def test_the_breaker_spares_a_model_that_fails(clouds: Clouds, model: Model, folder: Path) -> None:

@@ -366,6 +366,11 @@ def test_a_person_is_exported_and_erased(project: Project) -> None:
             "select id, user_id, 'why?', 'm' from made",
             ids[name],
         )
+        project.sql(
+            "insert into public.api_keys (user_id, name, hash, hint) select %s, 'k', repeat(%s, 64), 'abcd'",
+            ids[name],
+            ids[name][0],
+        )
     project.sql("alter table auth.users add column encrypted_password text default 'hash-of-it'")
     code, text, _ = person("export", "ZOE@example.com")
     assert code == 0
@@ -373,12 +378,9 @@ def test_a_person_is_exported_and_erased(project: Project) -> None:
     assert document["account"]["id"] == ids["zoe"]
     assert document["account"]["raw_user_meta_data"] == {"name": "Zoe"}
     assert document["account"]["last_sign_in_at"]
-    assert [len(document[kind]) for kind in ("conversations", "chat_logs", "documents")] == [
-        1,
-        1,
-        0,
-    ]
-    assert not any(secret in text for secret in (ids["bob"], "hash-of-it"))
+    kinds = ("conversations", "chat_logs", "api_keys", "documents")
+    assert [len(document[kind]) for kind in kinds] == [1, 1, 1, 0]
+    assert not any(secret in text for secret in (ids["bob"], "hash-of-it", ids["zoe"][0] * 64))
 
     code, _, error = person("erase", ids["zoe"])
     assert (code, "CONFIRM=yes" in error) == (2, True)

@@ -410,7 +410,8 @@ class Upstream:
             for value in (error.code, error.type)
         )
         log.warning("the model's service answered %d (code %s, type %s)", status, code, kind)
-        if status == 401:
+        # A key that lacks the right to list models gets 401 too, and answers all the same.
+        if status == 401 and (code == "invalid_api_key" or error.request.method == "POST"):
             self.refused = "key"
         if "insufficient_quota" in (code, kind):
             self.refused = "quota"

@@ -120,6 +120,25 @@ class Answers:
             raise id_in_use()
         return None if answer.void else answer
 
+    async def known(self, question: Question, sent: int) -> Answer | None:
+        """Return the answer to this very question where there is one, here or in the store: it takes no place.
+
+        None: there is nothing of it, so it may be asked. Raises Problem 409 as `find_here` does, and 404 when of that
+        nothing `sent` characters are said to have come: what would be written now is another answer.
+        """
+        answer = self.find_here(question)
+        away = self._here(question.id) is None
+        if away and question.resumable and self._settings.chat_log:
+            stored = await self._chats.load(question.user, question.id)
+            if stored is not None and not stored.void:
+                named = question.conversation_id if question.named else None
+                if not stored.answers(question.text, named):
+                    raise id_in_use()
+                return self._adopted(question.user, stored)
+        if answer is None and sent:
+            raise problem_of("not-found")
+        return answer
+
     async def find(self, user: User, answer_id: UUID) -> Answer:
         """Return the user's answer, from memory or from the database. Raises Problem 404 where there is none."""
         answer = self._here(answer_id)
@@ -201,7 +220,7 @@ class Answers:
     def _adopted(self, user: User, stored: Stored) -> Answer:
         """Return the answer of a row; it is followed while another process writes it."""
         answer = self._here(stored.id)
-        if answer is not None:  # another request was quicker
+        if answer is not None and answer.user.id == user.id:  # another request was quicker
             return answer
         question = Question(
             user=user, id=stored.id, conversation_id=stored.conversation_id, text=stored.question

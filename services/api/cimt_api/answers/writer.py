@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 CHARACTERS_PER_TOKEN = 16  # more than any language has: stops a model that ignores its limit
+EMBEDDED_BYTES = 8000  # of a question: models take 8,191 tokens, and none is shorter than a byte
 
 TRACER = trace.get_tracer(__name__)  # costs nothing until a collector is configured (app.py)
 
@@ -34,9 +35,8 @@ class Writing:
 
     answer: Answer
     row: Row | None = None
-    heard: float | None = (
-        None  # text or thought came, or the model was asked (monotonic); None: not asked yet
-    )
+    # When text or thought came, or the model was asked (monotonic); None: not asked yet.
+    heard: float | None = None
 
 
 class Writer:
@@ -115,7 +115,8 @@ class Writer:
         question = answer.question
         with TRACER.start_as_current_span("retrieval"):
             model = await self._retriever.model()
-            (vector,) = await self._upstream.embed([question.text], model)
+            beginning = question.text.encode()[:EMBEDDED_BYTES].decode(errors="ignore")
+            (vector,) = await self._upstream.embed([beginning], model)
             passages = await self._retriever.search(
                 answer.user,
                 question.text,

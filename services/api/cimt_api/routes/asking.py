@@ -32,12 +32,12 @@ def answers_of(request: Request) -> Answers:
 async def may_ask(request: Request, user: User) -> None:
     """Raise Problem 429 or 503 for who may not ask now, before a body is read.
 
-    Who may be coming back for an answer passes: that takes no place and asks nothing. `begin` looks again.
+    Who may be coming back for an answer passes: that takes no place and asks nothing. `begin` looks closer.
     """
     try:
         await services_of(request).limits.check(user.id)
     except Problem:
-        if not last_event_id(request) and not answers_of(request).writes_for(user):
+        if "last-event-id" not in request.headers and not answers_of(request).writes_for(user):
             raise
 
 
@@ -70,13 +70,12 @@ async def begin(
 ) -> tuple[Answer, Mapping[str, str]]:
     """Return the answer to a question, begun now or before, and the headers that say how much more may be asked.
 
-    Raises Problem 404 when `sent` characters of an answer are said to have come that does not exist.
+    Coming back for one asks nothing, so it costs nothing, whatever the limits and the model are like. Raises the
+    Problems of `Answers.known`, and those of who may not ask.
     """
     services, answers = services_of(request), answers_of(request)
     user = question.user
-    if sent:
-        await answers.find(user, question.id)
-    if (answer := answers.find_here(question)) is not None:
+    if (answer := await answers.known(question, sent)) is not None:
         return answer, {}
     services.upstream.check()
     if services.limits.full(user.id):

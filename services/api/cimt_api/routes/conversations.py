@@ -302,7 +302,7 @@ async def read_me(user: CurrentUser, services: ServicesOf) -> dict[str, Any]:
     "/me",
     summary="Change my name",
     response_model=Me,
-    responses=documented(400, 401, 413, 422, 503),
+    responses=documented(400, 401, 413, 415, 422, 503),
     openapi_extra=WITH_TOKEN,
 )
 async def change_me(change: MeChange, user: CurrentUser, services: ServicesOf) -> dict[str, Any]:

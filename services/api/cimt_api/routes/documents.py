@@ -141,7 +141,7 @@ async def list_documents(
     "/documents/{source:path}",
     summary="Store a document, or what it has become",
     response_model=Ingested,
-    responses=documented(400, 401, 404, 409, 413, 422, 502, 503, 504),
+    responses=documented(400, 401, 404, 409, 413, 415, 422, 502, 503, 504),
     openapi_extra=WITH_TOKEN,
 )
 async def put_document(source: Source, body: DocumentBody, services: ServicesOf) -> dict[str, Any]:

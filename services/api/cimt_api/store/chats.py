@@ -69,6 +69,13 @@ class Stored:
         """Tell whether it is of this question, and of this conversation where one is named."""
         return self.question == question and conversation_id in (None, self.conversation_id)
 
+    @property
+    def void(self) -> bool:
+        """Tell whether it ended without a word and not by its user's will: `begin` asks it anew."""
+        dead = self.status == "streaming" and self.updated_age_seconds > DEAD_SECONDS
+        ended = self.status in ("failed", "cancelled") and self.error != "stopped"
+        return not self.answer and (dead or ended)
+
 
 @dataclass(frozen=True, slots=True)
 class Begun:
