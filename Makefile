@@ -9,7 +9,7 @@ SHELL := /bin/bash
 ENV ?= local
 PYTHON ?= python3
 # Values of people go through the environment, where no shell reads them, and as they were typed: make expands none.
-people := SERVICE NAME IMAGE REVISION ACCEPT CONFIRM USER_ID BASE PYTHON
+people := SERVICE NAME IMAGE REVISION ACCEPT ACCEPT_NO_BACKUP CONFIRM START WHAT FROM INTO MAX_AGE_HOURS USER_ID BASE PYTHON
 $(foreach name,$(people),$(if $(value $(name)),$(eval override export $(name) := $$(value $(name)))))
 export ENV
 export GOALS := $(MAKECMDGOALS)
@@ -119,6 +119,18 @@ rollback: setup ## Release what ran before, image and settings; ACCEPT=… past 
 history: setup ## The release ledger of the host
 	@$(call play,history) $(ARGS)
 
+.PHONY: backup backups restore restore-drill drilled
+backup: setup ## Back up now and verify it; START=empty on a droplet whose data may begin anew, ACCEPT=smaller
+	@$(call play,backup) $(ARGS)
+backups: setup ## The backups, the last good one, the last drill
+	@$(call play,backups) $(ARGS)
+restore: setup ## Bring WHAT=n8n|panel|host|postgres back FROM=latest (or a snapshot); says what it would do until INTO=$(ENV)
+	@$(call play,restore) $(ARGS)
+restore-drill: packages setup ## Restore the last backup of ENV on a fresh local droplet and database, use it there, note that it works
+	@python -m local.restore_drill $(ARGS)
+drilled: setup # what the drill found, told to the droplet whose backup it was
+	@$(call play,drilled) $(ARGS)
+
 .PHONY: smoke audit checklist receipt
 smoke: setup ## Ask the product through its public address: TLS, /healthz, POST /chat
 	@$(call step,smoke) python -m pytest -q -p no:cacheprovider tests/smoke $(ARGS)
@@ -175,10 +187,10 @@ pins: setup ## The update bot sees every pinned version: Renovate's own dry run 
 	@python -m tools.pins
 faults: packages setup ## Break the running local droplet on purpose: bad images, races, a full disk, a kill, a reboot
 	@python -m local up
-	@python -m pytest -v -p no:cacheprovider tests/acceptance/test_second_app.py tests/acceptance/test_undo.py tests/acceptance/test_faults.py $(if $(wildcard .local/build/n8n.json),tests/acceptance/test_n8n.py)
+	@python -m pytest -v -p no:cacheprovider tests/acceptance/test_second_app.py tests/acceptance/test_undo.py tests/acceptance/test_faults.py tests/acceptance/test_backup_faults.py $(if $(wildcard .local/build/n8n.json),tests/acceptance/test_n8n.py)
 pipeline: packages setup ## From a clone to a live release, as on GitHub: docs/setup.md, a pull request, its merge
 	@python -m local.pipeline
-drills: faults pins pipeline ## Everything that takes long: faults, the update bot's dry run, the whole pipeline and what must not go live
+drills: faults restore-drill pins pipeline ## Everything that takes long: faults, the update bot's dry run, the whole pipeline and what must not go live
 	@python -m pytest -v -p no:cacheprovider tests/acceptance/test_pipeline.py tests/acceptance/test_pipeline_faults.py
 clean: ## Remove what `setup` installed (the droplet: make down)
 	rm -rf .venv node_modules

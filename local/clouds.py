@@ -1,4 +1,4 @@
-"""What is elsewhere in production, on this machine: registry, Postgres, Supabase Auth, OpenAI, GitHub. All loopback."""
+"""What is elsewhere in production, on this machine: registry, Postgres, S3, Auth, OpenAI, GitHub. All loopback."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from local import s3
 from local.certificate import make_certificate
 from local.postgres import server as postgres
 from local.settings import (
@@ -110,6 +111,8 @@ def start(settings: Settings, name: str) -> None:
         raise LocalError(f"clouds: {name} does not answer. Next: make logs NAME={name}") from None
     if name == "postgres":
         postgres.prepare(postgres.url(port))
+    if name == "s3":
+        s3.prepare(port)
     print(f"clouds: {name} answers on 127.0.0.1:{port}")
 
 
@@ -175,6 +178,10 @@ def _postgres(ports: Ports, folder: Path) -> list[str]:
     return postgres.command(postgres.programs(), folder / "postgres", ports["postgres"])
 
 
+def _s3(ports: Ports, folder: Path) -> list[str]:
+    return s3.command(ports["s3"], folder / "s3", s3.key(folder.parent))
+
+
 def _supabase(ports: Ports, folder: Path) -> list[str]:
     database = postgres.url(ports["postgres"])
     options = ["--database", database, "--state", str(folder / "supabase")]
@@ -196,6 +203,7 @@ CLOUDS = {
     for cloud in (  # in the order of their start: Auth keeps its accounts in Postgres
         Cloud("registry", "docker-registry", _registry),
         Cloud("postgres", "postgres", _postgres),
+        Cloud("s3", "weed", _s3),
         Cloud(
             *("supabase", "local.supabase", _supabase),
             *("/auth/v1/health", {"apikey": PUBLISHABLE_KEY}),

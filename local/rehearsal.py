@@ -16,7 +16,7 @@ import ssl
 import subprocess
 from pathlib import Path
 
-from local import clouds
+from local import clouds, s3
 from local.droplet import machine
 from local.github.runner import REPOSITORY
 from local.images import base
@@ -98,6 +98,12 @@ def values(settings: Settings) -> dict[str, str]:
         "SUPABASE_JWKS_URL": f"http://{from_droplet}:{ports['supabase']}/auth/v1/.well-known/jwks.json",
         "OPENAI_BASE_URL": f"http://{from_droplet}:{ports['openai']}/v1",
         "OPENAI_API_KEY": secret("openai-key"),
+        # The same bucket and password as those of `make up`: it is the same droplet.
+        "BACKUP_REPOSITORY": f"s3:http://{from_droplet}:{ports['s3']}/{s3.BUCKET}",
+        "BACKUP_PASSWORD": secret("../backup-password"),
+        "BACKUP_KEY_ID": s3.KEY_ID,
+        "BACKUP_KEY_SECRET": s3.key(settings.state),
+        "BACKUP_DATABASE_PASSWORD": secret("backup-database-password"),
         "INGEST_KEY": secret("ingest-key"),
         "N8N_ENCRYPTION_KEY": secret("n8n-encryption-key"),
         "N8N_OWNER_EMAIL": "owner@cimt.localhost",
@@ -111,7 +117,7 @@ def _secret(settings: Settings, name: str) -> str:
     path = settings.state / "production" / name
     if not path.exists():
         write_atomic(path, secrets.token_hex(24), 0o600)
-    return path.read_text()
+    return path.read_text().strip()
 
 
 def panel_image(settings: Settings) -> str:

@@ -25,6 +25,7 @@ PORTS: dict[str, tuple[str, int]] = {
     "swarm": ("DROPLET_SWARM_PORT", 2377),
     "registry": ("REGISTRY_PORT", 5000),
     "postgres": ("POSTGRES_PORT", 54322),
+    "s3": ("S3_PORT", 8333),
     "supabase": ("SUPABASE_PORT", 54321),
     "openai": ("OPENAI_PORT", 8010),
     "github": ("GITHUB_PORT", 8012),

@@ -62,7 +62,7 @@ def stages(apps: Sequence[str] = ()) -> list[Stage]:
     ]
     return [
         Stage("image", "disk image of the droplet", [*local, "image"]),
-        Stage("clouds", "registry, Postgres, Auth, model, Git", [*local, "clouds", "start"]),
+        Stage("clouds", "registry, Postgres, S3, Auth, model, Git", [*local, "clouds", "start"]),
         Stage("droplet", "virtual machine: 2 vCPU, 2 GB, 25 GB", [*local, "droplet"], ("image",)),
         Stage("panel-image", "stand-in for EasyPanel's image", [*make, "panel-image"], ("clouds",)),
         *extra,
@@ -80,6 +80,7 @@ def stages(apps: Sequence[str] = ()) -> list[Stage]:
             [*make, "deploy"],
             ("provision", "build", "migrate"),
         ),
+        Stage("backup", "a verified backup into the local bucket", [*make, "backup"], ("deploy",)),
     ]
 
 

@@ -33,6 +33,8 @@ STARTED: set[str] = set()  # versions of the servers that were started here, for
 ROLES = """
 alter role postgres rename to bootstrap;
 create role postgres login createdb createrole replication bypassrls;
+grant pg_read_all_data to postgres with admin option;
+grant set on parameter session_replication_role to postgres;
 create role supabase_auth_admin login noinherit createrole;
 """
 

@@ -389,6 +389,7 @@ class Droplet:
             "reason": "",
             "drop": [],
             "gate": "",
+            "gate_waived": "",
             "health_url": "https://api.example/healthz",
             "connect_address": "",
             "ca_file": "",

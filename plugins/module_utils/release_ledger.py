@@ -76,6 +76,8 @@ def shown(entry: dict[str, Any]) -> str:
         image.rpartition("@sha256:")[2][:12] or "nothing" for image in (entry["from"], entry["to"])
     )
     reason = f"  ({entry['reason']})" if entry["reason"] else ""
+    if entry.get("gate_waived"):
+        reason += f"  (without a backup: {entry['gate_waived']})"
     settings = [
         line for line in entry.get("changes", []) if f"{entry['service']}.image:" not in line
     ]

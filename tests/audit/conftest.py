@@ -167,8 +167,14 @@ def collected(host: Host, declared: Declared) -> dict[str, Any]:
         ),
         "firewall_file": "/etc/cimt/firewall.nft",
         "environment": {f"{project}_{app['name']}": list(app["env"]) for app in declared.apps()},
+        "measured": f"{project}_api",
         "panel_url": declared["easypanel_url"],
         "token_file": declared["easypanel_token_file"],
+        "hours_since": [
+            declared["backup_stamp"],
+            "/var/lib/cimt/restore-drill.stamp",
+            "/etc/systemd/system/cimt-backup.timer",
+        ],
         "state_directory": declared["release_state_directory"],
         "ca_file": declared["release_ca_file"],
     }

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import calendar
 import http.client
 import json
 import socket
 import ssl
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from tools.declared import Declared
+
+ISO = "%Y-%m-%dT%H:%M:%SZ"
 
 
 @pytest.fixture
@@ -60,6 +64,26 @@ def test_it_runs_an_image_by_digest(app: dict[str, Any], service: dict[str, Any]
     name, _, digest = service["image"].partition("@")
     assert digest.startswith("sha256:"), f"it runs {name}. Next: make services"
     assert app["released"] or name == app["image"].split("@")[0]
+
+
+def test_old_chats_go_when_their_time_is_over(
+    declared: Declared, collected: dict[str, Any], record_property: Callable[[str, object], None]
+) -> None:
+    """The api deletes them once a day, and five minutes after its start for the first time."""
+    (days,) = (app["env"]["CHAT_RETENTION_DAYS"] for app in declared.apps() if app["name"] == "api")
+    told = collected["figures"]
+    ran = told.get("cimt_retention_run_timestamp_seconds", 0)
+    released = [json.loads(line) for line in collected["ledger"]]
+    began = max((calendar.timegm(time.strptime(one["time"], ISO)) for one in released), default=0)
+    record_property(
+        "retention",
+        f"{time.strftime(ISO, time.gmtime(ran))}: {told.get('cimt_retention_deleted')} answers",
+    )
+    assert "cimt_retention_deleted" in told, "the api's /metrics cannot be read. Next: make logs"
+    assert int(days) == 0 or time.time() - max(ran, began) < 30 * 3600, (
+        f"answers older than {days} days were deleted for the last time {(time.time() - ran) / 3600:.0f} hours ago. "
+        "Next: look for `retention` in the api's log"
+    )
 
 
 def visit(door: tuple[str, int], name: str, path: str, authority: str | None) -> tuple[float, int]:

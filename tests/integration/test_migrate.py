@@ -144,6 +144,23 @@ def test_a_first_run_applies_all_and_a_second_nothing(
     assert "Remote database is up to date" in output
 
 
+def test_what_takes_something_away_waits_for_a_backup(checkout: Checkout) -> None:
+    drop = "-- allow: destructive: not read since 1.4\nalter table public.users drop column {};"
+    checkout.add("20990101000000_drop.sql", drop.format("display_name"))
+    code, output = checkout.run()  # here is no `make backup` that could work
+    assert (code, "_drop.sql takes something away, and there is no backup" in output) == (2, True)
+    assert checkout.history() == FIRST
+    (checkout.root / "Makefile").write_text(
+        'backup:\n\t@test "$(MAX_AGE_HOURS):$$SUPABASE_DB_URL" = 1: && echo backed up\n'
+    )
+    code, output = checkout.run()
+    assert (code, "backed up" in output) == (0, True), output
+    (checkout.root / "Makefile").unlink()
+    checkout.add("20990102000000_drop.sql", drop.format("updated_at"))
+    code, output = checkout.run(ACCEPT_NO_BACKUP="the bucket is away")
+    assert (code, "no backup is asked for: the bucket is away" in output) == (0, True), output
+
+
 @pytest.mark.parametrize(
     "content",
     [

@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from local.waiting import eventually
+from testbed.backup import Host
 from testbed.n8n.samples import CREDENTIAL, Slow, workflow
 from testbed.n8n.server import N8n
 
@@ -74,6 +75,26 @@ def test_a_restart_lets_a_short_execution_end(n8n: N8n, slow: Slow) -> None:
     n8n.stop()
     n8n.start()
     assert len(n8n.executions("sample", "success")) == before + 1
+    call(n8n, slow)
+
+
+def test_a_backup_of_the_running_n8n_comes_back_silent_with_its_secrets(
+    n8n: N8n, slow: Slow, tmp_path: Path
+) -> None:
+    host = Host(tmp_path / "droplet", str(tmp_path / "repository"))
+    host.said["volumes"] = {"n8n": str(n8n.folder / ".n8n")}
+    host.said["panel"]["path"] = ""
+    counts = host.good()["counts"]["n8n"]
+    assert counts["workflow_entity"] == counts["credentials_entity"] == 1
+    executions = len(n8n.executions("sample"))
+    n8n.stop()
+    host.good("restore", "n8n", "latest")
+    n8n.start()
+    assert [one["active"] for one in n8n.api("GET", "/workflows")["data"]] == [False]
+    assert n8n.webhook("sample").status_code == 404
+    assert len(n8n.executions("sample")) == executions
+    assert "kept-in-the-volume" in n8n.cli("export:credentials", "--all", "--decrypted")
+    n8n.api("POST", "/workflows/sample/publish", {})
     call(n8n, slow)
 
 

@@ -1,5 +1,7 @@
 """The modules of role baseline, which the other host roles use too: run for real, below a temporary directory."""
 
+import bz2
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -7,6 +9,7 @@ from typing import Any
 import pytest
 
 from plugins.modules import package_set
+from testbed import modules
 from testbed.host import Machine
 
 # A key made for this test, and its fingerprint in GnuPG's words.
@@ -179,3 +182,18 @@ def test_a_signing_key_is_known_by_its_fingerprint() -> None:
     assert package_set.fingerprints(KEY) == [FINGERPRINT]
     with pytest.raises(ValueError, match="not an armored OpenPGP key"):
         package_set.fingerprints("<html>not found</html>")
+
+
+def test_a_release_of_restic_is_installed_once_and_only_by_its_checksum(tmp_path: Path) -> None:
+    archive = bz2.compress(b"#!/bin/sh\n")
+    (tmp_path / "restic.bz2").write_bytes(archive)
+    path = tmp_path / "restic"
+    wanted = {"url": (tmp_path / "restic.bz2").as_uri(), "path": str(path)}
+    module = "roles.backup.library.backup_restic"
+    right = {**wanted, "sha256": hashlib.sha256(archive).hexdigest()}
+    assert "has SHA-256" in modules.run(module, {**wanted, "sha256": "0" * 64})["msg"]
+    assert modules.run(module, {**right, "_ansible_check_mode": True})["changed"]
+    assert not path.exists()
+    assert modules.run(module, right)["changed"]
+    assert (path.read_bytes(), path.stat().st_mode & 0o777) == (b"#!/bin/sh\n", 0o755)
+    assert not modules.run(module, right)["changed"]

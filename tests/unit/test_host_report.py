@@ -99,7 +99,8 @@ def report(
     """Run it as the unit would. `failed` is what systemctl prints: this machine may have no systemd."""
     chosen = {
         "n8n": N8N, "domains": [N8N, API], "ca_file": str(alerts.ca), "port": alerts.port, "patience_seconds": 1,
-        "disks": ["/", "/no/such/folder"], "backup_stamp": str(folder / "stamp"), **settings,
+        "disks": ["/", "/no/such/folder"],
+        "stamps": {"backup_age_hours": str(folder / "stamp"), "drill_age_days": str(folder / "drill")}, **settings,
     }  # fmt: skip
     (folder / "settings.json").write_text(json.dumps(chosen))
     (folder / "key").write_text(key)
@@ -116,7 +117,8 @@ def report(
 
 
 def test_it_tells_what_it_sees(tmp_path: Path, alerts: Alerts) -> None:
-    (tmp_path / "stamp").touch()
+    for name in ("stamp", "drill"):
+        (tmp_path / name).touch()
     failed = "backup.service loaded failed failed Backup\ncimt-host-report.service loaded failed failed This\n"
     done = report(tmp_path, alerts, failed=failed)
     assert (done.returncode, done.stderr) == (0, "")
@@ -133,6 +135,7 @@ def test_it_tells_what_it_sees(tmp_path: Path, alerts: Alerts) -> None:
         "failed_units": 1,  # its own is told by its silence
         "certificate_left_percent": 33,
         "backup_age_hours": 0.0,
+        "drill_age_days": 0.0,
     }
 
 
@@ -141,7 +144,7 @@ def test_without_a_backup_none_is_missed_and_dry_run_tells_nobody(
 ) -> None:
     done = report(tmp_path, alerts, "--dry-run")
     assert done.returncode == 0, done.stderr
-    assert "backup_age_hours" not in json.loads(done.stdout)
+    assert not {"backup_age_hours", "drill_age_days"} & json.loads(done.stdout).keys()
     assert alerts.reports == []
 
 

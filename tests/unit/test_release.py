@@ -369,13 +369,26 @@ def test_a_first_release_that_comes_up_too_late_is_live_in_the_end(droplet: Drop
 
 def test_an_app_without_a_health_address_is_judged_by_swarm(droplet: Droplet) -> None:
     given = {"health_url": "", "revision": ""}
-    gated = droplet("deploy", "a", gate="false", **given)
-    assert "nothing was changed: `false` failed: no room" in gated["msg"]
-    assert droplet.host.apps["api"]["source"] is None
-    assert droplet("deploy", "a", gate="true", **given)["switched"]
+    assert droplet("deploy", "a", **given)["switched"]
     droplet.host.broken = lambda one, _: one == image("b")
     assert "is back and answers" in droplet("deploy", "b", **given)["msg"]
-    assert droplet("deploy", "a", gate="false", **given)["switched"] is False, "nothing to save for"
+
+
+def test_another_image_waits_for_its_gate(droplet: Droplet) -> None:
+    """Nothing is there to be saved before the first one, and settings rewrite nothing."""
+    assert droplet("deploy", "a", gate="false", app=app())["switched"]
+    assert droplet("deploy", "a", gate="false", app=app(MODE="new"))["switched"]
+    gated = droplet("deploy", "b", gate="false", app=app())
+    assert "nothing was changed: `false` failed: no room. Next: " in gated["msg"]
+    absent = droplet("deploy", "b", gate="cimt-no-such-program", app=app())
+    assert "there is no such program" in absent["msg"]
+    assert droplet.host.runs() == (image("a"), {"LOG_LEVEL": "info", "MODE": "new"})
+    assert droplet("deploy", "b", gate="true", app=app())["switched"]
+    assert droplet("deploy", "c", gate="false", gate_waived="the bucket is away")["switched"]
+    assert [line.get("gate_waived") for line in droplet.ledger()] == [
+        *[None] * 3,
+        "the bucket is away",
+    ]
 
 
 def test_a_domain_starts_no_container_anew(droplet: Droplet) -> None:

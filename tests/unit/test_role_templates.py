@@ -3,6 +3,7 @@
 import json
 import re
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -42,3 +43,13 @@ def test_every_setting_of_the_ssh_server_is_one_line() -> None:
 def test_declared_kernel_settings_are_written() -> None:
     text = render("baseline", "sysctl.conf.j2", baseline_sysctl={"vm.swappiness": 1})
     assert text.splitlines()[1:] == ["vm.swappiness = 1"]
+
+
+def test_units_of_the_backup_are_systemd_s(tmp_path: Path) -> None:
+    for kind in ("service", "timer"):
+        unit = render("backup", f"cimt-backup.{kind}.j2", backup_volumes={"n8n": "/srv/n8n"})
+        (tmp_path / f"cimt-backup.{kind}").write_text(unit)
+    command = ["systemd-analyze", "verify", "--man=no", *map(str, tmp_path.iterdir())]
+    done = subprocess.run(command, env=ENVIRONMENT, text=True, capture_output=True)
+    own = [line for line in done.stderr.splitlines() if "cimt-backup" in line]
+    assert [line for line in own if "/usr/local/sbin" not in line] == []

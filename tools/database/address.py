@@ -35,6 +35,7 @@ ENCRYPTED = ("require", "verify-ca", "verify-full")
 ROOT_CERTIFICATE = pathlib.Path(__file__).with_name("supabase-root-2021.crt")
 _PASSWORDS = (
     "API_DATABASE_PASSWORD",
+    "BACKUP_DATABASE_PASSWORD",
     "OPENAI_API_KEY",
     "PGPASSWORD",
     "SUPABASE_DB_PASSWORD",

@@ -8,7 +8,10 @@ The CLI has no lock of its own (two pushes at once race and one fails half way t
 time-outs, does not notice that an applied file was edited or that nothing was recorded, and cannot build an index
 again whose first attempt left an invalid one: that is added here.
 The password travels in the environment (PGPASSWORD), never in a command line.
-With API_DATABASE_PASSWORD the API's role `cimt_api` gets that password at the end.
+With API_DATABASE_PASSWORD the API's role `cimt_api` gets that password at the end, and with BACKUP_DATABASE_PASSWORD
+the backup's role `cimt_backup` that one.
+A migration of class `contract` waits for `make backup`, unless ACCEPT_NO_BACKUP says why not; a first installation has
+nothing to lose.
 """
 
 from __future__ import annotations
@@ -36,7 +39,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 LOCK = 0x43494D54  # "CIMT": one number for every runner of this project
 APPLICATION = "cimt migrate"
 LOCK_WAIT = 300  # seconds that a second runner waits for the first
-API_ROLE = "cimt_api"
+PASSWORDS = {"cimt_api": "API_DATABASE_PASSWORD", "cimt_backup": "BACKUP_DATABASE_PASSWORD"}
 # Seconds. While a migration waits for a lock, everybody else who wants the table waits behind it.
 LOCK_SECONDS = int(os.environ.get("MIGRATE_LOCK_SECONDS", "10"))
 STATEMENT_SECONDS = int(os.environ.get("MIGRATE_STATEMENT_SECONDS", "900"))
@@ -180,7 +183,7 @@ def push(url: str, *flags: str) -> int:
     """Exit code of ``supabase db push``, 0 or 1; its output goes through ours, which shows no secret."""
     bare, password = without_password(url)
     # The whole URL stays with us: a child inherits only what it needs.
-    secrets = ("SUPABASE_DB_URL", "API_DATABASE_PASSWORD")
+    secrets = ("SUPABASE_DB_URL", *PASSWORDS.values())
     environment = {k: v for k, v in os.environ.items() if k not in secrets}
     # The CLI's own session reads these, and a killed runner's locks go when its transaction is left alone.
     limits = {
@@ -250,17 +253,39 @@ def apply(connection: psycopg.Connection, url: str, todo: list[Pending]) -> int:
     return code
 
 
-def set_api_password(connection: psycopg.Connection, url: str) -> None:
-    """Give the API's role the password in API_DATABASE_PASSWORD, when it has not got it already.
+def back_up(todo: list[Pending]) -> None:
+    """Have a verified backup, an hour old at most, before something is taken away. Raises Refused.
+
+    The local database can be made anew.
+    """
+    contracts = [migration.name for migration in todo if migration.safety == "contract"]
+    reason = os.environ.get("ACCEPT_NO_BACKUP")
+    if not contracts or os.environ.get("ENV", "local") == "local":
+        return
+    if reason:
+        print(f"migrate: no backup is asked for: {reason}", flush=True)
+        return
+    secrets = ("SUPABASE_DB_URL", *PASSWORDS.values())
+    environment = {k: v for k, v in os.environ.items() if k not in secrets}
+    command = ["make", "--no-print-directory", "backup", "MAX_AGE_HOURS=1"]
+    if subprocess.run(command, cwd=ROOT, env=environment).returncode:
+        raise Refused(
+            f"nothing was changed: {', '.join(contracts)} takes something away, and there is no backup from before. "
+            "Next: see above, then make migrate; or the same command with ACCEPT_NO_BACKUP='why not'"
+        )
+
+
+def set_password(connection: psycopg.Connection, url: str, role: str) -> None:
+    """Give a role the password of its setting, when it has not got it already.
 
     What is sent is a SCRAM verifier: the password itself reaches no log of the server.
     """
-    password = os.environ.get("API_DATABASE_PASSWORD", "")
+    password = os.environ.get(PASSWORDS[role], "")
     if not password:
         return
     parts = urllib.parse.urlsplit(url)
     # At the pooler a role's name carries the project's: postgres.ref.
-    user = API_ROLE + (parts.username or "")[len("postgres") :]
+    user = role + (parts.username or "")[len("postgres") :]
     try:
         # One address only: Supabase bans who fails twice. An unchanged password is left alone, because
         # poolers keep its verifier.
@@ -274,14 +299,14 @@ def set_api_password(connection: psycopg.Connection, url: str) -> None:
         return
     except psycopg.OperationalError:
         verifier = connection.pgconn.encrypt_password(
-            password.encode(), API_ROLE.encode(), b"scram-sha-256"
+            password.encode(), role.encode(), b"scram-sha-256"
         )
     connection.execute(
         psycopg.sql.SQL("alter role {} password {}").format(
-            psycopg.sql.Identifier(API_ROLE), psycopg.sql.Literal(verifier.decode())
+            psycopg.sql.Identifier(role), psycopg.sql.Literal(verifier.decode())
         )
     )
-    print(f"migrate: {API_ROLE} has the password of API_DATABASE_PASSWORD now")
+    print(f"migrate: {role} has the password of {PASSWORDS[role]} now")
 
 
 def lock(connection: psycopg.Connection) -> None:
@@ -326,10 +351,13 @@ def main() -> int:
                 print(f"migrate: {migration.name} ({migration.safety})", flush=True)
             if arguments.plan:
                 return push(url, "--dry-run")
+            if recorded(connection):
+                back_up(todo)
             note(migrations=[[migration.name, migration.safety] for migration in todo])
             code = apply(connection, url, todo)
             if code == 0:
-                set_api_password(connection, url)
+                for role in PASSWORDS:
+                    set_password(connection, url, role)
             return code
     except Refused as reason:
         print(f"migrate: {reason}", file=sys.stderr)

@@ -68,9 +68,10 @@ def look(
     if settings["domains"]:
         left = [certificate_left_percent(name, context, proxy) for name in settings["domains"]]
         figures["certificate_left_percent"] = min(left)
-    stamp = Path(settings["backup_stamp"])
-    if stamp.exists():
-        figures["backup_age_hours"] = round((time.time() - stamp.stat().st_mtime) / 3600, 1)
+    for figure, seconds in (("backup_age_hours", 3600), ("drill_age_days", 86400)):
+        stamp = Path(settings["stamps"][figure])
+        if stamp.exists():
+            figures[figure] = round((time.time() - stamp.stat().st_mtime) / seconds, 1)
     return figures
 
 

@@ -65,7 +65,8 @@ options:
   secret_files: {type: dict, default: {}, description: "Contents of mounted files that hold a secret, by path."}
   image: {type: str, default: "", description: "What to release or undo, as name@sha256:digest; empty: what runs."}
   drop: {type: list, elements: str, default: [], description: "Mounts, ports and domains to remove, as paths."}
-  gate: {type: str, default: "", description: Command on this host without whose success nothing is changed.}
+  gate: {type: str, default: "", description: Command on this host that must succeed before another image runs.}
+  gate_waived: {type: str, default: "", description: Why it is not asked; kept in the ledger.}
   reason: {type: str, default: "", description: Why a release is undone; kept in the ledger.}
   newer: {type: list, elements: str, default: [], description: Revisions that a deploy must not replace.}
   revision: {type: str, default: "", description: Git revision that the health address must report.}
@@ -158,6 +159,7 @@ class Release:
         self.action: str = self.params["action"]
         self.migration: str = self.params["migration"]
         self.before = Desired(self.service, {"image": ""})  # what to put back
+        self.gate_waived = ""
         self.panel: Panel
         self.app: PanelApp
 
@@ -443,15 +445,8 @@ class Release:
                 )
         elif not todo and runs and self._is(revision, previous_revision):
             self._already(wanted, revision)
-        if restarts and params["gate"]:
-            status, out, problem = self.module.run_command(shlex.split(params["gate"]))
-            if status:
-                told = (problem or out).strip().splitlines()[-1:] or [f"exit code {status}"]
-                self.module.fail_json(
-                    msg=f"{params['action']} of {self.service} refused, nothing was changed: "
-                    f"`{params['gate']}` failed: {told[0]}. Next, on the droplet: {params['gate']}"
-                )
-            self.say(f"gate: {params['gate']} is done")
+        if previous and any(c.path == "image" and not _same_name(c) for c in todo):
+            self._pass_gate()
         self.say(f"{params['action']} {self.service}: {previous or 'nothing'} -> {image}")
         if self.before.values["image"] != previous:
             self.before = as_it_was(self.service, {**there, "image": previous})
@@ -476,6 +471,25 @@ class Release:
             changes=[str(change) for change in todo],
             timeline=self.timeline,
         )
+
+    def _pass_gate(self) -> None:
+        """Have done what must be before another image takes what the app keeps; refuses otherwise."""
+        params = self.params
+        command = shlex.split(params["gate"])
+        self.gate_waived = params["gate_waived"]
+        if not command or self.gate_waived:
+            return
+        status, out, problem = (127, "", "there is no such program")
+        if shutil.which(command[0]):
+            self.say(f"gate: {params['gate']}")
+            status, out, problem = self.module.run_command(command)
+        if status:
+            told = (problem or out).strip().splitlines()[-1:] or [f"exit code {status}"]
+            self.module.fail_json(
+                msg=f"{params['action']} of {self.service} refused, nothing was changed: `{params['gate']}` failed: "
+                f"{told[0].removesuffix('.')}. Next: mend that; or the same command with ACCEPT_NO_BACKUP='why not'",
+                timeline=self.timeline,
+            )
 
     def _already(self, wanted: Desired, revision: str) -> NoReturn:
         """The end of a release that would change nothing."""
@@ -624,6 +638,8 @@ class Release:
         }
         if wanted is not None and "replicas" in wanted.values:
             line["app"] = record(wanted, self.kept.hashed)
+        if self.gate_waived:
+            line["gate_waived"] = self.gate_waived
         if todo:
             line["changes"] = [str(change) for change in todo]
         self.ledger.append(line)
@@ -655,6 +671,7 @@ def main() -> None:
             "image": {"type": "str", "default": ""},
             "drop": {"type": "list", "elements": "str", "default": []},
             "gate": {"type": "str", "default": ""},
+            "gate_waived": {"type": "str", "default": ""},
             "revision": {"type": "str", "default": ""},
             "reason": {"type": "str", "default": ""},
             "migration": {"type": "str", "default": ""},

@@ -1,0 +1,431 @@
+"""`make restore-drill`: a backup comes back on a fresh droplet and a fresh Postgres of this machine, and is used there.
+
+Usage: python -m local.restore_drill [--keep]
+
+ENV names the environment whose backup it is; it is only read. All happens in a clone below `.local/restore-drill`, with
+a droplet, ports and clouds of its own: what runs here goes on. From the restored droplet's containers no packet leaves
+for anything but the stand-ins, so that what production would tell or call in the night wakes nobody. The evidence is
+`.local/restore-drill.json`, and the environment's droplet gets it too: Alerts misses a drill for 30 days.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import shutil
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psycopg
+from rich.console import Console
+
+from local import up
+from local.droplet import machine
+from local.postgres import server as postgres
+from local.settings import PORTS, ROOT, LocalError, Settings, load, save_ports, write_atomic
+from local.sign_in import sign_in
+from local.waiting import free_port
+
+FOLDER = ROOT / ".local/restore-drill"
+EVIDENCE = ".local/restore-drill.json"
+# Of the environment whose backup it is: where that is, what opens it, and what opens n8n's credentials.
+NEEDED = (
+    *("BACKUP_REPOSITORY", "BACKUP_PASSWORD", "BACKUP_KEY_ID", "BACKUP_KEY_SECRET"),
+    "N8N_ENCRYPTION_KEY",
+)
+# Whoever restores may back up from then on: this droplet must not, into what it only reads. Then the walls: the first
+# counts what tried to leave, and stops it; the second what left all the same. Of containers only: the host
+# itself has to reach the repository.
+CUT = """\
+mkdir -p /etc/systemd/system/cimt-backup.service.d
+printf '[Unit]\nConditionPathExists=!/\n' >/etc/systemd/system/cimt-backup.service.d/drill.conf
+systemctl daemon-reload
+nft -f - <<'END'
+table inet cimt_drill {
+  set inside { type ipv4_addr; flags interval; elements = { 10.0.0.0/8, 127.0.0.0/8, 172.16.0.0/12 } }
+  chain stop { type filter hook forward priority filter - 10; ip daddr != @inside counter drop; }
+  chain left { type filter hook postrouting priority srcnat - 10; fib saddr type != local ip daddr != @inside counter; }
+}
+END
+"""
+PACKETS = "nft --json list table inet cimt_drill"
+N8N = "docker exec $(docker ps --quiet --filter name=cimt_n8n)"
+ACTIVE = """python3 - <<'END'
+import sqlite3
+volume = "/etc/easypanel/projects/cimt/n8n/volumes/n8n/database.sqlite"
+count = "select count(*), coalesce(sum(active), 0) from workflow_entity"
+print(*sqlite3.connect(f"file:{volume}?mode=ro", uri=True).execute(count).fetchone())
+END
+"""
+# The one of the repository's workflows that is called by others, so that it does not run by itself when it is called.
+BY_HAND = "notify"
+
+
+def main() -> int:
+    """Command line; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m local.restore_drill", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--keep", action="store_true", help="leave droplet and clouds of the drill")
+    parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    try:
+        if given.inside:
+            drill(load(running=True))
+            return 0
+        with machine.alone(load(), "restore-drill"):
+            return outside(given.keep)
+    except (LocalError, up.StageFailed) as reason:
+        print(f"{reason}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(
+            "\nrestore-drill: stopped. Next: make restore-drill (it begins anew)", file=sys.stderr
+        )
+        return 130
+
+
+# -- outside: a place of its own, and what is left of it ---------------------------------------------
+
+
+def outside(keep: bool) -> int:
+    """Make the clone, let the drill run there, keep its evidence, take all of it away; the exit code."""
+    environment = os.environ.get("ENV", "local")
+    values = source(environment)
+    remove()
+    clone = FOLDER / "cimt"
+    FOLDER.mkdir(parents=True)
+    run(["git", "clone", "--quiet", "--local", str(ROOT), str(clone)], ROOT)
+    if subprocess.run(["git", "diff", "--quiet", "HEAD"], cwd=ROOT).returncode:
+        print("restore-drill: what is not committed does not take part", flush=True)
+    # Same tools: what is installed here is not installed again, though the clone's files are younger.
+    for name in (".venv", "node_modules"):
+        (clone / name).symlink_to(ROOT / name)
+    for path in (*clone.glob("requirements/*"), *clone.glob("package*.json")):
+        os.utime(path, (0, 0))
+    state = clone / ".local"
+    write_atomic(state / "given.json", json.dumps(values), 0o600)
+    fresh = load(clone, {})
+    for name in PORTS:
+        fresh.ports[name] = free_port()
+    save_ports(fresh)
+    # Where the environment has n8n, so has its backup.
+    switch = {"N8N": "1"} if environment != "local" or "n8n" in load().apps else {}
+    inner = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in (*NEEDED, "SUPABASE_DB_URL", "MAKEFLAGS", "MFLAGS", "GOALS")
+    }
+    process = subprocess.run(
+        [sys.executable, "-m", "local.restore_drill", "--inside"],
+        cwd=clone,
+        env=inner | {"ENV": "local"} | switch,
+    )
+    found = clone / EVIDENCE
+    if found.exists():
+        shutil.copyfile(found, ROOT / EVIDENCE)
+    if keep or process.returncode:
+        print(f"restore-drill: left for a look: make -C {clone} ssh. Next: make restore-drill")
+    else:
+        remove()
+    if process.returncode:
+        return process.returncode
+    tell = ["make", "--no-print-directory", "drilled", f"ENV={environment}"]
+    if subprocess.run(tell, cwd=ROOT).returncode:
+        raise LocalError(
+            f"restore-drill: passed, but {environment} was not told. Next: {' '.join(tell[:1] + tell[2:])}"
+        )
+    return 0
+
+
+def source(environment: str) -> dict[str, str]:
+    """The values of NEEDED as the environment has them. Raises LocalError."""
+    if environment != "local":
+        missing = [name for name in NEEDED if not os.environ.get(name)]
+        if missing:
+            raise LocalError(
+                f"restore-drill: {', '.join(missing)} is not set. Next: docs/setup.md says where each comes from"
+            )
+        return {name: os.environ[name] for name in NEEDED}
+    settings = load(running=True)
+    files = {
+        "BACKUP_PASSWORD": "backup-password",
+        "BACKUP_KEY_SECRET": "backup-key",
+        "N8N_ENCRYPTION_KEY": "n8n-encryption-key",
+    }
+    try:
+        values = {name: (settings.state / file).read_text().strip() for name, file in files.items()}
+    except FileNotFoundError:
+        raise LocalError("restore-drill: there is no local backup. Next: make up") from None
+    return values | {
+        "BACKUP_REPOSITORY": f"s3:http://10.0.2.2:{settings.ports['s3']}/cimt",
+        "BACKUP_KEY_ID": "cimt",
+    }
+
+
+def remove() -> None:
+    """Nothing of a drill stays."""
+    clone = FOLDER / "cimt"
+    if clone.exists():
+        run([sys.executable, "-m", "local", "down"], clone, env={"ENV": "local"})
+        shutil.rmtree(FOLDER)
+
+
+def run(command: list[str], folder: Path, env: dict[str, str] | None = None) -> str:
+    """Output of a command. Raises LocalError with the last lines of it."""
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env=os.environ | (env or {}),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    )
+    if done.returncode:
+        tail = "\n".join(done.stdout.splitlines()[-15:])
+        raise LocalError(f"{tail}\nrestore-drill: {' '.join(command)} failed")
+    return done.stdout
+
+
+# -- inside the clone --------------------------------------------------------------------------------
+
+
+class Evidence:
+    """What was done, how long it took and what was seen; written after every step."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.started = time.monotonic()
+        self.found: dict[str, Any] = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "seconds": {},
+            "checks": {},
+        }
+
+    def save(self) -> None:
+        """Write it, with the time until now."""
+        self.found["seconds"]["total"] = round(time.monotonic() - self.started)
+        write_atomic(self.path, json.dumps(self.found, indent=1) + "\n")
+
+    @contextlib.contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """One step: a line before it, its seconds after it."""
+        print(f"restore-drill: {name} …", flush=True)
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.found["seconds"][name] = round(time.monotonic() - began)
+            self.save()
+
+    def check(self, name: str, good: bool, seen: Any) -> None:
+        """Note what was seen. Raises LocalError when it is not what it must be."""
+        self.found["checks"][name] = seen
+        self.save()
+        print(f"restore-drill: {'✓' if good else '❌'} {name}: {seen}", flush=True)
+        if not good:
+            raise LocalError(
+                f"restore-drill: {name}: {seen}. Next: docs/operations/backup.md, The drill"
+            )
+
+
+def drill(settings: Settings) -> None:
+    """Provision, restore all, use it. Raises LocalError, StageFailed."""
+    console = Console(highlight=False, soft_wrap=True)
+    evidence = Evidence(settings.root / EVIDENCE)
+    bare = [one for one in up.stages(settings.apps) if one.name not in ("deploy", "backup")]
+    with evidence.step("a fresh droplet, provisioned, and a fresh database, migrated"):
+        up.run_all(bare, settings.logs, console)
+    ssh = droplet(settings)
+    with evidence.step("rows of the database"):
+        listed = json.loads(ssh("cimt-backup list"))
+        if not listed["snapshots"]:
+            raise LocalError("restore-drill: the repository has no backup. Next: make backup")
+        newest = listed["snapshots"][-1]
+        restore(settings, "postgres", newest["id"])
+        run(
+            [sys.executable, "-m", "tools.database.restore", ".local/restored/postgres.sql"],
+            settings.root,
+        )
+    manifest = json.loads(
+        ssh("cat /var/lib/cimt-restored/postgres-*/var/lib/cimt/backup/manifest.json")
+    )
+    evidence.found |= {
+        "snapshot": newest["id"],
+        "taken": manifest["time"],
+        "age_hours": newest["age_hours"],
+        "counts": manifest["counts"],
+        "versions": versions(ssh, settings.apps),
+    }
+    with psycopg.connect(postgres.url(settings.ports["postgres"])) as database:
+        rows = {
+            name: count(database, name)
+            for name in manifest["counts"]["postgres"]
+            if not name.startswith("supabase_migrations.")
+        }
+        wanted = {name: manifest["counts"]["postgres"][name] for name in rows}
+        evidence.check("rows by table, as in the backup", rows == wanted, rows)
+        person = known_person(database)
+    with evidence.step("release of the api"):
+        run(["make", "--no-print-directory", "deploy", "SERVICE=api"], settings.root)
+    ssh(CUT)
+    if "n8n" in settings.apps:
+        with evidence.step("n8n's volume"):
+            restore(settings, "n8n", newest["id"])
+            eventually_up(ssh)
+        of_n8n(ssh, manifest["counts"]["n8n"], evidence)
+    with evidence.step("ledger and host keys"):
+        restore(settings, "host", newest["id"])
+        host_key = ssh("cat /etc/ssh/ssh_host_ed25519_key.pub").split()[:2]
+        ssh("systemctl try-reload-or-restart ssh")
+        write_atomic(settings.droplet / "known_hosts", f"droplet {' '.join(host_key)}\n")
+        lines = ssh("cat /var/lib/cimt/releases.jsonl").splitlines()
+    evidence.check("lines of the ledger, behind the restored host key", bool(lines), len(lines))
+    with evidence.step("a person signs in, reads and asks"):
+        of_a_person(settings, person, evidence)
+    tried, left = packets(ssh)
+    evidence.found["packets that tried to leave, and were stopped"] = tried
+    evidence.check("packets of containers that left", left == 0, left)
+    evidence.found["passed"] = True
+    evidence.save()
+    print(f"restore-drill: passed after {evidence.found['seconds']['total']} s", flush=True)
+
+
+def droplet(settings: Settings) -> Callable[[str], str]:
+    """Runs a shell command on the drill's droplet, as root; its output. Raises LocalError."""
+
+    def ssh(command: str) -> str:
+        done = subprocess.run(
+            machine.ssh_command(settings, "sudo", "bash", "-euo", "pipefail", "-s"),
+            input=command,
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode:
+            first = command.splitlines()[0]
+            raise LocalError(
+                f"{done.stderr.strip()[-800:]}\nrestore-drill: on the droplet: {first}"
+            )
+        return done.stdout
+
+    return ssh
+
+
+def restore(settings: Settings, what: str, snapshot: str) -> None:
+    """`make restore`, as a person types it. Raises LocalError."""
+    asked = [f"WHAT={what}", f"FROM={snapshot}", "INTO=local"]
+    run(["make", "--no-print-directory", "restore", *asked], settings.root)
+
+
+def versions(ssh: Callable[[str], str], apps: Sequence[str]) -> dict[str, str]:
+    """Of what made the backup readable."""
+    found = {
+        "restic": ssh("restic version").split()[1],
+        "pg_dump": ssh("/usr/lib/postgresql/17/bin/pg_dump --version").split()[2],
+    }
+    return found | ({"n8n": ssh(f"{N8N} n8n --version").split()[-1]} if "n8n" in apps else {})
+
+
+def count(database: psycopg.Connection, table: str) -> int:
+    """Rows of a table, named as pg_dump writes it."""
+    row = database.execute(f"select count(*) from {table}".encode()).fetchone()  # noqa: S608 - pg_dump quotes
+    return int(row[0]) if row else 0
+
+
+def known_person(database: psycopg.Connection) -> dict[str, Any]:
+    """Who has most conversations, their ids, and a passage that everybody may read."""
+    row = database.execute(
+        "select u.email, array_agg(c.id::text) from auth.users u join public.conversations c on c.user_id = u.id "
+        "where u.email is not null group by u.email order by count(*) desc limit 1"
+    ).fetchone()
+    passage = database.execute(
+        "select source, content from public.vectors where owner_id is null order by length(content) desc limit 1"
+    ).fetchone()
+    return {"email": row and row[0], "conversations": row and row[1], "passage": passage}
+
+
+def eventually_up(ssh: Callable[[str], str], seconds: float = 900) -> None:
+    """Wait until the restored n8n is healthy. Raises LocalError."""
+    deadline = time.monotonic() + seconds
+    while "healthy" not in ssh(
+        "docker ps --filter name=cimt_n8n --filter health=healthy --format healthy"
+    ):
+        if time.monotonic() > deadline:
+            raise LocalError(
+                "restore-drill: the restored n8n does not come up. Next: make logs NAME=console"
+            )
+        time.sleep(3)
+
+
+def of_n8n(ssh: Callable[[str], str], counts: dict[str, int], evidence: Evidence) -> None:
+    """n8n has what it had, silent; its credentials open; a workflow runs when a hand starts it."""
+    workflows, active = map(int, ssh(ACTIVE).split())
+    evidence.check("workflows, as in the backup", workflows == counts["workflow_entity"], workflows)
+    evidence.check("workflows that would run by themselves", active == 0, active)
+    with evidence.step("n8n's credentials are decrypted"):
+        said = ssh(
+            f"{N8N} n8n export:credentials --all --decrypted --output=/dev/shm/credentials >&2\n"
+            f"{N8N} node -p 'JSON.parse(fs.readFileSync(`/dev/shm/credentials`)).filter(one => one.data && "
+            "typeof one.data === `object`).length'\n"
+            f"{N8N} rm /dev/shm/credentials"
+        )
+    opened = int(said.split()[-1])
+    evidence.check("credentials that open", opened == counts["credentials_entity"], opened)
+    with evidence.step("one workflow runs by hand"):
+        command = "env N8N_RUNNERS_BROKER_PORT=5690 n8n execute"
+        said = ssh(f"{N8N} {command} --id={BY_HAND} 2>&1")
+    evidence.check(f"workflow {BY_HAND}", "successful" in said, said.strip().splitlines()[0][:100])
+
+
+def of_a_person(settings: Settings, person: dict[str, Any], evidence: Evidence) -> None:
+    """A known person signs in and sees what is theirs, and no more; the knowledge base answers."""
+    if not person["email"]:
+        evidence.check("a known person", True, "nobody has a conversation yet")
+        return
+    token = sign_in(f"http://127.0.0.1:{settings.ports['supabase']}", person["email"])
+    with httpx.Client(
+        base_url=f"https://127.0.0.1:{settings.ports['https']}",
+        verify=ssl.create_default_context(cafile=settings.state / "ca.crt"),
+        headers={"Host": "api.cimt.localhost", "Authorization": f"Bearer {token}"},
+        timeout=120,
+    ) as client:
+        extensions = {"sni_hostname": "api.cimt.localhost"}
+        seen = client.get("/conversations", params={"limit": 100}, extensions=extensions)
+        mine = {one["id"] for one in seen.json()["items"]}
+        # Of the first page; the smoke test of the release may have added one of its own.
+        known = mine & set(person["conversations"])
+        good = len(known) == min(len(person["conversations"]), len(mine))
+        evidence.check("conversations of the backup, under RLS", good, len(known))
+        chat = client.get(f"/conversations/{known.pop()}", extensions=extensions)
+        evidence.check("one of them is read", chat.status_code == 200, chat.status_code)
+        if person["passage"]:
+            source, content = person["passage"]
+            words = " ".join(content.split()[:12])
+            answer = client.post("/chat", json={"message": words}, extensions=extensions)
+            evidence.check("a document is found", source in answer.text, source)
+
+
+def packets(ssh: Callable[[str], str]) -> tuple[int, int]:
+    """How many packets of containers tried to leave for anywhere but the stand-ins, and how many did."""
+    listed = json.loads(ssh(PACKETS))["nftables"]
+    counted = {
+        one["rule"]["chain"]: part["counter"]["packets"]
+        for one in listed
+        if "rule" in one
+        for part in one["rule"]["expr"]
+        if "counter" in part
+    }
+    return counted["stop"], counted["left"]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,77 @@
+"""S3 on loopback: SeaweedFS, with a bucket whose objects have versions and can be locked."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import shutil
+import string
+import subprocess
+import sys
+from pathlib import Path
+
+from local.settings import LocalError, write_atomic
+from local.waiting import eventually
+
+BUCKET = KEY_ID = "cimt"
+ADDRESS = "127.0.0.1"
+
+
+def program() -> str:
+    """SeaweedFS, from the locked environment. Raises LocalError."""
+    found = shutil.which("weed", path=str(Path(sys.executable).parent)) or shutil.which("weed")
+    if not found:
+        raise LocalError("the program weed is missing. Next: make setup")
+    return found
+
+
+def key(state: Path) -> str:
+    """The secret of the key `cimt`, which the inventory reads from the same file; made once."""
+    path = state / "backup-key"
+    if not path.exists():
+        letters = string.ascii_letters + string.digits
+        write_atomic(path, "".join(secrets.choice(letters) for _ in range(40)) + "\n", 0o600)
+    return path.read_text().strip()
+
+
+def command(port: int, folder: Path, secret: str) -> list[str]:
+    """Command line of a server whose data lies in the folder; the seven ports after the first are its own, too."""
+    folder.mkdir(parents=True, exist_ok=True)
+    actions = ["Admin", "Read", "Write", "List", "Tagging"]
+    credentials = [{"accessKey": KEY_ID, "secretKey": secret}]
+    identities = [{"name": KEY_ID, "credentials": credentials, "actions": actions}]
+    write_atomic(folder / "s3.json", json.dumps({"identities": identities}), 0o600)
+    parts = ("s3", "master", "volume", "filer")
+    return [
+        *("env", "GOMEMLIMIT=150MiB", program(), "server", "-s3", f"-dir={folder}"),
+        *(f"-ip={ADDRESS}", f"-ip.bind={ADDRESS}", f"-s3.config={folder / 's3.json'}"),
+        *(f"-{part}.port={port + number}" for number, part in enumerate(parts)),
+        *(f"-{part}.port.grpc={port + 4 + number}" for number, part in enumerate(parts)),
+        # Each bucket takes several volumes at once: with fewer or larger ones the second bucket fails.
+        *("-volume.max=200", "-master.volumeSizeLimitMB=64"),
+    ]
+
+
+def shell(port: int, line: str) -> str:
+    """What SeaweedFS' own shell says to a command."""
+    master = f"{ADDRESS}:{port + 1}.{port + 5}"
+    filer = f"{ADDRESS}:{port + 3}.{port + 7}"
+    done = subprocess.run(
+        [program(), "shell", f"-master={master}", f"-filer={filer}"],
+        input=f"{line}\n",
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=60,
+    )
+    return done.stdout
+
+
+def prepare(port: int) -> None:
+    """Make the bucket, with versions and object lock, once the server takes it."""
+
+    def there() -> bool:
+        shell(port, f"s3.bucket.create -name {BUCKET} -withLock")
+        return "Object Lock: Enabled" in shell(port, f"s3.bucket.versioning -name {BUCKET}")
+
+    eventually(there, "the bucket")
