@@ -97,6 +97,10 @@ n8n-pull: setup ## Bring edits of n8n's editor into n8n_workflows/; ARGS=--check
 	@$(call play,n8n-pull)
 	@python -m tools.workflows pull --input .local/n8n-$(ENV).json $(ARGS)
 
+.PHONY: seed
+seed: setup ## Fill the knowledge base from services/etl/sources.yaml; ACCEPT=SOURCE confirms removals that wait
+	@python -m tools.seed
+
 .PHONY: migrate migrate-plan schema reembed user-export user-erase
 migrate: setup ## Apply the pending database migrations
 	@$(call step,migrate) python -m tools.database.migrate
@@ -127,7 +131,7 @@ backups: setup ## The backups, the last good one, the last drill
 restore: setup ## Bring WHAT=n8n|panel|host|postgres back FROM=latest (or a snapshot); says what it would do until INTO=$(ENV)
 	@$(call play,restore) $(ARGS)
 restore-drill: packages setup ## Restore the last backup of ENV on a fresh local droplet and database, use it there, note that it works
-	@python -m local.restore_drill $(ARGS)
+	@python -m tools.restore_drill $(ARGS)
 drilled: setup # what the drill found, told to the droplet whose backup it was
 	@$(call play,drilled) $(ARGS)
 
@@ -197,7 +201,7 @@ clean: ## Remove what `setup` installed (the droplet: make down)
 
 lock: .venv/.installed ## Compile the lock files again after editing a *.in
 	@# In its folder and with `=`: an update bot reads the command that uv writes into the second line of each.
-	@for name in requirements/uv requirements/ops requirements/audit services/api/requirements local/easypanel/requirements; do \
+	@for name in requirements/uv requirements/ops requirements/audit services/api/requirements services/etl/requirements local/easypanel/requirements; do \
 	  (cd $${name%/*} && uv pip compile -q --universal --generate-hashes --python-version=3.11 --output-file=$${name##*/}.txt $${name##*/}.in); done
 	@npm install --package-lock-only
 

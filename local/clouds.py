@@ -107,12 +107,12 @@ def start(settings: Settings, name: str) -> None:
     port = settings.ports[name]
     try:
         eventually(lambda: cloud.answers(port), name, START_SECONDS, process)
+        if name == "s3":
+            s3.prepare(port, process)
     except TimeoutError:
         raise LocalError(f"clouds: {name} does not answer. Next: make logs NAME={name}") from None
     if name == "postgres":
         postgres.prepare(postgres.url(port))
-    if name == "s3":
-        s3.prepare(port)
     print(f"clouds: {name} answers on 127.0.0.1:{port}")
 
 

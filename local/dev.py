@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import secrets
 import signal
@@ -13,7 +14,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import httpx
 import psycopg
 
 from local import clouds
@@ -188,26 +188,21 @@ def api_environment(dev: Dev) -> dict[str, str]:
 
 
 def seed(dev: Dev) -> int:
-    """Put the documents in, as an ETL would; the number of passages. What is there already is left alone."""
-    passages = 0
-    with httpx.Client(base_url=dev.url("api"), timeout=60) as client:
-        for path in sorted(clouds.DOCUMENTS.glob("*/*.md")):
-            text = path.read_text()
-            answer = client.put(
-                f"/documents/{path.relative_to(clouds.DOCUMENTS)}",
-                headers={"Authorization": f"Bearer {dev.ingest_key}"},
-                json={
-                    "content": text,
-                    "title": text.splitlines()[0].lstrip("# "),
-                    "language": path.parent.name,
-                },
-            )
-            if answer.is_error:
-                raise LocalError(
-                    f"dev: PUT {answer.request.url.path} answers {answer.status_code}: {answer.text[:300]}"
-                )
-            passages += answer.json()["chunks"]
-    return passages
+    """Fill the knowledge base from files, by the etl; the number of documents. What is there already is left alone."""
+    options = ["--api", dev.url("api"), "--state", str(dev.folder / "etl.sqlite"), "--json"]
+    done = subprocess.run(
+        [sys.executable, "-m", "cimt_etl", "run", str(clouds.DOCUMENTS / "sources.yaml"), *options],
+        env=os.environ
+        | {"PYTHONPATH": str(dev.settings.root / "services/etl"), "INGEST_KEY": dev.ingest_key},
+        capture_output=True,
+        text=True,
+    )
+    report = json.loads((done.stdout.splitlines() or ["{}"])[-1]).get("report", {})
+    if done.returncode:
+        wrong = [report.get("error"), *(one["reason"] for one in report.get("failed", ()))]
+        told = next(filter(None, wrong), done.stderr.strip())
+        raise LocalError(f"dev: the documents cannot be stored: {told}")
+    return int(report["listed"])
 
 
 @contextlib.contextmanager
@@ -247,10 +242,10 @@ def main(settings: Settings, env: Mapping[str, str] = os.environ) -> int:
     ports = read_ports(env)
     try:
         with alone(settings, "dev"), running(settings, ports) as dev:
-            passages = seed(dev)
+            documents = seed(dev)
             write_atomic(dev.folder / "supabase-port", str(ports["supabase"]))
             print(
-                f"\ndev: ready after {time.monotonic() - started:.1f} s, {passages} passages to ask about"
+                f"\ndev: ready after {time.monotonic() - started:.1f} s, {documents} documents to ask about"
             )
             print(f"  API       {dev.url('api')} (reloads when a file is saved)")
             print(f"  mail      {dev.url('supabase')}/inbox")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import os
 import secrets
-import shlex
 import shutil
 import socket
 import ssl
@@ -149,13 +148,13 @@ def prepare_droplet(settings: Settings) -> None:
     if not machine.running_pid(settings):
         raise LocalError("rehearsal: the local droplet is off. Next: make up")
     script = WORLD.format(host=clouds.GHCR, panel_ca=PANEL_CA)
-    command = machine.ssh_command(settings, "sudo sh -c " + shlex.quote(script))
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
+    try:
+        authority = machine.as_root(settings, script)
+    except LocalError as reason:
         raise LocalError(
-            f"rehearsal: the droplet was not prepared: {done.stderr.strip()[-300:]}. Next: make up"
-        )
-    write_atomic(settings.state / "production/panel-ca.crt", done.stdout)
+            f"{reason}\nrehearsal: the droplet was not prepared. Next: make up"
+        ) from None
+    write_atomic(settings.state / "production/panel-ca.crt", authority)
     _home(settings)
 
 

@@ -32,7 +32,7 @@ remote="ssh -p ${DROPLET_PORT:-22} ${DROPLET_USER:-cimt}@${DROPLET_HOST:-DROPLET
 for goal in ${GOALS:-}; do
   case $goal in
     up) local_only "make up, or for the droplet of $ENV: make provision ENV=$ENV" ;;
-    backup | backups | restore | drilled) droplet ;;
+    backup | backups | restore | restore-drill | drilled) droplet ;;
     dev | test | faults | pipeline | drills) local_only "make $goal" ;;
     status) local_only "make smoke ENV=$ENV (does it answer), make history ENV=$ENV (what runs)" ;;
     ssh) local_only "$remote" ;;

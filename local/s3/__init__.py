@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import secrets
 import shutil
-import string
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from local.settings import LocalError, write_atomic
 from local.waiting import eventually
@@ -29,8 +29,7 @@ def key(state: Path) -> str:
     """The secret of the key `cimt`, which the inventory reads from the same file; made once."""
     path = state / "backup-key"
     if not path.exists():
-        letters = string.ascii_letters + string.digits
-        write_atomic(path, "".join(secrets.choice(letters) for _ in range(40)) + "\n", 0o600)
+        write_atomic(path, f"{secrets.token_hex(20)}\n", 0o600)
     return path.read_text().strip()
 
 
@@ -43,10 +42,12 @@ def command(port: int, folder: Path, secret: str) -> list[str]:
     write_atomic(folder / "s3.json", json.dumps({"identities": identities}), 0o600)
     parts = ("s3", "master", "volume", "filer")
     return [
-        *("env", "GOMEMLIMIT=150MiB", program(), "server", "-s3", f"-dir={folder}"),
+        *("env", "GOMEMLIMIT=300MiB", program(), "server", "-s3", f"-dir={folder}"),
         *(f"-ip={ADDRESS}", f"-ip.bind={ADDRESS}", f"-s3.config={folder / 's3.json'}"),
         *(f"-{part}.port={port + number}" for number, part in enumerate(parts)),
         *(f"-{part}.port.grpc={port + 4 + number}" for number, part in enumerate(parts)),
+        # Nothing but S3 listens, and nobody is told about it.
+        *("-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false"),
         # Each bucket takes several volumes at once: with fewer or larger ones the second bucket fails.
         *("-volume.max=200", "-master.volumeSizeLimitMB=64"),
     ]
@@ -56,22 +57,25 @@ def shell(port: int, line: str) -> str:
     """What SeaweedFS' own shell says to a command."""
     master = f"{ADDRESS}:{port + 1}.{port + 5}"
     filer = f"{ADDRESS}:{port + 3}.{port + 7}"
-    done = subprocess.run(
-        [program(), "shell", f"-master={master}", f"-filer={filer}"],
-        input=f"{line}\n",
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=60,
-    )
+    try:
+        done = subprocess.run(
+            [program(), "shell", f"-master={master}", f"-filer={filer}"],
+            input=f"{line}\n",
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=60,
+        )
+    except subprocess.TimeoutExpired as silent:
+        return f"{silent}"
     return done.stdout
 
 
-def prepare(port: int) -> None:
-    """Make the bucket, with versions and object lock, once the server takes it."""
+def prepare(port: int, server: subprocess.Popen[Any]) -> None:
+    """Make the bucket, with versions and object lock, once the server takes it. Raises TimeoutError."""
 
     def there() -> bool:
         shell(port, f"s3.bucket.create -name {BUCKET} -withLock")
         return "Object Lock: Enabled" in shell(port, f"s3.bucket.versioning -name {BUCKET}")
 
-    eventually(there, "the bucket")
+    eventually(there, "the bucket", process=server)

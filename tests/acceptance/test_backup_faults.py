@@ -75,7 +75,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
             s3.command(port, folder / "data", SECRET), stdout=log, stderr=log
         )
     try:
-        s3.prepare(port)
+        s3.prepare(port, process)
         yield port
     finally:
         process.terminate()

@@ -293,8 +293,10 @@ print(
             "figures": figures(wanted["measured"]),
             "ca": text(wanted["ca_file"]) if wanted["ca_file"] else None,
             "ledger": (text(state + "/releases.jsonl") or "").splitlines()[-500:],
-            "backup": text(wanted["hours_since"][0]),
-            "hours_since": {path: hours_since(path) for path in wanted["hours_since"]},
+            "backup": text(wanted["hours_since"]["backup"]),
+            "hours_since": {
+                name: hours_since(path) for name, path in wanted["hours_since"].items()
+            },
             "unfinished": sorted(path.name for path in pathlib.Path(state).glob("*.inflight.json")),
             "room": {
                 path: room(path) for path in ("/", seen_docker.get("root", "/"), "/boot", state)

@@ -170,11 +170,11 @@ def collected(host: Host, declared: Declared) -> dict[str, Any]:
         "measured": f"{project}_api",
         "panel_url": declared["easypanel_url"],
         "token_file": declared["easypanel_token_file"],
-        "hours_since": [
-            declared["backup_stamp"],
-            "/var/lib/cimt/restore-drill.stamp",
-            "/etc/systemd/system/cimt-backup.timer",
-        ],
+        "hours_since": {
+            "backup": declared["backup_stamp"],
+            "drill": declared["host_report_drill_stamp"],
+            "timer": "/etc/systemd/system/cimt-backup.timer",
+        },
         "state_directory": declared["release_state_directory"],
         "ca_file": declared["release_ca_file"],
     }
@@ -184,6 +184,12 @@ def collected(host: Host, declared: Declared) -> dict[str, Any]:
     if done.rc:
         stop(f"the droplet's state cannot be read: {done.stderr.strip()[-2000:]}")
     return dict(json.loads(done.stdout))
+
+
+@pytest.fixture
+def ledger(collected: dict[str, Any]) -> list[dict[str, Any]]:
+    """The lines of the ledger, oldest first; one cut short by a full disk is passed over."""
+    return [json.loads(line) for line in collected["ledger"] if line.endswith("}")]
 
 
 _about_released: list[str] = []

@@ -22,8 +22,9 @@ def test_the_last_good_backup_is_young(declared: Declared, collected: dict[str, 
         "no backup is made. Next: set BACKUP_REPOSITORY (docs/operations/backup.md), then "
         f"make provision ENV={environment}"
     )
-    stamped, _, since = collected["hours_since"].values()
-    hours = since if stamped is None else stamped
+    since = collected["hours_since"]
+    stamped = since["backup"]
+    hours = since["timer"] if stamped is None else stamped
     assert hours is not None, f"there is no timer. Next: make provision ENV={environment}"
     assert hours <= HOURS, (
         f"{'never' if stamped is None else 'not for'} {hours} hours. Next: make backup ENV={environment}"
@@ -32,8 +33,8 @@ def test_the_last_good_backup_is_young(declared: Declared, collected: dict[str, 
 
 def test_a_backup_has_come_back_this_month(declared: Declared, collected: dict[str, Any]) -> None:
     """Nobody knows whether one that was never restored can be. A new droplet has its first month for it."""
-    _, drilled, since = collected["hours_since"].values()
-    hours = since if drilled is None else drilled
+    since = collected["hours_since"]
+    hours = since["timer"] if since["drill"] is None else since["drill"]
     assert hours is None or hours <= DRILL_HOURS, (
         f"no restore drill for {hours / 24:.0f} days. Next: make restore-drill ENV={declared.environment}"
     )

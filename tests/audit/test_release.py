@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +10,13 @@ from tools.declared import Declared
 
 
 def test_what_runs_is_the_last_live_release(
-    app: dict[str, Any], declared: Declared, collected: dict[str, Any]
+    app: dict[str, Any],
+    declared: Declared,
+    collected: dict[str, Any],
+    ledger: list[dict[str, Any]],
 ) -> None:
     """An image that no release put there is a change that nobody reviewed, and rollback would not know it."""
-    entries = [json.loads(line) for line in collected["ledger"] if line.endswith("}")]
-    live = live_releases(entries, app["name"])
+    live = live_releases(ledger, app["name"])
     if not live and not app["released"]:
         return  # of an app that is named by a tag, only what was released since the ledger knows these
     assert live, (
@@ -26,10 +27,9 @@ def test_what_runs_is_the_last_live_release(
     assert running == [live[-1]["to"]], "Next: make history, then make deploy IMAGE=… REVISION=…"
 
 
-def test_no_release_ended_in_between(collected: dict[str, Any]) -> None:
+def test_no_release_ended_in_between(ledger: list[dict[str, Any]]) -> None:
     """`failed, NOT restored` means that neither the new nor the old version is known to serve."""
-    entries = [json.loads(line) for line in collected["ledger"] if line.endswith("}")]
-    last = {entry["service"]: entry["result"] for entry in entries}
+    last = {entry["service"]: entry["result"] for entry in ledger}
     assert {name: result for name, result in last.items() if "NOT restored" in result} == {}
 
 

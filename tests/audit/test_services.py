@@ -67,14 +67,16 @@ def test_it_runs_an_image_by_digest(app: dict[str, Any], service: dict[str, Any]
 
 
 def test_old_chats_go_when_their_time_is_over(
-    declared: Declared, collected: dict[str, Any], record_property: Callable[[str, object], None]
+    declared: Declared,
+    collected: dict[str, Any],
+    ledger: list[dict[str, Any]],
+    record_property: Callable[[str, object], None],
 ) -> None:
     """The api deletes them once a day, and five minutes after its start for the first time."""
     (days,) = (app["env"]["CHAT_RETENTION_DAYS"] for app in declared.apps() if app["name"] == "api")
     told = collected["figures"]
     ran = told.get("cimt_retention_run_timestamp_seconds", 0)
-    released = [json.loads(line) for line in collected["ledger"]]
-    began = max((calendar.timegm(time.strptime(one["time"], ISO)) for one in released), default=0)
+    began = max((calendar.timegm(time.strptime(one["time"], ISO)) for one in ledger), default=0)
     record_property(
         "retention",
         f"{time.strftime(ISO, time.gmtime(ran))}: {told.get('cimt_retention_deleted')} answers",

@@ -59,7 +59,8 @@ def test_the_pins_of_this_repository_are_found() -> None:
         *("roles/docker/defaults/main.yml", "roles/easypanel/defaults/main.yml"),
         *(str(path.relative_to(pins.ROOT)) for path in pins.ROOT.glob(".github/workflows/*.yml")),
         *(str(path.relative_to(pins.ROOT)) for path in pins.ROOT.glob("requirements/*.txt")),
-        *("services/api/requirements.txt", "local/easypanel/requirements.txt"),
+        *("services/api/requirements.txt", "services/etl/requirements.txt"),
+        *("services/etl/Dockerfile", "local/easypanel/requirements.txt"),
     }
 
 

@@ -179,12 +179,16 @@ class Watcher:
             )
 
 
+def inherited() -> dict[str, str]:
+    """Our environment without what opens the database: it stays with us, a child inherits only what it needs."""
+    secrets = ("SUPABASE_DB_URL", *PASSWORDS.values())
+    return {name: value for name, value in os.environ.items() if name not in secrets}
+
+
 def push(url: str, *flags: str) -> int:
     """Exit code of ``supabase db push``, 0 or 1; its output goes through ours, which shows no secret."""
     bare, password = without_password(url)
-    # The whole URL stays with us: a child inherits only what it needs.
-    secrets = ("SUPABASE_DB_URL", *PASSWORDS.values())
-    environment = {k: v for k, v in os.environ.items() if k not in secrets}
+    environment = inherited()
     # The CLI's own session reads these, and a killed runner's locks go when its transaction is left alone.
     limits = {
         "lock_timeout": LOCK_SECONDS,
@@ -253,22 +257,19 @@ def apply(connection: psycopg.Connection, url: str, todo: list[Pending]) -> int:
     return code
 
 
-def back_up(todo: list[Pending]) -> None:
+def back_up(connection: psycopg.Connection, todo: list[Pending]) -> None:
     """Have a verified backup, an hour old at most, before something is taken away. Raises Refused.
 
-    The local database can be made anew.
+    The local database can be made anew, and a first installation has nothing to lose.
     """
     contracts = [migration.name for migration in todo if migration.safety == "contract"]
-    reason = os.environ.get("ACCEPT_NO_BACKUP")
-    if not contracts or os.environ.get("ENV", "local") == "local":
+    if not contracts or os.environ.get("ENV", "local") == "local" or not recorded(connection):
         return
-    if reason:
+    if reason := os.environ.get("ACCEPT_NO_BACKUP"):
         print(f"migrate: no backup is asked for: {reason}", flush=True)
         return
-    secrets = ("SUPABASE_DB_URL", *PASSWORDS.values())
-    environment = {k: v for k, v in os.environ.items() if k not in secrets}
     command = ["make", "--no-print-directory", "backup", "MAX_AGE_HOURS=1"]
-    if subprocess.run(command, cwd=ROOT, env=environment).returncode:
+    if subprocess.run(command, cwd=ROOT, env=inherited()).returncode:
         raise Refused(
             f"nothing was changed: {', '.join(contracts)} takes something away, and there is no backup from before. "
             "Next: see above, then make migrate; or the same command with ACCEPT_NO_BACKUP='why not'"
@@ -351,8 +352,7 @@ def main() -> int:
                 print(f"migrate: {migration.name} ({migration.safety})", flush=True)
             if arguments.plan:
                 return push(url, "--dry-run")
-            if recorded(connection):
-                back_up(todo)
+            back_up(connection, todo)
             note(migrations=[[migration.name, migration.safety] for migration in todo])
             code = apply(connection, url, todo)
             if code == 0:

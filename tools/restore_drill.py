@@ -1,6 +1,6 @@
 """`make restore-drill`: a backup comes back on a fresh droplet and a fresh Postgres of this machine, and is used there.
 
-Usage: python -m local.restore_drill [--keep]
+Usage: python -m tools.restore_drill [--keep]
 
 ENV names the environment whose backup it is; it is only read. All happens in a clone below `.local/restore-drill`, with
 a droplet, ports and clouds of its own: what runs here goes on. From the restored droplet's containers no packet leaves
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import os
 import shutil
@@ -32,7 +33,8 @@ from local.droplet import machine
 from local.postgres import server as postgres
 from local.settings import PORTS, ROOT, LocalError, Settings, load, save_ports, write_atomic
 from local.sign_in import sign_in
-from local.waiting import free_port
+from local.waiting import eventually, free_port
+from tools.declared import Declared, NotDeclared
 
 FOLDER = ROOT / ".local/restore-drill"
 EVIDENCE = ".local/restore-drill.json"
@@ -65,13 +67,14 @@ count = "select count(*), coalesce(sum(active), 0) from workflow_entity"
 print(*sqlite3.connect(f"file:{volume}?mode=ro", uri=True).execute(count).fetchone())
 END
 """
+N8N_SECONDS = 900  # an emulated droplet needs most of them
 # The one of the repository's workflows that is called by others, so that it does not run by itself when it is called.
 BY_HAND = "notify"
 
 
 def main() -> int:
     """Command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m local.restore_drill", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tools.restore_drill", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--keep", action="store_true", help="leave droplet and clouds of the drill")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
@@ -82,7 +85,7 @@ def main() -> int:
             return 0
         with machine.alone(load(), "restore-drill"):
             return outside(given.keep)
-    except (LocalError, up.StageFailed) as reason:
+    except (LocalError, NotDeclared, TimeoutError, up.StageFailed) as reason:
         print(f"{reason}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -112,10 +115,7 @@ def outside(keep: bool) -> int:
         os.utime(path, (0, 0))
     state = clone / ".local"
     write_atomic(state / "given.json", json.dumps(values), 0o600)
-    fresh = load(clone, {})
-    for name in PORTS:
-        fresh.ports[name] = free_port()
-    save_ports(fresh)
+    save_ports(load(clone, {variable: str(free_port()) for variable, _ in PORTS.values()}))
     # Where the environment has n8n, so has its backup.
     switch = {"N8N": "1"} if environment != "local" or "n8n" in load().apps else {}
     inner = {
@@ -124,7 +124,7 @@ def outside(keep: bool) -> int:
         if name not in (*NEEDED, "SUPABASE_DB_URL", "MAKEFLAGS", "MFLAGS", "GOALS")
     }
     process = subprocess.run(
-        [sys.executable, "-m", "local.restore_drill", "--inside"],
+        [sys.executable, "-m", "tools.restore_drill", "--inside"],
         cwd=clone,
         env=inner | {"ENV": "local"} | switch,
     )
@@ -147,27 +147,13 @@ def outside(keep: bool) -> int:
 
 def source(environment: str) -> dict[str, str]:
     """The values of NEEDED as the environment has them. Raises LocalError."""
-    if environment != "local":
-        missing = [name for name in NEEDED if not os.environ.get(name)]
-        if missing:
-            raise LocalError(
-                f"restore-drill: {', '.join(missing)} is not set. Next: docs/setup.md says where each comes from"
-            )
-        return {name: os.environ[name] for name in NEEDED}
-    settings = load(running=True)
-    files = {
-        "BACKUP_PASSWORD": "backup-password",
-        "BACKUP_KEY_SECRET": "backup-key",
-        "N8N_ENCRYPTION_KEY": "n8n-encryption-key",
-    }
-    try:
-        values = {name: (settings.state / file).read_text().strip() for name, file in files.items()}
-    except FileNotFoundError:
-        raise LocalError("restore-drill: there is no local backup. Next: make up") from None
-    return values | {
-        "BACKUP_REPOSITORY": f"s3:http://10.0.2.2:{settings.ports['s3']}/cimt",
-        "BACKUP_KEY_ID": "cimt",
-    }
+    declared = Declared(environment)["setting"]
+    values = {name: str(declared[name]) for name in NEEDED}
+    if missing := [name for name, value in values.items() if not value]:
+        raise LocalError(
+            f"restore-drill: {', '.join(missing)} is not set. Next: docs/setup.md says where each comes from"
+        )
+    return values
 
 
 def remove() -> None:
@@ -245,7 +231,7 @@ def drill(settings: Settings) -> None:
     bare = [one for one in up.stages(settings.apps) if one.name not in ("deploy", "backup")]
     with evidence.step("a fresh droplet, provisioned, and a fresh database, migrated"):
         up.run_all(bare, settings.logs, console)
-    ssh = droplet(settings)
+    ssh = functools.partial(machine.as_root, settings)
     with evidence.step("rows of the database"):
         listed = json.loads(ssh("cimt-backup list"))
         if not listed["snapshots"]:
@@ -281,7 +267,8 @@ def drill(settings: Settings) -> None:
     if "n8n" in settings.apps:
         with evidence.step("n8n's volume"):
             restore(settings, "n8n", newest["id"])
-            eventually_up(ssh)
+            healthy = "docker ps --quiet --filter name=cimt_n8n --filter health=healthy"
+            eventually(lambda: ssh(healthy), "the restored n8n", N8N_SECONDS)
         of_n8n(ssh, manifest["counts"]["n8n"], evidence)
     with evidence.step("ledger and host keys"):
         restore(settings, "host", newest["id"])
@@ -298,26 +285,6 @@ def drill(settings: Settings) -> None:
     evidence.found["passed"] = True
     evidence.save()
     print(f"restore-drill: passed after {evidence.found['seconds']['total']} s", flush=True)
-
-
-def droplet(settings: Settings) -> Callable[[str], str]:
-    """Runs a shell command on the drill's droplet, as root; its output. Raises LocalError."""
-
-    def ssh(command: str) -> str:
-        done = subprocess.run(
-            machine.ssh_command(settings, "sudo", "bash", "-euo", "pipefail", "-s"),
-            input=command,
-            capture_output=True,
-            text=True,
-        )
-        if done.returncode:
-            first = command.splitlines()[0]
-            raise LocalError(
-                f"{done.stderr.strip()[-800:]}\nrestore-drill: on the droplet: {first}"
-            )
-        return done.stdout
-
-    return ssh
 
 
 def restore(settings: Settings, what: str, snapshot: str) -> None:
@@ -351,19 +318,6 @@ def known_person(database: psycopg.Connection) -> dict[str, Any]:
         "select source, content from public.vectors where owner_id is null order by length(content) desc limit 1"
     ).fetchone()
     return {"email": row and row[0], "conversations": row and row[1], "passage": passage}
-
-
-def eventually_up(ssh: Callable[[str], str], seconds: float = 900) -> None:
-    """Wait until the restored n8n is healthy. Raises LocalError."""
-    deadline = time.monotonic() + seconds
-    while "healthy" not in ssh(
-        "docker ps --filter name=cimt_n8n --filter health=healthy --format healthy"
-    ):
-        if time.monotonic() > deadline:
-            raise LocalError(
-                "restore-drill: the restored n8n does not come up. Next: make logs NAME=console"
-            )
-        time.sleep(3)
 
 
 def of_n8n(ssh: Callable[[str], str], counts: dict[str, int], evidence: Evidence) -> None:
