@@ -1,4 +1,4 @@
-// The AI SDK's chat, versions 5 and 6, OpenAI's SDK and fetch-event-source against a running API: as their users have
+// The AI SDK's chat, versions 5 to 7, OpenAI's SDK and fetch-event-source against a running API: as their users have
 // them, without glue. API, TOKEN: where, and who. Ends with an error where something is not as a user would want it.
 import assert from 'node:assert/strict'
 import { randomUUID } from 'node:crypto'
@@ -6,6 +6,7 @@ import { randomUUID } from 'node:crypto'
 import { fetchEventSource } from '@microsoft/fetch-event-source'
 import * as ai5 from 'ai5'
 import * as ai6 from 'ai6'
+import * as ai7 from 'ai7'
 import OpenAI from 'openai'
 
 const { API, TOKEN } = process.env
@@ -29,7 +30,7 @@ class State {
   snapshot = (value) => structuredClone(value)
 }
 
-for (const [version, { AbstractChat, DefaultChatTransport }] of Object.entries({ ai5, ai6 })) {
+for (const [version, { AbstractChat, DefaultChatTransport }] of Object.entries({ ai5, ai6, ai7 })) {
   class Chat extends AbstractChat {
     constructor(id) {
       super({ id, state: new State(), transport: new DefaultChatTransport({ api: `${API}/chat`, headers }) })
@@ -87,7 +88,8 @@ await assert.rejects(openai.chat.completions.create({ model: 'cimt', messages, t
 // fetch-event-source comes back by itself when a connection breaks, with Last-Event-ID. It was made for browsers.
 globalThis.window = globalThis
 globalThis.document = { hidden: false, addEventListener() {}, removeEventListener() {} }
-async function broken(body, got) {
+async function broken(more, got) {
+  const message = '[stand-in: slow; delay=0.05; chunks=60] How long is the warranty?'
   let connections = 0
   const breaking = () =>
     new TransformStream({
@@ -96,7 +98,7 @@ async function broken(body, got) {
   await fetchEventSource(`${API}/chat`, {
     method: 'POST',
     headers: { ...headers, 'Content-Type': 'application/json' },
-    body: JSON.stringify({ message: '[stand-in: slow; delay=0.05; chunks=60] How long is the warranty?', stream: true, ...body }),
+    body: JSON.stringify({ message, stream: true, ...more }),
     openWhenHidden: true,
     fetch: async (...request) => {
       const response = await fetch(...request)

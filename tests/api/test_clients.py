@@ -54,9 +54,7 @@ def test_every_snippet_runs(shared_api: Api, clouds: Clouds, model: Model, tmp_p
             ann.delete(f"/keys/{each['id']}")
 
 
-def test_the_sdks_of_javascript_need_no_glue(
-    shared_api: Api, clouds: Clouds, model: Model
-) -> None:
+def test_the_sdks_of_javascript_need_no_glue(shared_api: Api, clouds: Clouds, model: Model) -> None:
     token = clouds.sign_in.token("ann@sdks.example")
     done = subprocess.run(
         ["node", "tests/api/clients.mjs"],
