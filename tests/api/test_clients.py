@@ -1,4 +1,4 @@
-"""The snippets of docs/clients.md, taken from the page and run as they stand there."""
+"""Clients as people have them: the snippets of docs/clients.md as they stand there, and the SDKs of JavaScript."""
 
 from __future__ import annotations
 
@@ -52,3 +52,16 @@ def test_every_snippet_runs(shared_api: Api, clouds: Clouds, model: Model, tmp_p
         assert sorted(ran) == ["js", "json", "python", "sh", "sh", "sh", "tsx"]
         for each in ann.get("/keys").json()["items"]:
             ann.delete(f"/keys/{each['id']}")
+
+
+def test_the_sdks_of_javascript_need_no_glue(shared_api: Api, clouds: Clouds, model: Model) -> None:
+    token = clouds.sign_in.token("ann@sdks.example")
+    done = subprocess.run(
+        ["node", "tests/api/clients.mjs"],
+        env=os.environ | {"API": shared_api.url, "TOKEN": token},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert (done.returncode, done.stderr) == (0, "")

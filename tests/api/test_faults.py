@@ -242,10 +242,11 @@ class OddService:
 def test_other_services_have_their_own_ways(clouds: Clouds, folder: Path) -> None:
     """Azure and relays leave out what they need not say; models that think may do it for longer than be silent."""
     word = b'{"choices":[{"delta":{"content":"Two years"}}]}'
+    stop = b'{"choices":[{"finish_reason":"stop"}],"usage":{"prompt_tokens":1}}'
     thought = b'{"choices":[{"delta":{"reasoning_content":"Hm."}}]}'
     with contextlib.closing(OddService()) as odd:
         environment = {"OPENAI_BASE_URL": odd.url, "RETRIEVAL_COUNT": "0", "OPENAI_RETRIES": "0"}
-        environment |= {"OPENAI_FIRST_TOKEN_SECONDS": "3"}
+        environment |= {"OPENAI_FIRST_TOKEN_SECONDS": "3", "OPENAI_BETWEEN_TOKENS_SECONDS": "5"}
         with (
             api(folder, clouds.environment() | environment, until="/readyz") as own,
             own.client(clouds.sign_in.token("ann@example.com")) as ann,
@@ -261,9 +262,11 @@ def test_other_services_have_their_own_ways(clouds: Clouds, folder: Path) -> Non
                     b'{"choices":[],"prompt_filter_results":[]}',
                     b'{"choices":[{"delta":null,"content_filter_results":{}}]}',
                     word,
-                    b'{"choices":[{"finish_reason":"stop"}],"usage":{"prompt_tokens":1}}',
+                    stop,
                 ),
                 asked(0.5, *[thought] * 10, word, b"[DONE]"),
+                # It has ended, and its connection has not: for longer than it may be silent.
+                asked(8, word + b"\n\ndata: " + stop),
             ):
                 assert answer.status_code == 200, answer.text
                 assert answer.json()["choices"][0]["message"]["content"] == "Two years"

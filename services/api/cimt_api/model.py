@@ -45,6 +45,7 @@ RETRY_AFTER = 5.0  # seconds, where nothing says better
 RETRY_AFTER_LONGEST = 3600.0
 RETRY_AFTER_MAX = 2.0  # seconds that a retry may be put off; longer ones are the client's to wait
 EMBED_SECONDS = 10.0
+LAST_SECONDS = 2.0  # after the end of an answer, for its usage and the end of the response
 LIST_SECONDS = 30.0
 LOAD_AFTER_TENTHS = 50  # of a second, at most: importing holds up all else, such as fetching keys
 
@@ -311,17 +312,23 @@ class Upstream:
                 stream=True,
                 stream_cls=None,
             )
-        finished = False
+        deltas = _read(response)
+        ended = False
         try:
             async with self._translated():
-                async for delta in _read(response):
-                    finished = finished or delta.finish is not None
+                while True:
+                    async with asyncio.timeout(LAST_SECONDS if ended else None):
+                        delta = await anext(deltas, None)
+                    if delta is None:
+                        return
+                    ended = ended or delta.finish is not None or delta.done
                     yield delta
-        except UpstreamError:
-            if not finished:
+        except (UpstreamError, TimeoutError):
+            if not ended:
                 raise
             yield Delta(done=True)  # all was said before it
         finally:
+            await deltas.aclose()
             await response.aclose()
 
     async def _embed_once(self, texts: list[str], model: str) -> list[list[float]]:
