@@ -15,9 +15,8 @@ from ..http.problems import LEFT, Problem
 from .answer import Answer, State, problem_of
 from .registry import Answers
 
-FIRST_SIGN_SECONDS = (
-    5.0  # after which a stream begins without a word; until then it may still end in a plain error
-)
+# After which a stream begins without a word; until then it may still end in a plain error.
+FIRST_SIGN_SECONDS = 5.0
 # Without an empty line: that would end an event, and some clients then hand on an empty one.
 PING = b": still there\n"
 DONE = b"data: [DONE]\n\n"
@@ -213,14 +212,16 @@ class AnswerResponse(Response):
         """Answer, or end when the client leaves. Raises the Problem of an answer that failed before it was begun."""
         answer, wire = self._answer, self._wire
         gone = asyncio.ensure_future(_left(receive))
-        gone.add_done_callback(lambda _: self._look())
+        loop = asyncio.get_running_loop()
+        late: asyncio.Future[None] = loop.create_future()
+        for reason in (gone, late):
+            reason.add_done_callback(lambda _: self._look())
         patience = min(FIRST_SIGN_SECONDS, self._ping_seconds)
-        self._timer = asyncio.get_running_loop().call_later(patience, self._look)
+        self._timer = loop.call_later(patience, late.set_result, None)
         try:
             with self._answers.listening(answer):
-                until = time.monotonic() + patience
                 while not answer.done and not gone.done():
-                    if wire is not None and (answer.text or time.monotonic() >= until):
+                    if wire is not None and (answer.text or late.done()):
                         break
                     await self._next()
                 # Only now are they known: the store may have had the answer.
