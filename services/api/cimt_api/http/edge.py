@@ -93,12 +93,12 @@ class Edge:
             # Refused before it is read where its length is declared, else as soon as it is too long.
             if declared > limit or received > limit:
                 raise HTTPException(413, f"The body is larger than {limit} bytes.")
-            if encoded and not received:
-                raise HTTPException(415, "Send the body as it is, without Content-Encoding.")
             message = await receive()
             received += len(message.get("body", b""))
             if received > limit:
                 raise HTTPException(413, f"The body is larger than {limit} bytes.")
+            if encoded and received:
+                raise HTTPException(415, "Send the body as it is, without Content-Encoding.")
             return message
 
         async def marked_send(message: Message) -> None:
