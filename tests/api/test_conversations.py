@@ -141,6 +141,8 @@ def test_names_search_feedback_and_export(dora: httpx.Client, clouds: Clouds) ->
     assert dora.put(said, json={"rating": "sideways"}).status_code == 422
     row = "select rating, feedback from public.chat_logs where id = %s"
     assert clouds.postgres.rows(row, one["answer_id"]) == [("down", "Too short")]
+    (shown,) = dora.get(f"/conversations/{one['conversation_id']}").json()["items"]
+    assert shown["rating"] == "down"
     export = dora.get("/me/export").json()["conversations"]
     assert [conversation["title"] for conversation in export][1] == "Guarantees"
     assert export[0]["items"][0]["feedback"] == "Too short"

@@ -54,6 +54,7 @@ class Answer(BaseModel):
     error: str | None
     sources: list[dict[str, Any]]
     model: str = Field(examples=["gpt-6-luna"])
+    rating: Literal["up", "down"] | None = Field(description="What its user found it worth.")
     created_at: datetime
 
 
@@ -185,7 +186,7 @@ async def read_conversation(
         )
         rows = connection.cursor(row_factory=dict_row)
         await rows.execute(
-            "select id, question, answer, status, error, sources, model, created_at from public.chat_logs "
+            "select id, question, answer, status, error, sources, model, rating, created_at from public.chat_logs "
             "where conversation_id = %(conversation)s and user_id = %(user)s "
             "and (created_at, id) < (%(when)s, %(id)s) order by created_at desc, id desc limit %(limit)s",
             {"conversation": conversation_id, **_bounds(user.id, limit, cursor)},
