@@ -2,6 +2,7 @@
 // them, without glue. API, TOKEN: where, and who. Ends with an error where something is not as a user would want it.
 import assert from 'node:assert/strict'
 import { randomUUID } from 'node:crypto'
+import { readFileSync } from 'node:fs'
 
 import { fetchEventSource } from '@microsoft/fetch-event-source'
 import * as ai5 from 'ai5'
@@ -19,6 +20,10 @@ const soon = async (what, until) => {
   }
 }
 
+// The snippet of useChat in docs/clients.md.
+const [, snippet] = readFileSync('docs/clients.md', 'utf8').match(/```tsx\n([^]*?)```/)
+const render = new Function('useChat', 'DefaultChatTransport', 'API', 'accessToken', 'id', `${snippet}return { stopWriting }`)
+
 // What useChat keeps in React.
 class State {
   status = 'ready'
@@ -32,11 +37,16 @@ class State {
 
 for (const [version, { AbstractChat, DefaultChatTransport }] of Object.entries({ ai5, ai6, ai7 })) {
   class Chat extends AbstractChat {
-    constructor(id) {
-      super({ id, state: new State(), transport: new DefaultChatTransport({ api: `${API}/chat`, headers }) })
+    constructor(options) {
+      super({ ...options, state: new State() })
     }
   }
-  const chat = new Chat() // whose id is of the SDK's making, and no UUID
+  const opened = (id) => {
+    let chat
+    const useChat = (options) => (chat = new Chat(options))
+    return { ...render(useChat, DefaultChatTransport, API, async () => TOKEN, id), chat }
+  }
+  const { chat } = opened(`chat-${randomUUID()}`) // the SDK's own ids are no UUIDs
   const fine = (what) => assert.deepEqual([chat.status, chat.error], ['ready', undefined], `${version}: ${what}`)
 
   await chat.sendMessage({ text: 'How long is the warranty?' })
@@ -58,12 +68,12 @@ for (const [version, { AbstractChat, DefaultChatTransport }] of Object.entries({
   await chat.stop()
   await endless
   fine('stopped')
-  const again = new Chat(chat.id) // after a reload
+  const { chat: again, stopWriting } = opened(chat.id) // after a reload
   const resumed = again.resumeStream()
   await soon('it is resumed', () => again.messages.length && text(again.messages.at(-1)))
-  const { id } = again.messages.at(-1)
-  assert.equal((await fetch(`${API}/chat/${id}/stop`, { method: 'POST', headers })).status, 204)
+  await stopWriting()
   await resumed
+  assert.equal((await fetch(`${API}/chat/${chat.id}/stream`, { headers })).status, 204)
   assert.deepEqual([again.status, again.error], ['ready', undefined], `${version}: resumed`)
   assert(text(again.messages.at(-1)).startsWith(text(chat.messages.at(-1))), version)
 

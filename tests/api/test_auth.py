@@ -42,6 +42,7 @@ PROTECTED = [
     ("POST", "/chat"),
     ("GET", "/chat/47ef7537-252a-4728-b1d2-6ad549fa51a3"),
     ("GET", "/chat/47ef7537-252a-4728-b1d2-6ad549fa51a3/stream"),
+    ("DELETE", "/chat/47ef7537-252a-4728-b1d2-6ad549fa51a3/stream"),
     ("POST", "/chat/47ef7537-252a-4728-b1d2-6ad549fa51a3/stop"),
     ("GET", "/conversations"),
     ("DELETE", "/conversations"),

@@ -216,7 +216,9 @@ def said(client: httpx.Client, body: dict[str, Any]) -> tuple[str, str]:
     return data[0]["messageId"], "".join(part.get("delta", "") for part in data)
 
 
-def test_what_use_chat_sends_needs_no_glue(ann: httpx.Client, clouds: Clouds, model: Model) -> None:
+def test_what_use_chat_sends_needs_no_glue(
+    strict: Api, ann: httpx.Client, clouds: Clouds, model: Model
+) -> None:
     chat = "xY3kd82LsmQ0aPz1"  # not a UUID: the default
     one, text = said(ann, ui("My name is Ann", chat=chat))
     assert said(ann, ui("My name is Ann", chat=chat)) == (one, text)  # asks nothing twice
@@ -249,11 +251,20 @@ def test_what_use_chat_sends_needs_no_glue(ann: httpx.Client, clouds: Clouds, mo
     running.close()  # type: ignore[attr-defined]
     resumed = events(ann, "GET", f"/chat/{chat}/stream")
     assert next(resumed).json()["messageId"] == answer_id
-    stop(ann, answer_id)
+    assert ann.delete(f"/chat/{chat}/stream").status_code == 204
     parts = [event.json() for event in resumed if event.data != "[DONE]"]
     assert parts[-1]["type"] == "finish"
     assert "".join(part.get("delta", "") for part in parts) == text_of(ann, answer_id) != ""
     assert ann.get(f"/chat/{conversation}/stream").status_code == 204
+    # Before its first event nobody knows the answer's own id.
+    model.behave("slow", first=60, paths=CHAT)
+    silent: list[tuple[str, str]] = []
+    asking = threading.Thread(target=lambda: silent.append(said(ann, ui("Well?", chat=chat))))
+    asking.start()
+    eventually(lambda: strict.metric("cimt_answers_generating") == 1, "it is being written")
+    assert ann.delete(f"/chat/{chat}/stream").status_code == 204
+    asking.join()
+    assert silent[0][1] == ""
 
 
 def test_an_error_is_words_for_who_shows_them(

@@ -200,6 +200,10 @@ ANSWERED: dict[int | str, dict[str, Any]] = {
 Format = Annotated[
     Literal["openai", "ui"], Query(description="Of the events: OpenAI's, or the AI SDK's.")
 ]
+ChatId = Annotated[
+    str,
+    Path(min_length=1, max_length=200, description="Of the conversation, as the client calls it."),
+]
 REPLAYED: dict[int | str, dict[str, Any]] = {
     200: {"description": "The answer from its beginning.", "content": STREAM},
     204: {"description": "None is being written."},
@@ -326,7 +330,7 @@ async def stop_answer(request: Request, answer_id: UUID, user: CurrentUser) -> N
 )
 async def running_answer(
     request: Request,
-    chat_id: Annotated[str, Path(min_length=1, max_length=200)],
+    chat_id: ChatId,
     user: CurrentUser,
     format: Format = "ui",  # noqa: A002 - the parameter's public name
 ) -> Response:
@@ -336,6 +340,21 @@ async def running_answer(
         return Response(status_code=204)
     wire = UIEvents(answer) if format == "ui" else OpenAIEvents(answer)
     return respond(request, answer, wire, {}, last_event_id(request))
+
+
+@router.delete(
+    "/chat/{chat_id}/stream",
+    summary="Stop the answer that is being written in a conversation",
+    status_code=204,
+    responses=documented(401, 404, 422, 503),
+    openapi_extra=WITH_TOKEN,
+)
+async def stop_running_answer(request: Request, chat_id: ChatId, user: CurrentUser) -> None:
+    """End it where there is one; its text so far is kept. Before its first event nobody knows the answer's own id."""
+    answers = answers_of(request)
+    answer = await answers.running(user, conversation_of(user, chat_id))
+    if answer is not None:
+        await answers.stop(user, answer.id)
 
 
 def _accepts_events(request: Request) -> bool:
