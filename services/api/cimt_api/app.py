@@ -59,9 +59,8 @@ def application(settings: Settings | None = None) -> Edge:
             app,
             allow_origins=settings.cors_origins,
             allow_methods=["GET", "POST", "PUT", "PATCH", "DELETE"],
-            allow_headers=[
-                "*"
-            ],  # a list breaks with each SDK's next one; no cookie is ever looked at
+            # A list breaks with each SDK's next one; no cookie is ever looked at.
+            allow_headers=["*"],
             expose_headers=[
                 "X-Answer-Id",
                 "X-Conversation-Id",

@@ -516,9 +516,8 @@ def _object(data: bytes) -> dict[str, Any] | None:
     """Return the JSON object of an event, None where it is none."""
     try:
         chunk = orjson.loads(data)
-    except (
-        ValueError
-    ):  # stricter than what some write: half of a surrogate pair, bytes that are no UTF-8
+    except ValueError:
+        # It is stricter than what some write: half of a surrogate pair, bytes that are no UTF-8.
         try:
             chunk = json.loads(data.decode(errors="replace"))
         except (ValueError, RecursionError):

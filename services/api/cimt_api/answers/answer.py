@@ -87,9 +87,7 @@ class Question:
     instructions: str = ""  # of the client, beside our rules
     turns: list[Turn] | None = None  # what was said before; None: what the store has of it
     tokens: int | None = None  # of the answer, at most
-    kept: frozenset[UUID] | None = (
-        None  # answers before it; later ones are replaced. None: all stay
-    )
+    kept: frozenset[UUID] | None = None  # answers that stay, later ones go; None: all stay
     replaces: UUID | None = None  # this answer, and those after it
 
 

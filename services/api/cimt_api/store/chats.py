@@ -211,9 +211,7 @@ class Chats:
                 "where id = %(id)s and status = 'streaming' and starts_with(%(answer)s, answer)",
                 {
                     "id": answer_id,
-                    "answer": answer.replace(
-                        "\0", "\ufffd"
-                    ),  # Postgres has no NUL; as many characters
+                    "answer": answer,
                     "status": status,
                     "error": error[:200] if error else None,
                     "sources": None if sources is None else Jsonb(sources),
