@@ -35,6 +35,15 @@ from .store.retrieval import Retriever
 REVISION_FILE = Path(__file__).resolve().parents[1] / "revision"
 DAY_SECONDS = 86_400.0
 RETENTION_FIRST_SECONDS = 300.0  # not while a release is being watched
+# Groups of routes, as the document explains them.
+TAGS = {
+    "Chat": "Questions and their answers, as JSON or as events; docs/clients.md has snippets.",
+    "OpenAI": "The same answers for OpenAI's clients, by a token or an API key.",
+    "Mine": "The signed-in user: conversations, ratings, profile.",
+    "Keys": "API keys for programs that ask in their user's name.",
+    "Documents": "The knowledge base, by INGEST_KEY.",
+    "Health": "For monitors.",
+}
 
 log = logging.getLogger("cimt_api")
 
@@ -124,6 +133,7 @@ def create_app(settings: Settings, metrics: Metrics, built_from: str) -> FastAPI
     app = FastAPI(
         title="CIMT API",
         version=__version__,
+        openapi_tags=[{"name": name, "description": text} for name, text in TAGS.items()],
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
@@ -145,7 +155,6 @@ def create_app(settings: Settings, metrics: Metrics, built_from: str) -> FastAPI
     app.state.health = {"status": "ok", "version": __version__, "revision": built_from}
     for routes in (chat, openai, conversations, keys, documents, health):
         app.include_router(routes.router)
-    app.include_router(openai.listing)
     _complete_document(app)
     return app
 

@@ -339,7 +339,7 @@ async def running_answer(
     if answer is None:
         return Response(status_code=204)
     wire = UIEvents(answer) if format == "ui" else OpenAIEvents(answer)
-    return respond(request, answer, wire, {}, last_event_id(request))
+    return respond(request, answer, wire, {})
 
 
 @router.delete(

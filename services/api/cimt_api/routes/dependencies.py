@@ -53,6 +53,8 @@ async def current_user(request: Request) -> User:
 def admitting(check: Callable[[Request], Awaitable[object]]) -> type[APIRoute]:
     """Make the `route_class` of a router whose requests must pass the check before any of their body is read.
 
+    What the check returns is at `request.state.admitted`.
+
     FastAPI reads and parses a body before it runs the first dependency: as one, the check would let strangers have
     megabytes of JSON parsed. A client that waits for `100 Continue` need not even send them.
     """
@@ -62,7 +64,7 @@ def admitting(check: Callable[[Request], Awaitable[object]]) -> type[APIRoute]:
             handle = super().get_route_handler()
 
             async def admitted(request: Request) -> Response:
-                await check(request)
+                request.state.admitted = await check(request)
                 return await handle(request)
 
             return admitted

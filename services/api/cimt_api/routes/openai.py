@@ -58,11 +58,10 @@ async def asker(request: Request) -> User:
     return await services.authenticator.user(authorization)
 
 
-router = APIRouter(tags=["OpenAI"])
-listing = APIRouter(tags=["OpenAI"], route_class=admitting(asker))
+router = APIRouter(tags=["OpenAI"], route_class=admitting(asker))
 
 
-class Part(BaseModel):
+class TextPart(BaseModel):
     """A piece of a message."""
 
     type: Literal["text"]
@@ -73,7 +72,7 @@ class Message(BaseModel):
     """A message of the conversation; other fields of OpenAI's are passed over."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | list[Part] | None = None
+    content: Text | list[TextPart] | None = None
 
     @property
     def words(self) -> str:
@@ -186,7 +185,7 @@ COMPLETED: dict[int | str, dict[str, Any]] = {
 )
 async def create_completion(request: Request) -> Response:
     """Answer the last message from our documents; who leaves stops the model."""
-    user = await asker(request)
+    user: User = request.state.admitted
     await may_ask(request, user)
     services = services_of(request)
     body = await body_of(request, user, request.stream())
@@ -219,7 +218,7 @@ class ModelList(BaseModel):
     data: list[Model]
 
 
-@listing.get(
+@router.get(
     "/v1/models",
     summary="The models: ours",
     response_model=ModelList,
@@ -231,7 +230,7 @@ async def list_models() -> ModelList:
     return ModelList(data=[Model(id=NAME)])
 
 
-@listing.get(
+@router.get(
     "/v1/models/{model}",
     summary="A model",
     response_model=Model,
