@@ -65,9 +65,7 @@ KINDS: dict[str, tuple[int, str, bool, bool]] = {
     "upstream-broken": (502, "The model's answer broke off", True, True),
     "upstream-resting": (503, "The model has failed repeatedly and is not asked now", False, False),
 }
-
-
-NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")  # of an error, as services call theirs
 # Ends of other services, as OpenAI calls them; what is not here is `stop`.
 FINISHES = {
     "length": "length",
