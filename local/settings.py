@@ -199,19 +199,20 @@ def _holder(port: int) -> str:
 
 
 def _switched_on(root: Path, env: Mapping[str, str]) -> tuple[str, ...]:
-    """Apps of services/compose.yaml whose switch is set, or whose image is built: the inventory counts these in."""
+    """Apps of services/compose.yaml whose switch is set, or has been: the inventory counts in what is built."""
     switches = {
         name: service.get("x-image", {}).get("switch")
         for name, service in yaml.safe_load((ROOT / "services/compose.yaml").read_text())[
             "services"
         ].items()
     }
-    return tuple(
-        name
+    on = {
+        switch
         for name, switch in switches.items()
         if switch
         and (env.get(switch, "") not in ("", "0") or (root / f".local/build/{name}.json").exists())
-    )
+    }
+    return tuple(name for name, switch in switches.items() if switch in on)
 
 
 def _droplet_image(root: Path) -> str:

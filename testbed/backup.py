@@ -85,7 +85,7 @@ class Host:
             "state": str(self.state),
             "staging": "/var/tmp/cimt-test-staging-" + str(os.getpid()),
             "stamp": str(self.state / "backup.stamp"),
-            "lock": str(self.state / "heavy.lock"),
+            "locks": [str(self.state / "heavy.lock"), str(self.volume / "job.lock")],
             "volumes": {"n8n": str(self.volume)},
             "panel": {"path": str(self.panel), "service": "easypanel", "leave_out": ["projects"]},
             "project": "cimt",

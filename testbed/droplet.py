@@ -16,6 +16,9 @@ from typing import Any
 
 import httpx
 
+from local.droplet import machine
+from local.settings import LocalError, load
+
 ROOT = pathlib.Path(__file__).parents[1]
 LOCAL = ROOT / ".local"
 DOMAIN = "api.cimt.localhost"
@@ -43,27 +46,8 @@ def make(*arguments: str, timeout: float = GENEROUS) -> subprocess.CompletedProc
 
 
 def on_droplet(command: str, timeout: float = 120) -> str:
-    """Output of a shell command on the droplet, as root."""
-    done = subprocess.run(
-        [
-            "ssh",
-            "-F",
-            str(LOCAL / "ssh_config"),
-            "droplet",
-            "sudo",
-            "bash",
-            "-euo",
-            "pipefail",
-            "-s",
-        ],
-        cwd=ROOT,
-        input=command,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-    )
-    assert done.returncode == 0, f"{command}: {done.stderr}"
-    return done.stdout
+    """Output of a shell command on the droplet, as root. Raises LocalError, subprocess.TimeoutExpired."""
+    return machine.as_root(load(running=True), command, timeout)
 
 
 def reboot() -> None:
@@ -72,7 +56,7 @@ def reboot() -> None:
     on_droplet("systemctl reboot --no-block")
     deadline = time.monotonic() + GENEROUS
     while time.monotonic() < deadline:
-        with contextlib.suppress(AssertionError, subprocess.TimeoutExpired):
+        with contextlib.suppress(LocalError, subprocess.TimeoutExpired):
             if on_droplet("cat /proc/sys/kernel/random/boot_id", timeout=60) != boot:
                 return
         time.sleep(3)
@@ -234,7 +218,8 @@ def release(image: Image, **settings: str) -> subprocess.CompletedProcess[str]:
     named = (f"IMAGE={image.reference}", f"REVISION={image.revision}")
     if not settings:
         return make("deploy", *named)
-    given = json.dumps({"N8N_TAG": "none", **settings})
+    made = {"N8N_TAG": "none", "ETL_TAG": "none", "ETL_SOURCES": "[]"}
+    given = json.dumps({**made, **settings})
     values = "{{ declared_settings | settings_of_apps(setting) | combine(" + given + ") }}"
     return make("deploy", *named, f"ARGS=-e '{json.dumps({'services_environment': values})}'")
 

@@ -85,8 +85,11 @@ def main() -> int:
             return 0
         with machine.alone(load(), "restore-drill"):
             return outside(given.keep)
-    except (LocalError, NotDeclared, TimeoutError, up.StageFailed) as reason:
+    except (LocalError, NotDeclared, up.StageFailed) as reason:
         print(f"{reason}", file=sys.stderr)
+        return 1
+    except TimeoutError as reason:
+        print(f"restore-drill: {reason}. Next: make logs NAME=console", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(

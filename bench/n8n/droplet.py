@@ -1,9 +1,10 @@
-"""Memory of api and n8n on the local droplet (2 GB): at rest, and while Seed ETL takes in 1,000 documents.
+"""Memory of api, n8n and etl on the local droplet (2 GB): at rest, and while Seed ETL takes in 1,000 documents.
 
 Usage: python -m bench.n8n.droplet [--documents 1000]      after `N8N=1 make up`
 
-The documents come from a stand-in repository on this machine, through n8n, into the API and its database. At the end
-Seed ETL has its declared sources again, and what it took in is removed by it. Figures are MB as the kernel counts them:
+The documents come from a stand-in repository on this machine, through the etl, into the API and its database. At the
+end Seed ETL has its declared sources again, and what it took in is removed by it. Figures are MB as the kernel counts
+them:
 `used` is what cannot be dropped (anonymous memory), `with cache` is all that counts against the container's limit.
 """
 
@@ -27,7 +28,7 @@ PARAGRAPH = (
     "Documents of this size are usual for a help centre, and this sentence fills them. " * 40
 )
 LOOK = r"""
-for app in api n8n; do
+for app in api n8n etl; do
   id=$(docker ps -q --no-trunc --filter name=cimt_$app | head -1)
   at=/sys/fs/cgroup/system.slice/docker-$id.scope
   echo $app $(sed -n 's/^anon //p' $at/memory.stat) $(cat $at/memory.current) $(cat $at/memory.swap.current)
@@ -47,7 +48,7 @@ def look() -> dict[str, list[float]]:
 
 def show(title: str, seen: list[dict[str, list[float]]]) -> None:
     """One line for each app: its highest figures."""
-    for app in ("api", "n8n"):
+    for app in ("api", "n8n", "etl"):
         used, cached, swap = (max(one[app][place] for one in seen) for place in range(3))
         print(
             f"{title:<22} {app:<4} used {used:5.0f}  with cache {cached:5.0f}  in swap {swap:4.0f} MB"
@@ -100,20 +101,21 @@ def main() -> int:
         with subprocess.Popen(command) as server:
             try:
                 eventually(lambda: CLOUDS["github"].answers(port), "the documents", process=server)
-                at = f"http://10.0.2.2:{port}"
-                source = {"name": "bench", "kind": "git", "repository": "example/bench"}
-                sources = [{**source, "api": f"{at}/api", "files": f"{at}/raw"}]
+                at = f"10.0.2.2:{port}"
+                source = {
+                    "name": "bench",
+                    "kind": "git",
+                    "repository": f"http://{at}/example/bench",
+                }
                 override = Path(folder, "override.json")
-                override.write_text(
-                    json.dumps({"n8n_workflows_settings": {"seed-etl": {"sources": sources}}})
-                )
-                if make("n8n-workflows", f"ARGS=-e @{override}").returncode:
+                override.write_text(json.dumps({"sources_given": [{**source, "allow": [at]}]}))
+                if make("services", f"ARGS=-e @{override}").returncode:
                     return 1
                 watched("first run")
                 watched("unchanged")
             finally:
                 server.terminate()
-    if make("n8n-workflows").returncode:
+    if make("services").returncode:
         return 1
     watched("back, and removed")
     show("at rest", [look() for _ in range(3)])

@@ -166,12 +166,15 @@ def ssh_command(settings: Settings, *remote: str) -> list[str]:
     return ["ssh", "-F", str(settings.ssh_config), "droplet", *remote]
 
 
-def as_root(settings: Settings, script: str) -> str:
-    """Output of a shell script on the droplet, as root. Raises LocalError with the last words of what went wrong."""
+def as_root(settings: Settings, script: str, timeout: float | None = None) -> str:
+    """Output of a shell script on the droplet, as root. Raises LocalError with the last words of what went wrong.
+
+    Raises subprocess.TimeoutExpired after ``timeout`` seconds.
+    """
     command = ssh_command(settings, "sudo", "bash", "-euo", "pipefail", "-s")
     # Read as a whole before it begins: no command of it can eat the rest.
     whole = f"{{\n{script}\n}} </dev/null\n"
-    done = subprocess.run(command, input=whole, capture_output=True, text=True)
+    done = subprocess.run(command, input=whole, capture_output=True, text=True, timeout=timeout)
     if done.returncode:
         first = script.strip().partition("\n")[0]
         raise LocalError(f"{done.stderr.strip()[-800:]}\ndroplet: this failed there: {first}")

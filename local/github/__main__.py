@@ -1,37 +1,72 @@
 """`python -m local.github`: stand-in for GitHub, for development and tests only: one folder as a public repository.
 
-After GitHub's REST API ("Get a tree", recursive) below /api and its raw files below /raw. Every owner, repository and
-branch is the same folder. No login, no limits, no history. With --state also what api.py says, kept in that folder.
+Git itself serves it by HTTP, under every owner and name; what changes in the folder is a new commit at the next fetch.
+No login, no limits. With --state also what api.py says of GitHub's REST API, kept in that folder.
 """
 
 from __future__ import annotations
 
-import hashlib
+import os
+import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
-from starlette.routing import Mount, Route
-from starlette.staticfiles import StaticFiles
+from starlette.responses import Response
+from starlette.routing import Route
 
 from local.github import api
 from local.serving import arguments, serve
 
+AUTHOR = ("-c", "user.name=GitHub", "-c", "user.email=noreply@github.com")
+
+
+class Served:
+    """A folder as a repository: `git http-backend` (CGI) answers, as behind any web server."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._home = tempfile.TemporaryDirectory(prefix="github-")
+        self._bare = f"{self._home.name}/repository.git"
+        subprocess.run(["git", "init", "-q", "--bare", "-b", "main", self._bare], check=True)
+
+    def _git(self, *arguments: str) -> None:
+        command = ["git", "--git-dir", self._bare, "--work-tree", str(self._folder), *arguments]
+        subprocess.run(command, capture_output=True)
+
+    async def answer(self, request: Request) -> Response:
+        """One request of a git client."""
+        return await run_in_threadpool(self._answer, request, await request.body())
+
+    def _answer(self, request: Request, body: bytes) -> Response:
+        path = request.path_params["path"]
+        if path == "info/refs":
+            self._git("add", "--all")
+            self._git(*AUTHOR, "commit", "--message=What is in the folder")  # of nothing: refused
+        asked = {
+            "GIT_PROJECT_ROOT": self._home.name,
+            "GIT_HTTP_EXPORT_ALL": "1",
+            "REQUEST_METHOD": request.method,
+            "PATH_INFO": f"/repository.git/{path}",
+            "QUERY_STRING": request.url.query,
+            "CONTENT_TYPE": request.headers.get("content-type", ""),
+            "HTTP_CONTENT_ENCODING": request.headers.get("content-encoding", ""),
+            "GIT_PROTOCOL": request.headers.get("git-protocol", ""),
+        }
+        command = ["git", "http-backend"]
+        done = subprocess.run(
+            command, env=os.environ | asked, input=body, capture_output=True, check=True
+        )
+        head, _, content = done.stdout.partition(b"\r\n\r\n")
+        said = dict(line.split(": ", 1) for line in head.decode().split("\r\n"))
+        return Response(content, int(said.pop("Status", "200")[:3]), said)
+
 
 def application(folder: Path, state: Path | None = None) -> Starlette:
-    """The server; what changes in the folder shows at the next request."""
-
-    def tree(_: Request) -> Response:
-        entries = []
-        for path in sorted(one for one in folder.rglob("*") if one.is_file()):
-            content = path.read_bytes()
-            # As git names a file's content.
-            sha = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False)
-            entry = {"path": path.relative_to(folder).as_posix(), "mode": "100644", "type": "blob"}
-            entries.append({**entry, "sha": sha.hexdigest(), "size": len(content)})
-        return JSONResponse({"sha": "0" * 40, "tree": entries, "truncated": False})
+    """The server."""
 
     def health(_: Request) -> Response:
         return Response("ok")
@@ -39,9 +74,10 @@ def application(folder: Path, state: Path | None = None) -> Starlette:
     return Starlette(
         routes=[
             Route("/stand-in/health", health),
-            Route("/api/repos/{owner}/{repository}/git/trees/{reference}", tree),
-            Mount("/raw/{owner}/{repository}/{reference}", StaticFiles(directory=folder)),
             *([api.route(state)] if state else []),
+            Route(
+                "/{owner}/{repository}/{path:path}", Served(folder).answer, methods=["GET", "POST"]
+            ),
         ]
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import secrets
 import shutil
 import subprocess
@@ -34,7 +35,20 @@ def key(state: Path) -> str:
 
 
 def command(port: int, folder: Path, secret: str) -> list[str]:
-    """Command line of a server whose data lies in the folder; the seven ports after the first are its own, too."""
+    """Command line of a server whose data lies in the folder; the seven ports after the first are its own, too.
+
+    Raises LocalError when a killed server of another user has left its sockets, for which there is no option.
+    """
+    left = [
+        f"{path}"
+        for number in range(4, 8)
+        for path in Path("/tmp").glob(f"seaweedfs-*-grpc-{port + number}.sock")  # noqa: S108
+        if os.getuid() not in (0, path.stat().st_uid)
+    ]
+    if left:
+        raise LocalError(
+            f"another user's SeaweedFS has left sockets. Next: sudo rm {' '.join(left)}"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     actions = ["Admin", "Read", "Write", "List", "Tagging"]
     credentials = [{"accessKey": KEY_ID, "secretKey": secret}]
@@ -42,10 +56,13 @@ def command(port: int, folder: Path, secret: str) -> list[str]:
     write_atomic(folder / "s3.json", json.dumps({"identities": identities}), 0o600)
     parts = ("s3", "master", "volume", "filer")
     return [
-        *("env", "GOMEMLIMIT=300MiB", program(), "server", "-s3", f"-dir={folder}"),
+        *("env", "-C", str(folder), "GOMEMLIMIT=300MiB"),
+        *(program(), "server", "-s3", f"-dir={folder}"),
         *(f"-ip={ADDRESS}", f"-ip.bind={ADDRESS}", f"-s3.config={folder / 's3.json'}"),
         *(f"-{part}.port={port + number}" for number, part in enumerate(parts)),
         *(f"-{part}.port.grpc={port + 4 + number}" for number, part in enumerate(parts)),
+        # Not in /tmp, where another user may have left theirs; relative, as a socket may have a path of 107 bytes only.
+        *("-s3.localSocket=s3.sock", "-filer.localSocket=filer.sock"),
         # Nothing but S3 listens, and nobody is told about it.
         *("-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false"),
         # Each bucket takes several volumes at once: with fewer or larger ones the second bucket fails.

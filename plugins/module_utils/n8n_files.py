@@ -184,11 +184,11 @@ def publish_order(workflows: Iterable[Workflow]) -> list[Workflow]:
 
 def called_by(workflow: Mapping[str, Any]) -> set[str]:
     """Ids of the workflows that this one calls."""
-    found = {(workflow.get("settings") or {}).get("errorWorkflow")}
+    found = [(workflow.get("settings") or {}).get("errorWorkflow")]
     for node in workflow.get("nodes") or []:
         if node.get("type") == "n8n-nodes-base.executeWorkflow":
             target = (node.get("parameters") or {}).get("workflowId")
-            found.add(target.get("value") if isinstance(target, Mapping) else target)
+            found.append(target.get("value") if isinstance(target, Mapping) else target)
     return {str(one) for one in found if one}
 
 

@@ -206,21 +206,42 @@ class SwarmService:
         return self.runs(mark) and self.state()["update"].get("State") not in UNDER_WAY
 
     def last_words(self) -> str:
-        """Errors of the newest tasks and the app's last log lines."""
-        errors: list[str] = []
+        """Why the newest tasks are no good, and the log of the first of them: those that still serve say much, too."""
+        errors: dict[str, str] = {}
         for _ in range(10):  # Swarm writes a task's error a moment after its container has ended
-            errors = [
-                f"task {task['ID'][:12]}: {task['Status']['State']} {task['Status']['Err']}"
-                for task in self.tasks()[:4]
-                if task["Status"].get("Err")
-            ]
+            errors = {task["ID"]: why for task in self.tasks()[:4] if (why := self._why(task))}
             if errors:
                 break
             time.sleep(1)
         # A task that cannot be reached would keep `docker service logs` waiting.
-        logs = ["service", "logs", "--raw", "--tail", "15", self.name]
+        logs = ["service", "logs", "--raw", "--tail", "15", next(iter(errors), self.name)]
         _, out, err = self.run(["timeout", "20", self.docker, *logs])
-        return "\n".join([*errors, *(line[:300] for line in (out + err).splitlines()[-15:])])
+        told = [f"task {name[:12]}: {why}" for name, why in errors.items()]
+        return "\n".join([*told, *(line[:300] for line in (out + err).splitlines()[-15:])])
+
+    def _why(self, task: dict[str, Any]) -> str:
+        """What is wrong with a task; empty where nothing is, or nobody knows.
+
+        A container that Swarm ends because it is unhealthy, and that then ends well, is complete to Swarm, without
+        an error. Docker calls every container unhealthy that has ended: its last check says whether it was.
+        """
+        status = task["Status"]
+        if status.get("Err"):
+            return f"{status['State']} {status['Err']}"
+        name = (status.get("ContainerStatus") or {}).get("ContainerID")
+        try:
+            state = self._ask(f"/containers/{name}/json")["State"] if name else {}
+        except EngineError as error:
+            if error.status == 404:  # removed meanwhile, or another node's
+                return ""
+            raise
+        *_, last = (state.get("Health") or {}).get("Log") or [{"ExitCode": 0}]
+        if not last["ExitCode"]:
+            return ""
+        said = " ".join(str(last["Output"]).split())[:300] or "nothing"
+        return (
+            f"{status['State']}, unhealthy: its check ended with {last['ExitCode']} and said {said}"
+        )
 
 
 class HealthAddress:

@@ -30,7 +30,7 @@ START_SECONDS = 300  # the CI machine is slow
 def compose_environment(key: str = KEY) -> dict[str, str]:
     """n8n's environment as the panel would get it, for n8n.example.com."""
     whole = yaml.safe_load((ROOT / "services/compose.yaml").read_text())
-    alone = {**whole, "services": {"n8n": whole["services"]["n8n"]}}
+    alone = {**whole, "services": {"n8n": whole["services"]["n8n"]}, "configs": {}}
     given = {
         "IMAGE_REPOSITORY": "registry.example.com",
         "N8N_DOMAIN": "n8n.example.com",
@@ -67,6 +67,8 @@ class N8n:
                 "N8N_PORT": str(self.port),
                 "N8N_RUNNERS_BROKER_PORT": str(self.broker),
                 "N8N_LOG_LEVEL": "info",
+                # The world outside is on loopback here.
+                "N8N_SSRF_ALLOWED_IP_RANGES": "127.0.0.1/32",
                 **environment,
             },
         )

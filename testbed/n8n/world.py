@@ -1,4 +1,4 @@
-"""A started n8n with the workflows of the repository in it, and what lies outside. For tests and for bench/n8n."""
+"""A started n8n with the workflows of the repository in it, and what lies outside. For tests."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import yaml
 from local.settings import ROOT
 from local.waiting import eventually
 from plugins.module_utils import n8n_files
-from testbed.n8n.outside import INGEST_KEY, Outside
+from testbed.n8n.outside import ETL_KEY, Outside
 from testbed.n8n.server import N8n
 
 HERE = ROOT / "services/n8n"
@@ -32,7 +32,7 @@ class World:
         )
         self.settings: dict[str, dict[str, Any]] = {
             "notify": {"channels": ["webhook"], "webhook_url": f"{outside.url}/notify"},
-            "seed-etl": {"api": outside.url, "at_once": 3},
+            "seed-etl": {"etl": outside.url},
             "alerts": {
                 "probes": [{"name": "api", "url": f"{outside.url}/readyz"}],
                 "confirm": 2,
@@ -47,12 +47,17 @@ class World:
         assert found is not None
         return found
 
-    def workflows(self) -> list[dict[str, Any]]:
+    def files(self) -> list[dict[str, Any]]:
+        """The workflows of the repository, every schedule by ``cron``: what comes due disturbs what a test counts."""
         files = [json.loads(path.read_text()) for path in sorted(WORKFLOWS.glob("*.json"))]
         for node in (node for one in files for node in one["nodes"]):
             if node["type"] == "n8n-nodes-base.scheduleTrigger":
                 node["parameters"]["rule"]["interval"][0]["expression"] = self.cron
-        rendered = [n8n_files.render(one, self.settings.get(one["id"], {})) for one in files]
+        return files
+
+    def workflows(self) -> list[dict[str, Any]]:
+        """They as they are put into n8n: rendered with ``settings``, the called before their callers."""
+        rendered = [n8n_files.render(one, self.settings.get(one["id"], {})) for one in self.files()]
         return [{**one, "tags": []} for one in n8n_files.publish_order(rendered)]
 
     def configure(self, workflow: str, **settings: Any) -> None:
@@ -73,16 +78,9 @@ class World:
     def call(self, path: str, body: Any = None) -> Any:
         key = {"Authorization": f"Bearer {WEBHOOK_KEY}"}
         url = f"{self.n8n.url}/webhook/{path}"
-        answer = httpx.post(url, json=body, headers=key, timeout=3000)  # an ETL may take long
+        answer = httpx.post(url, json=body, headers=key, timeout=700)  # an ETL may take long
         assert answer.status_code == 200, answer.text + self.n8n.tail()
         return answer.json()
-
-    def etl(self, *sources: dict[str, Any]) -> Any:
-        """The report of one run over these sources, all requests since counted."""
-        if self.settings["seed-etl"].get("sources") != list(sources):
-            self.configure("seed-etl", sources=list(sources))
-        self.outside.forget()
-        return self.call("seed-etl")
 
 
 @contextlib.contextmanager
@@ -94,7 +92,7 @@ def running(folder: Path, **environment: str) -> Iterator[World]:
         world = World(n8n, outside)
         declared = yaml.safe_load((HERE / "credentials.yaml").read_text())
         secrets = {
-            "INGEST_KEY": INGEST_KEY,
+            "ETL_KEY": ETL_KEY,
             "N8N_WEBHOOK_KEY": WEBHOOK_KEY,
             "NOTIFY_WEBHOOK_KEY": "key-of-the-webhook",
             "NOTIFY_SLACK_TOKEN": "slack-token",

@@ -68,8 +68,10 @@ class Network:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    """The port of SeaweedFS."""
+    """The port of SeaweedFS, where one of another user has left what cannot be removed."""
     port, folder = free_port(), tmp_path_factory.mktemp("s3")
+    left = Path(f"/tmp/seaweedfs-s3-{port}.sock/left")
+    left.mkdir(parents=True)
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(
             s3.command(port, folder / "data", SECRET), stdout=log, stderr=log
@@ -80,6 +82,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     finally:
         process.terminate()
         process.wait()
+        shutil.rmtree(left.parent)
 
 
 @pytest.fixture

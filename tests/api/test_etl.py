@@ -69,12 +69,12 @@ class Etl:
             {"name": name, "kind": kind, "allow": [self.site.host], **where, **options}
         )
 
-    def run(self, *options: str) -> dict[str, Any]:
+    def run(self, *options: str, patience: int = 3) -> dict[str, Any]:
         """The report of one run; what the site was asked before is forgotten."""
         self.site.seen.clear()
         command = [sys.executable, "-m", "cimt_etl", "run", str(self.file), "--api", self.api.url]
         done = subprocess.run(
-            [*command, "--state", str(self.state), "--patience", "3", "--json", *options],
+            [*command, "--state", str(self.state), "--patience", f"{patience}", "--json", *options],
             env=os.environ
             | {"INGEST_KEY": INGEST_KEY, "PYTHONPATH": str(ROOT / "services/etl")}
             | self.environment,
@@ -314,8 +314,8 @@ def test_whatever_breaks_is_told_by_its_address_and_takes_nothing_with_it(etl: E
         "<html><body><main>" + "<div>" * 200_000 + "deep</main></body></html>"
     )
     started = time.monotonic()
-    report = etl.run()
-    assert time.monotonic() - started < 60
+    report = etl.run(patience=8)  # an endless answer needs its time too, to become too large
+    assert time.monotonic() - started < 120
     said = reasons(report)
     after = etl.stored()
     assert after.pop(f"mixed/{site.host}/mixed/good").endswith("what is better.")
@@ -324,7 +324,7 @@ def test_whatever_breaks_is_told_by_its_address_and_takes_nothing_with_it(etl: E
     assert after == before, "nothing is lost, and nothing of the inside is knowledge"
     for kind, words in {
         "maintenance": "no sitemap", "cut": "no sitemap", "empty": "nothing is listed", "gone": "HTTP 404",
-        "busy": "HTTP 503", "loop": "redirects", "drip": "not complete after 3 s",
+        "busy": "HTTP 503", "loop": "redirects", "drip": "not complete after 8 s",
         "endless": "larger than", "bomb": "larger than",
         "rss": "cut short",
     }.items():  # fmt: skip

@@ -118,15 +118,12 @@ def many(clouds: Clouds) -> Iterator[psycopg.Connection]:
             "from generate_series(1, 1536) i)::halfvec(1536) from generate_series(1, 1100) n",
             (BOB, ANN),
         )
-    with psycopg.connect(clouds.postgres.url, autocommit=True) as api:
-        # As in a table a hundred times as large: the index gives up long before it is through with Bob's.
-        api.execute("select extensions.vector_dims('[1]'::extensions.vector)")
-        api.execute("set hnsw.max_scan_tuples = 200")
-        yield api
-    # Another file's test may come between two of this one's: then all this is made again.
-    with psycopg.connect(
-        clouds.postgres.cluster.url(user="supabase_admin"), autocommit=True
-    ) as admin:
+        with psycopg.connect(clouds.postgres.url, autocommit=True) as api:
+            # As in a table a hundred times as large: the index gives up long before it is through with Bob's.
+            api.execute("select extensions.vector_dims('[1]'::extensions.vector)")
+            api.execute("set hnsw.max_scan_tuples = 200")
+            yield api
+        # Another file's test may come between two of this one's: then all this is made again.
         admin.execute("delete from public.vectors where source = 'many'")
         admin.execute("delete from auth.users where id in (%s, %s)", (ANN, BOB))
 

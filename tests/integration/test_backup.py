@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -175,3 +176,13 @@ def test_where_postgres_may_not_give_its_rights_away_the_migration_says_what_to_
             match=r"cimt_backup cannot be made.*\n.*upgrade the project",
         ):
             apply(made.url(made.database()))
+
+
+def test_it_waits_for_a_job_that_the_host_can_bear_only_one_of(host: Host) -> None:
+    lock = host.volume / "job.lock"
+    with lock.open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert f"another job has held {lock} for 2 s. Next: fuser -v" in host.bad()
+    lock.unlink()
+    lock.symlink_to(host.volume / "config")
+    assert "Next: " in host.bad()

@@ -19,7 +19,7 @@ from testbed.n8n.server import KEY, OWNER, PASSWORD, N8n
 
 FILES = sorted((ROOT / "n8n_workflows").glob("*.json"))
 SECRETS = {
-    "INGEST_KEY": "ingest-secret-0123456789abcdef0123456789",
+    "ETL_KEY": "etl-secret-0123456789abcdef0123456789",
     "N8N_WEBHOOK_KEY": "webhook-secret-0123456789abcdef0123456789",
 }
 

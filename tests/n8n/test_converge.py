@@ -122,16 +122,16 @@ def test_what_was_made_in_the_editor_is_left_alone_and_reported(n8n: N8n, role: 
 
 def test_only_the_credential_that_changed_is_written(n8n: N8n, role: Role) -> None:
     dates = {one["id"]: one["updatedAt"] for one in n8n.api("GET", "/credentials")["data"]}
-    role.parameters["secrets"] = {**SECRETS, "INGEST_KEY": "rotated-" + "0" * 40}
+    role.parameters["secrets"] = {**SECRETS, "ETL_KEY": "rotated-" + "0" * 40}
     answer = role()
-    assert answer["changes"] == ["credential CIMT ingest: secret or name changed"]
+    assert answer["changes"] == ["credential CIMT etl: secret or name changed"]
     assert "rotated-" not in answer["output"]
     now = {one["id"]: one["updatedAt"] for one in n8n.api("GET", "/credentials")["data"]}
-    assert [one for one in now if now[one] != dates[one]] == ["cimt-ingest"]
+    assert [one for one in now if now[one] != dates[one]] == ["cimt-etl"]
 
     body = {"data": {"name": "Authorization", "value": "Bearer by-hand"}}
-    n8n.api("PATCH", "/credentials/cimt-ingest", body)
-    assert role()["changes"] == ["credential CIMT ingest: was edited in n8n"]
+    n8n.api("PATCH", "/credentials/cimt-etl", body)
+    assert role()["changes"] == ["credential CIMT etl: was edited in n8n"]
     assert not role()["changed"]
 
 
@@ -164,7 +164,7 @@ def test_wrong_owner_missing_secret_and_wrong_key_are_one_clear_line(role: Role,
     answer = role(state_directory=state, owner_password="wrong-password")
     assert "is not accepted. Next: make services" in answer["msg"]
     answer = role(secrets={"N8N_WEBHOOK_KEY": "x"})
-    assert answer["msg"] == "credentials of n8n: no value for INGEST_KEY"
+    assert answer["msg"] == "credentials of n8n: no value for ETL_KEY"
     volume = str(n8n.folder / ".n8n")
     right, wrong = SERVER_KEY, "another-key"
     assert not role(state="key", volume=volume, encryption_key=right).get("failed")

@@ -1,23 +1,51 @@
-"""The whole product with the real n8n and the real API: sources become documents, documents become answers."""
+"""The whole product with the real n8n, etl and API: sources become documents, documents become answers."""
 
 from __future__ import annotations
 
 import contextlib
 import datetime
+import socket
+import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from local.settings import ROOT
 from local.waiting import eventually, free_port
 from testbed import api as harness
-from testbed.n8n.outside import Outside
+from testbed.n8n.outside import ETL_KEY, Outside
 from testbed.n8n.server import N8n
 from testbed.n8n.world import WEBHOOK_KEY, World
 from tests.n8n.conftest import Role
-from tests.n8n.test_workflows import PAGE, pdf
+
+PAGE = "<html><head><title>{0}</title></head><body><nav>menu</nav><main><h1>{0}</h1><p>{1}</p></main></body></html>"
+
+
+def pdf(text: str) -> bytes:
+    """A PDF of one page."""
+    stream = f"BT /F1 24 Tf 72 720 Td ({text}) Tj ET".encode()
+    objects = [
+        b"<< /Type /Catalog /Pages 2 0 R >>",
+        b"<< /Type /Pages /Kids [3 0 R] /Count 1 /MediaBox [0 0 612 792] >>",
+        b"<< /Type /Page /Parent 2 0 R /Contents 4 0 R /Resources << /Font << /F1 5 0 R >> >> >>",
+        b"<< /Length %d >>\nstream\n%s\nendstream" % (len(stream), stream),
+        b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>",
+    ]
+    body, places = b"%PDF-1.4\n", []
+    for number, content in enumerate(objects, 1):
+        places.append(len(body))
+        body += b"%d 0 obj\n%s\nendobj\n" % (number, content)
+    table = b"".join(b"%010d 00000 n \n" % place for place in places)
+    return body + (
+        b"xref\n0 6\n0000000000 65535 f \n%strailer << /Size 6 /Root 1 0 R >>\nstartxref\n%d\n%%%%EOF\n"
+        % (table, len(body))
+    )
+
 
 EMBEDDINGS = "/v1/embeddings"
 LONG = "\n\n".join(
@@ -29,11 +57,12 @@ LONG = "\n\n".join(
 
 @dataclass
 class Product:
-    """What a team has: n8n and the API, the sources, and a person who asks."""
+    """What a team has: n8n, etl and API, the sources, and a person who asks."""
 
     world: World
     clouds: harness.Clouds
     handbook: Path
+    sources: Path
     ports: tuple[int, int]  # of the API, wherever it comes back
     api_folder: Path
     run: contextlib.ExitStack
@@ -75,7 +104,9 @@ def product(n8n: N8n, role: Role, tmp_path_factory: pytest.TempPathFactory) -> I
         ports = (free_port(), free_port())
         apis = folder / "apis"
         apis.mkdir()
-        made = Product(World(n8n, outside), clouds, handbook, ports, apis, run)
+        made = Product(
+            World(n8n, outside), clouds, handbook, folder / "sources.yaml", ports, apis, run
+        )
         made.start_api()
         (handbook / "warranty.md").write_text(
             "# Warranty\n\nEvery turbo kettle has a warranty of seven years.\n"
@@ -90,24 +121,32 @@ def product(n8n: N8n, role: Role, tmp_path_factory: pytest.TempPathFactory) -> I
         feed = f"<item><title>News</title><link>{outside.url}/news/1</link></item>"
         feed = f'<rss version="2.0"><channel>{feed}</channel></rss>'
         outside.pages["/feed.xml"] = ("application/rss+xml", feed.encode())
-        outside.pages["/terms.pdf"] = ("application/pdf", pdf("Parcels cost four euros"))
+        outside.pages["/terms.pdf"] = ("application/octet-stream", pdf("Parcels cost four euros"))
         at = outside.url
+        known = {"allow": [at.removeprefix("http://"), git.removeprefix("http://")]}
+        sources = [
+            {"name": "handbook", "kind": "git", "repository": f"{git}/example/handbook", "language": "en", **known},
+            {"name": "site", "kind": "sitemap", "url": f"{at}/sitemap.xml", "select": "main", **known},
+            {"name": "news", "kind": "feed", "url": f"{at}/feed.xml", "language": "en", **known},
+            {"name": "terms", "kind": "page", "url": f"{at}/terms.pdf", "language": "en", **known},
+        ]  # fmt: skip
+        made.sources.write_text(yaml.safe_dump(sources))
+        etl = free_port()
+        command = [sys.executable, "-m", "cimt_etl", "serve", str(made.sources)]
+        command += ["--api", made.api.url, "--state", str(folder / "etl/state.sqlite")]
+        keys = {"INGEST_KEY": harness.INGEST_KEY, "ETL_KEY": ETL_KEY}
+        command += ["--host", "127.0.0.1", "--port", str(etl)]
+        log, environment = folder / "etl.log", {**keys, "PYTHONPATH": str(ROOT / "services/etl")}
+        started = run.enter_context(harness.process(command, log, env=environment))
+        harness.answers(f"http://127.0.0.1:{etl}/healthz", started, log)
+        role.parameters["workflows"] = made.world.files()
         role.parameters["secrets"] = {
-            "INGEST_KEY": harness.INGEST_KEY,
+            "ETL_KEY": ETL_KEY,
             "N8N_WEBHOOK_KEY": WEBHOOK_KEY,
             "NOTIFY_WEBHOOK_KEY": "key-of-the-webhook",
         }
         role.parameters["settings"] = {
-            "seed-etl": {
-                "api": made.api.url,
-                "sources": [
-                    {"name": "handbook", "kind": "git", "repository": "example/handbook",
-                     "language": "en", "api": f"{git}/api", "files": f"{git}/raw"},
-                    {"name": "site", "kind": "sitemap", "url": f"{at}/sitemap.xml", "select": "main"},
-                    {"name": "news", "kind": "feed", "url": f"{at}/feed.xml", "language": "en"},
-                    {"name": "terms", "kind": "page", "url": f"{at}/terms.pdf", "language": "en"},
-                ],
-            },
+            "seed-etl": {"etl": f"http://127.0.0.1:{etl}"},
             "alerts": {
                 "probes": [
                     {"name": "api", "url": f"{made.api.url}/readyz"},
@@ -172,6 +211,22 @@ def test_what_vanishes_is_answered_no_more(product: Product) -> None:
     text, sources = product.ask("How long is the warranty of a turbo kettle?")
     assert "seven years" not in text
     assert "handbook/warranty.md" not in sources
+
+
+def test_alerts_answers_however_many_wait_for_a_source_that_hangs(product: Product) -> None:
+    declared = product.sources.read_text()
+    with socket.create_server(("127.0.0.1", 0)) as silent, ThreadPoolExecutor(25) as callers:
+        host = f"127.0.0.1:{silent.getsockname()[1]}"
+        page = {"name": "silent", "kind": "page", "url": f"http://{host}/x", "allow": [host]}
+        product.sources.write_text(declared + yaml.safe_dump([page]))
+        runs = [callers.submit(product.world.call, "seed-etl") for _ in range(25)]
+        eventually(lambda: sum(one.done() for one in runs) == 24, "all but one have an answer")
+        assert product.world.call("alerts")["failing"] == []
+        silent.close()
+        answers = [one.result() for one in runs]
+    product.sources.write_text(declared)
+    (report,) = [one for one in answers if "running" not in one]
+    assert [one["document"] for one in report["failed"]] == ["silent"]
 
 
 def test_a_stopped_api_is_told_once_and_its_return_once(product: Product) -> None:

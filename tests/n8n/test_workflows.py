@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import socketserver
@@ -13,38 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 from local.settings import ROOT
 from local.waiting import eventually
 from plugins.module_utils import n8n_files
-from testbed.n8n.outside import Outside
 from testbed.n8n.world import WEBHOOK_KEY, World, running
 from tools.workflows.__main__ import main
-
-PAGE = "<html><head><title>{0}</title></head><body><nav>menu</nav><main><h1>{0}</h1><p>{1}</p></main></body></html>"
-
-
-def pdf(text: str) -> bytes:
-    """A PDF of one page."""
-    stream = f"BT /F1 24 Tf 72 720 Td ({text}) Tj ET".encode()
-    objects = [
-        b"<< /Type /Catalog /Pages 2 0 R >>",
-        b"<< /Type /Pages /Kids [3 0 R] /Count 1 /MediaBox [0 0 612 792] >>",
-        b"<< /Type /Page /Parent 2 0 R /Contents 4 0 R /Resources << /Font << /F1 5 0 R >> >> >>",
-        b"<< /Length %d >>\nstream\n%s\nendstream" % (len(stream), stream),
-        b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>",
-    ]
-    body, places = b"%PDF-1.4\n", []
-    for number, content in enumerate(objects, 1):
-        places.append(len(body))
-        body += b"%d 0 obj\n%s\nendobj\n" % (number, content)
-    table = b"".join(b"%010d 00000 n \n" % place for place in places)
-    return body + (
-        b"xref\n0 6\n0000000000 65535 f \n%strailer << /Size 6 /Root 1 0 R >>\nstartxref\n%d\n%%%%EOF\n"
-        % (table, len(body))
-    )
 
 
 class Mailbox:
@@ -86,149 +60,35 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         yield world
 
 
-@pytest.fixture
-def site(world: World) -> Iterator[Outside]:
-    """A site with a sitemap, a feed, a git server and a PDF; taken away again with all documents."""
-    outside = world.outside
-    for number in range(3):
-        html = PAGE.format(f"Page {number}", f"Text of page {number}.")
-        outside.pages[f"/p{number}"] = ("text/html; charset=utf-8", html.encode())
-    urls = "".join(f"<url><loc>{outside.url}/p{number}</loc></url>" for number in range(3))
-    outside.pages["/sitemap.xml"] = ("application/xml", f"<urlset>{urls}</urlset>".encode())
-    items = f"<item><title>One</title><link>{outside.url}/p1</link></item>"
-    feed = f'<rss version="2.0"><channel>{items}</channel></rss>'
-    outside.pages["/feed.xml"] = ("application/rss+xml", feed.encode())
-    tree = [
-        {"path": "docs/set up.md", "type": "blob", "sha": "a1"},
-        {"path": "docs/logo.png", "type": "blob", "sha": "b1"},
-        {"path": "README.md", "type": "blob", "sha": "c1"},
-    ]
-    listing = json.dumps({"tree": tree, "truncated": False}).encode()
-    outside.pages["/api/repos/example/handbook/git/trees/main"] = ("application/json", listing)
-    markdown = "# Ligação\n\nSó isto.\n".encode()
-    outside.pages["/raw/example/handbook/main/docs/set%20up.md"] = ("text/plain", markdown)
-    outside.pages["/terms.pdf"] = ("application/pdf", pdf("Terms of the service"))
-    yield outside
-    keep = outside.pages["/readyz"]
-    outside.pages.clear()
-    outside.pages["/readyz"] = keep
-    outside.broken.clear()
-    outside.documents.clear()
-
-
-def sources(outside: Outside) -> list[dict[str, Any]]:
-    return [
-        {"name": "site", "kind": "sitemap", "url": f"{outside.url}/sitemap.xml", "select": "main", "language": "en"},
-        {"name": "news", "kind": "feed", "url": f"{outside.url}/feed.xml"},
-        {"name": "handbook", "kind": "git", "repository": "example/handbook", "folder": "docs", "language": "pt",
-         "api": f"{outside.url}/api", "files": f"{outside.url}/raw"},
-        {"name": "terms", "kind": "page", "url": f"{outside.url}/terms.pdf"},
-    ]  # fmt: skip
-
-
 # -- Seed ETL -------------------------------------------------------------------------
 
 
-def test_etl_fills_the_api_and_a_second_run_sends_nothing(world: World, site: Outside) -> None:
-    host = site.url.removeprefix("http://")
-    report = world.etl(*sources(site))
-    assert (report["stored"], report["embedded"], report["failed"]) == (6, 6, [])
-    assert sorted(site.documents) == [
-        "handbook/docs/set up.md",
-        f"news/{host}/p1",
-        *(f"site/{host}/p{number}" for number in range(3)),
-        "terms",
-    ]
-    page = site.documents[f"site/{host}/p0"]
-    assert page["content"] == "# Page 0\n\nText of page 0."
-    assert (page["title"], page["language"]) == ("Page 0", "en")
-    assert page["metadata"] == {"url": f"{site.url}/p0", "collection": "site"}
-    assert site.documents["handbook/docs/set up.md"]["content"] == "# Ligação\n\nSó isto."
-    assert site.documents["terms"]["content"] == "Terms of the service"
-
-    report = world.etl(*sources(site))
-    assert (report["stored"], report["embedded"], report["unchanged"]) == (0, 0, 6)
-    assert site.requests("PUT") == []
-    # Pages are asked whether they changed; a file of an unchanged git tree is not even asked for.
-    assert {status for path, status in site.requests("HEAD", "/p")} == {304}
-    assert [path for path, _ in site.requests("GET") if path[:2] == "/p"] == []
-    assert site.requests("GET", "/raw") == []
-
-
-def test_etl_sends_only_what_changed_and_removes_what_is_gone(world: World, site: Outside) -> None:
-    host = site.url.removeprefix("http://")
-    world.etl(*sources(site))
-    html = PAGE.format("Page 0", "Another text.")
-    site.pages["/p0"] = ("text/html", html.encode())
-    # Another page, but not another text: its server says "changed", its hash does not.
-    kind, content = site.pages["/p2"]
-    site.pages["/p2"] = (kind, content.replace(b"menu", b"another menu"))
-    urls = f"<url><loc>{site.url}/p0</loc></url><url><loc>{site.url}/p2</loc></url>"
-    site.pages["/sitemap.xml"] = ("application/xml", f"<urlset>{urls}</urlset>".encode())
-    report = world.etl(*sources(site)[:-1])
-    assert [path for path, _ in site.requests("PUT")] == [
-        f"/documents/site%2F{host.replace(':', '%3A')}%2Fp0"
-    ]
-    assert (report["stored"], report["removed"], report["failed"]) == (1, 2, [])
-    assert f"site/{host}/p1" not in site.documents
-    assert "terms" not in site.documents
-
-
-def test_etl_reports_failures_once_and_loses_nothing(world: World, site: Outside) -> None:
-    world.etl(*sources(site))
-    before = dict(site.documents)
-    site.broken["/sitemap.xml"] = 404
-    site.pages["/terms.pdf"] = ("application/pdf", b"%PDF-1.4 torn")
-    report = world.etl(*sources(site))
-    failed = {one["document"]: one["reason"] for one in report["failed"]}
-    assert set(failed) == {"site", "terms"}
-    assert f"{site.url}/sitemap.xml" in failed["site"]
-    assert site.documents == before, "a list that cannot be read removes nothing"
-    assert [one["title"] for one in site.messages] == ["documents that could not be ingested: 2"]
-    world.etl(*sources(site))
-    assert site.messages == [], "the same again is no news"
-    site.broken.clear()
-    site.pages["/terms.pdf"] = ("application/pdf", pdf("Terms of the service"))
-    world.etl(*sources(site))
-    assert [one["title"] for one in site.messages] == ["all documents are ingested again"]
-
-
-def test_etl_asks_a_busy_server_again(world: World, site: Outside) -> None:
-    site.broken["/p1"] = 503
-    world.configure("seed-etl", sources=sources(site)[:1])
-    site.forget()
-
-    def mend() -> None:
-        eventually(lambda: site.requests("GET", "/p1"), "the page is asked for")
-        site.broken.clear()
-
-    thread = threading.Thread(target=mend)
-    thread.start()
-    report = world.call("seed-etl")
-    thread.join()
-    assert [status for _, status in site.requests("GET", "/p1")] == [503, 200]
-    assert (report["stored"], report["failed"]) == (3, [])
-
-
-def test_an_etl_that_was_killed_is_completed_by_the_next_run(world: World, site: Outside) -> None:
-    world.configure("seed-etl", sources=sources(site))
-    site.forget()
-
-    def call() -> None:
-        with contextlib.suppress(httpx.HTTPError):  # its connection breaks
-            world.n8n.webhook("seed-etl", Authorization=f"Bearer {WEBHOOK_KEY}")
-
-    run = threading.Thread(target=call)
-    run.start()
-    eventually(lambda: site.requests("PUT"), "a document is sent")
-    world.n8n.kill()
-    run.join()
-    world.n8n.start()
-    world.wait_for_webhook("seed-etl")
-    assert world.call("seed-etl")["failed"] == []
-    paths = [path for path, _ in site.requests("PUT")]
-    assert len(site.documents) == 6
-    assert sorted(paths) == sorted(set(paths)), "nothing is sent twice"
+def test_what_the_etl_says_is_told_and_then_it_is_told_that_it_was(world: World) -> None:
+    outside = world.outside
+    outside.forget()
+    news = {"level": "alarm", "title": "documents: 1 not read", "text": "site: HTTP 404"}
+    outside.report = {"stored": 2, "failed": [{}], "message": {**news, "told": "mark"}}
+    assert world.call("seed-etl", {"accept": "a b"}) == outside.report
+    assert outside.requests("POST", "/run") == [("/run?wait=600&accept=a%20b", 200)]
+    assert outside.messages == [{"product": "CIMT", **news}]
+    assert outside.posts["/told"] == [{"told": "mark"}]
+    # What nobody heard was not told: the etl says it again.
+    outside.forget()
+    outside.broken["/notify"] = 500
+    answer = world.n8n.webhook("seed-etl", Authorization=f"Bearer {WEBHOOK_KEY}")
+    assert (answer.status_code, "/told" in outside.posts) == (500, False)
+    outside.broken.clear()
+    # No news; and by the clock only what is due.
+    outside.forget()
+    outside.report |= {"message": None}
+    world.cron = "*/2 * * * * *"
+    world.configure("seed-etl")
+    eventually(lambda: outside.requests("POST", "/run?wait=600&due"), "a scheduled run")
+    world.cron = "0 0 1 1 *"
+    world.configure("seed-etl")
+    # The handler of errors may still tell of the message that nobody heard.
+    titles = [one["title"] for one in outside.messages if one["title"].startswith("documents")]
+    assert (titles, outside.posts) == ([], {})
 
 
 def test_nobody_gets_in_without_the_key(world: World) -> None:
@@ -298,6 +158,14 @@ def test_what_the_host_reports_is_checked(world: World) -> None:
             "alerts", {"host": {"disk_used_percent": 40, "certificate_left_percent": 80}}
         )
     assert answer["failing"] == []
+
+
+def test_what_is_inside_is_reached_only_by_the_names_of_the_apps(world: World) -> None:
+    inside = {"name": "inside", "url": "http://169.254.169.254/latest"}
+    world.configure("alerts", probes=[inside])
+    (bad,) = checks(world, 1)["bad"]
+    assert "The target 169.254.169.254 is not allowed" in bad
+    world.configure("alerts", probes=[{"name": "api", "url": f"{world.outside.url}/readyz"}])
 
 
 def test_figures_of_a_metrics_page_are_checked(world: World) -> None:
@@ -406,16 +274,16 @@ def test_an_alarm_that_nobody_heard_is_raised_again(world: World) -> None:
 
 def test_a_failed_workflow_is_told_once(world: World) -> None:
     outside = world.outside
-    world.configure("seed-etl", api=f"{outside.url}/nowhere")
+    outside.broken["/run"] = 500
     outside.forget()
     for _ in range(2):
         answer = world.n8n.webhook("seed-etl", Authorization=f"Bearer {WEBHOOK_KEY}")
         assert answer.status_code == 500
     eventually(lambda: outside.messages, "a message")
-    world.configure("seed-etl", api=outside.url)
+    outside.broken.clear()
     failures = [one for one in outside.messages if one["title"] == 'workflow "Seed ETL" failed']
     assert len(failures) == 1
-    assert failures[0]["text"].startswith("Known documents: ")
+    assert failures[0]["text"].startswith("Run: ")
 
 
 def test_a_release_is_told(world: World) -> None:

@@ -68,7 +68,7 @@ class Checkout:
         (self.root / "tools").mkdir()
         for name in ("build.sh", "source.sh"):
             shutil.copy(ROOT / "tools" / name, self.root / "tools")
-        for name in ("services/n8n", "tools/services", "plugins/filter"):
+        for name in ("services/n8n", "services/etl", "tools/services", "plugins/filter"):
             shutil.copytree(ROOT / name, self.root / name)
         shutil.copy(ROOT / "services/compose.yaml", self.root / "services")
         (service / "Dockerfile").write_text("FROM scratch\n")
@@ -349,9 +349,9 @@ def test_what_is_released_by_digest_is_built_without_being_named(checkout: Check
     assert checkout.services("build").returncode == 0
     calls = checkout.calls.read_text()
     assert calls.count("buildah bud") + calls.count("\nbud ") + calls.startswith("bud ") == 1
-    assert "skopeo inspect" in calls, "the other app has a tag, which the registry has"
+    assert calls.count("skopeo inspect") == 2, "the others have a tag, which the registry has"
     built = json.loads(checkout.services("builds").stdout)
-    assert set(built) == {"api", "n8n"}
+    assert set(built) == {"api", "n8n", "etl"}
     assert built["api"]["revision"] == checkout.git("rev-parse", "HEAD")
     # What the registry had is released by its digest, and attested by the run that made it.
     assert built["n8n"] == {"image": f"{REPOSITORY}/n8n@sha256:{7:064d}", "revision": f"{8:040d}"}
@@ -365,7 +365,7 @@ def test_what_is_released_by_digest_is_built_without_being_named(checkout: Check
 def test_an_app_that_is_not_declared_is_refused(checkout: Checkout) -> None:
     result = checkout.services("build", "shop'; touch x")
     assert result.returncode == 2
-    assert "Next: make build SERVICE=api (or: api, n8n)" in result.stderr
+    assert "Next: make build SERVICE=api (or: api, n8n, etl)" in result.stderr
     assert not checkout.calls.exists()
 
 

@@ -79,13 +79,13 @@ HONOURED: dict[str, dict[str, Any]] = {
         "groups": ["1000"],
     },
     # Mounts: volumes, paths of the host, and files of the repository.
-    lines("volumes: [data:/data, /srv/files:/files, ./n8n/sources.yaml:/etc/s.yaml:ro]"): {
+    lines("volumes: [data:/data, /srv/files:/files, ./etl/sources.yaml:/etc/s.yaml:ro]"): {
         "mounts": [
             {"type": "volume", "name": "data", "mountPath": "/data"},
             {"type": "bind", "hostPath": "/srv/files", "mountPath": "/files"},
             {
                 "type": "file",
-                "content": (ROOT / "services/n8n/sources.yaml").read_text(),
+                "content": (ROOT / "services/etl/sources.yaml").read_text(),
                 "mountPath": "/etc/s.yaml",
             },
         ]
@@ -152,7 +152,7 @@ WARNED = {
         "environment: {A: 'redis://:p@c0:6379/0'}"
     ): "environment.A: 'c0' is reached as $(PROJECT_NAME)_c0",
     lines("environment: {A: True}"): "environment.A: True without quotes is read as true",
-    lines("volumes: [./n8n/sources.yaml:/s:ro]"): "the app may write to it",
+    lines("volumes: [./etl/sources.yaml:/s:ro]"): "the app may write to it",
     lines("stop_grace_period: 5s"): "stop_grace_period: the panel cannot set it: Docker gives 10 s",
     lines("logging: {driver: none}"): "logging: what the Docker daemon is told",
     lines(

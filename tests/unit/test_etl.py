@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import io
 import json
 import zipfile
@@ -16,6 +17,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from local.settings import ROOT
+from services.etl.cimt_etl.__main__ import parser, run
 from services.etl.cimt_etl.documents import document
 from services.etl.cimt_etl.fetch import Reach, Refused, public
 from services.etl.cimt_etl.read import Unreadable, decode, feed, sitemap
@@ -269,3 +271,16 @@ def test_only_the_internet_is_reached() -> None:
     ):
         with pytest.raises(Refused):
             reach.addresses(host, port)
+
+
+def test_a_run_waits_for_another_or_a_backup_of_the_host(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("INGEST_KEY", "k" * 32)
+    (tmp_path / "sources.yaml").write_text("[]")
+    options = ["--api", "http://127.0.0.1:9", "--state", str(tmp_path / "state.sqlite")]
+    asked = parser().parse_args(["run", str(tmp_path / "sources.yaml"), *options, "--wait", "0"])
+    with (tmp_path / "state.lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert run(asked) == 2
+    assert "another run, or a backup, holds" in capsys.readouterr().err

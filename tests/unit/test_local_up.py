@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from local import up
+from local import s3, up
+from local.settings import LocalError
 from local.up import Stage, StageFailed, run_all
+from local.waiting import free_port
 
 
 def shell(name: str, script: str, *after: str) -> Stage:
@@ -180,3 +182,18 @@ def test_exit_code_and_timings(
     assert up.main(settings) == 1
     assert "stage bad failed" in capsys.readouterr().err
     assert set(json.loads((settings.logs / "timings.json").read_text())) == {"good", "total"}
+
+
+def test_what_another_users_killed_server_left_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = free_port()
+    left = Path(f"/tmp/seaweedfs-master-grpc-{port + 5}.sock")
+    left.touch()
+    try:
+        s3.command(port, tmp_path, "secret")  # our own is no obstacle
+        monkeypatch.setattr("os.getuid", lambda: left.stat().st_uid + 1)
+        with pytest.raises(LocalError, match=f"Next: sudo rm {left}$"):
+            s3.command(port, tmp_path, "secret")
+    finally:
+        left.unlink()

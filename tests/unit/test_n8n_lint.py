@@ -7,11 +7,14 @@ from __future__ import annotations
 import copy
 import json
 import subprocess
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from local.images.n8n import version
 from plugins.module_utils import n8n_files
@@ -99,6 +102,9 @@ CASES = {
     "node id twice": (change("nodes/Hourly/id", "id of Call"), "its id is missing or used twice"),
     "wire to nowhere": (change("connections/Settings", to("Gone")), "goes to 'Gone', which is no node"),
     "wire from nowhere": (change("connections/Gone", to("Ask")), "starts at 'Gone', which is no node"),
+    "wire from no output": (change("connections/Ask", {"main": [[], [{"node": "Settings", "type": "main", "index": 0}]]}), 'node "Ask": it has no output 2'),
+    "wire to no input": (change("connections/Ask", to("Call")), 'node "Call": it has no input 1'),
+    "address twice": (lambda workflow: workflow["nodes"].append({**node("Again", "webhook", 2.1, path="/x/", authentication="headerAuth"), "webhookId": "v", "credentials": HEADER_AUTH}), "GET /webhook/x is also another node's"),
     "loose node": (change("connections/Settings", to()), 'node "Ask": nothing leads to it'),
     "expression to nowhere": (change("nodes/Ask/parameters/url", "={{ $('Set').item.json.a }}"), "means the node 'Set'"),
     "unknown type": (change("nodes/Ask/type", "n8n-nodes-other.thing"), "has no node type 'n8n-nodes-other.thing'"),
@@ -183,6 +189,41 @@ def test_a_file_that_is_no_workflow_is_named(tmp_path: Path) -> None:
     assert "torn.json: not JSON" in said[1]
 
 
+def places(value: Any, way: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The ways to all that a value holds."""
+    inner = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value if isinstance(value, list) else ())
+    )
+    return [one for key, below in inner for one in ((*way, key), *places(below, (*way, key)))]
+
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=5), inner, max_size=2)
+    ),
+    max_leaves=3,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(way=st.sampled_from(places(GOOD)), value=ANYTHING)
+def test_whatever_stands_in_a_file_has_findings_and_no_crash(
+    way: tuple[Any, ...], value: Any
+) -> None:
+    workflow: Any = copy.deepcopy(GOOD)
+    place = workflow
+    for step in way[:-1]:
+        place = place[step]
+    place[way[-1]] = value
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "good.json"
+        path.write_text(json.dumps(workflow), encoding="utf-8")
+        lint([path], REPOSITORY)
+
+
 def test_the_shipped_workflows_and_declarations_are_clean() -> None:
     paths = sorted(WORKFLOWS.glob("*.json"))
     assert {path.stem for path in paths} >= {
@@ -194,31 +235,14 @@ def test_the_shipped_workflows_and_declarations_are_clean() -> None:
     assert [str(one) for one in [*lint(paths, REPOSITORY), *declaration_findings()]] == []
 
 
-@pytest.mark.parametrize(
-    ("sources", "message"),
-    [
-        ("- {name: site, kind: sitemap}", "source site: "),
-        ("- {name: Big Site, kind: page, url: 'https://www.example.com'}", "'Big Site' does not match"),
-        ("- {name: a, kind: page, url: 'https://www.example.com'}\n" * 2, "two sources are called a"),
-        ("- {name: [", "not YAML"),
-    ],
-)  # fmt: skip
-def test_wrong_sources_are_named(sources: str, message: str, tmp_path: Path) -> None:
-    for name in ("catalogue.json", "Dockerfile", "sources.schema.json"):
-        (tmp_path / name).write_bytes((HERE / name).read_bytes())
-    (tmp_path / "sources.yaml").write_text(sources)
-    assert any(message in str(found) for found in declaration_findings(tmp_path))
-
-
 def test_a_catalogue_of_another_version_is_named(tmp_path: Path) -> None:
-    for name in ("sources.yaml", "Dockerfile", "sources.schema.json"):
-        (tmp_path / name).write_bytes((HERE / name).read_bytes())
+    (tmp_path / "Dockerfile").write_bytes((HERE / "Dockerfile").read_bytes())
     (tmp_path / "catalogue.json").write_text('{"version": "2.0.0", "nodes": {}}')
     assert "made by n8n 2.0.0" in str(declaration_findings(tmp_path)[0])
 
 
 def test_the_digest_of_the_update_bot_is_no_other_version(tmp_path: Path) -> None:
-    for path in (*HERE.glob("*.json"), HERE / "sources.yaml", HERE / "tag.sh"):
+    for path in (HERE / "catalogue.json", HERE / "tag.sh"):
         (tmp_path / path.name).write_bytes(path.read_bytes())
     lines = (HERE / "Dockerfile").read_text().splitlines()
     at = next(place for place, line in enumerate(lines) if line.startswith("ARG BASE_IMAGE="))
@@ -232,13 +256,13 @@ def test_the_digest_of_the_update_bot_is_no_other_version(tmp_path: Path) -> Non
 def test_the_catalogue_joins_the_generations_of_a_node() -> None:
     needed = {"name": "key", "required": True}
     described = [
-        {"name": "a", "version": [2, 2.1], "group": ["trigger"], "credentials": [needed], "webhooks": [{}]},
-        {"name": "a", "version": 1, "group": ["trigger"], "credentials": [{**needed, "displayOptions": {}}, needed]},
-        {"name": "b", "version": 1, "group": ["output"], "credentials": [{**needed, "displayOptions": {"show": {}}}]},
+        {"name": "a", "version": [2, 2.1], "group": ["trigger"], "inputs": [], "credentials": [needed], "webhooks": [{}]},
+        {"name": "a", "version": 1, "group": ["trigger"], "inputs": [], "credentials": [{**needed, "displayOptions": {}}, needed]},
+        {"name": "b", "version": 1, "group": ["output"], "outputs": ["main", {"type": "main"}, "ai_tool"], "credentials": [{**needed, "displayOptions": {"show": {}}}]},
     ]  # fmt: skip
     assert catalogue.compact(described) == {
         "a": {"versions": [1, 2, 2.1], "trigger": True, "webhook": True, "needs": ["key"]},
-        "b": {"versions": [1]},
+        "b": {"versions": [1], "outputs": 2},
     }
 
 
@@ -268,11 +292,11 @@ def test_what_is_called_is_published_first() -> None:
 
 def test_all_missing_secrets_are_named_at_once() -> None:
     declared = list(REPOSITORY.credentials.values())
-    with pytest.raises(n8n_files.FilesError, match="no value for INGEST_KEY, N8N_WEBHOOK_KEY"):
+    with pytest.raises(n8n_files.FilesError, match="no value for ETL_KEY, N8N_WEBHOOK_KEY"):
         n8n_files.credentials(declared, {})
-    made = n8n_files.credentials(declared, {"INGEST_KEY": "i", "N8N_WEBHOOK_KEY": "w"})
+    made = n8n_files.credentials(declared, {"ETL_KEY": "e", "N8N_WEBHOOK_KEY": "w"})
     values = {one["id"]: one["data"] for one in made}
-    assert values["cimt-ingest"] == {"name": "Authorization", "value": "Bearer i"}
+    assert values["cimt-etl"] == {"name": "Authorization", "value": "Bearer e"}
     assert len(made) == len(declared)
     assert all(len(identifier) <= 16 for identifier in values), "n8n's API takes no longer ids"
 

@@ -151,7 +151,7 @@ def test_image_and_settings_come_and_go_together(droplet: Droplet) -> None:
 def test_bad_settings_with_a_good_image_are_taken_back_with_it(droplet: Droplet) -> None:
     host = droplet.host
     droplet("deploy", "a", app=app(), secret_env={"KEY": "secret-one"})
-    host.broken = lambda _, env: env.get("MODE") == "bad"
+    host.broken = lambda _, env: env.get("MODE") in ("bad", "polite")
     before, hooks, served = dict(host.apps["api"]), host.hooks, host.serving()
     mounted = {"type": "volume", "name": "data", "mountPath": "/data"}
     bad = app(MODE="bad") | {"replicas": 2, "mounts": [mounted], "domains": []}
@@ -170,6 +170,9 @@ def test_bad_settings_with_a_good_image_are_taken_back_with_it(droplet: Droplet)
     assert "~ api.env.KEY: (changed)" in line["changes"]
     # Good settings with the same image: that was not its fault.
     assert droplet("deploy", "b", app=app(MODE="good"))["switched"]
+    # Swarm knows no error of what ended well when it was unhealthy.
+    told = droplet("deploy", "b", app=app(MODE="polite"))
+    assert "complete, unhealthy: its check ended with 1 and said no database" in told["msg"]
     # The same digest again with bad settings, where Swarm stops first: the old task is gone, so it is deployed.
     bad = app(MODE="bad") | {"zero_downtime": False}
     told = droplet("deploy", "b", app=bad)

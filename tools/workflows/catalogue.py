@@ -19,9 +19,12 @@ def compact(described: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]
     """Node type to ``{"versions": [number], "trigger"?: true, "webhook"?: true, "needs"?: [credential type]}``.
 
     A type is described once for each generation of it. ``needs`` are credentials without which no version works.
+    ``inputs`` and ``outputs`` are how many there are of the main kind, where that is not one (of triggers no input);
+    None where the node computes it.
     """
     nodes: dict[str, dict[str, Any]] = {}
     needs: dict[str, set[str]] = {}
+    ends: dict[tuple[str, str], list[int | None]] = {}
     for one in described:
         name, versions = one["name"], one["version"]
         node = nodes.setdefault(name, {"versions": []})
@@ -36,11 +39,25 @@ def compact(described: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]
             if credential.get("required") and not credential.get("displayOptions")
         }
         needs[name] = needs[name] & always if name in needs else always
+        for kind in ("inputs", "outputs"):
+            ends.setdefault((name, kind), []).append(_mains(one.get(kind, ["main"])))
     for name, node in nodes.items():
         node["versions"] = sorted(set(node["versions"]))
+        for kind in ("inputs", "outputs"):
+            known = [number for number in ends[name, kind] if number is not None]
+            most = max(known) if len(known) == len(ends[name, kind]) else None
+            if most != (0 if kind == "inputs" and node.get("trigger") else 1):
+                node[kind] = most
         if needs[name]:
             node["needs"] = sorted(needs[name])
     return dict(sorted(nodes.items()))
+
+
+def _mains(described: Any) -> int | None:
+    if not isinstance(described, list):
+        return None
+    kinds = [one["type"] if isinstance(one, dict) else one for one in described]
+    return kinds.count("main")
 
 
 def write(env: Mapping[str, str]) -> int:

@@ -18,6 +18,7 @@ STICKY = "n8n-nodes-base.stickyNote"
 CALLED = "n8n-nodes-base.executeWorkflowTrigger"
 ON_ERROR = "n8n-nodes-base.errorTrigger"
 FORMAT = "Next: make n8n-lint ARGS=--fix"
+REWIRE = "n8n brings nothing that way. Connect it anew in the editor"
 
 
 def lint(paths: list[Path], repository: Repository) -> list[Finding]:
@@ -38,6 +39,26 @@ def lint(paths: list[Path], repository: Repository) -> list[Finding]:
             Finding(shown(path), node, text)
             for node, text in _calls(workflow, list(workflows.values()), repository)
         ]
+    hooks: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    for path, workflow in workflows.items():
+        for node in workflow["nodes"]:
+            parameters = nodes.parameters_of(node)
+            if node.get("type") == "n8n-nodes-base.webhook" and parameters.get("path"):
+                hook = (
+                    str(parameters.get("httpMethod", "GET")),
+                    str(parameters["path"]).strip("/"),
+                )
+                hooks.setdefault(hook, []).append((shown(path), str(node.get("name"))))
+    for (method, address), users in hooks.items():
+        if len(users) > 1:
+            found += [
+                Finding(
+                    file,
+                    node,
+                    f"{method} /webhook/{address} is also another node's: n8n publishes one of them",
+                )
+                for file, node in users
+            ]
     for key in ("id", "name"):
         count = Counter(str(workflow.get(key)) for workflow in workflows.values())
         found += [
@@ -109,6 +130,7 @@ def _connections(
     """Every wire has two ends, every expression means a node that exists, and no node hangs loose."""
     reached: set[str] = set()
     wired: set[str] = set()
+    by_name = {str(node.get("name")): node for node in workflow["nodes"]}
     for source, outputs in (workflow.get("connections") or {}).items():
         if source not in names:
             yield (
@@ -116,13 +138,28 @@ def _connections(
                 f"a connection starts at {source!r}, which is no node here: remove or rename it",
             )
         for kind, branches in outputs.items():
-            for end in (end for branch in branches for end in branch or []):
+            for place, end in (
+                (at, end) for at, branch in enumerate(branches) for end in branch or []
+            ):
                 target = end.get("node")
                 if target not in names:
                     yield (
                         source,
                         f"its connection goes to {target!r}, which is no node here: remove or rename it",
                     )
+                elif kind == "main" and source in names:
+                    have = nodes.ends(by_name[source], repository, "outputs")
+                    if have is not None and place >= have:
+                        yield (
+                            source,
+                            f"it has no output {place + 1}, from which a connection starts: {REWIRE}",
+                        )
+                    have = nodes.ends(by_name[target], repository, "inputs")
+                    if have is not None and end.get("index", 0) >= have:
+                        yield (
+                            target,
+                            f"it has no input {end.get('index', 0) + 1}, to which a connection goes: {REWIRE}",
+                        )
                 (reached if kind == "main" else wired).add(target if kind == "main" else source)
     for node in workflow["nodes"]:
         name, kind = str(node.get("name") or ""), str(node.get("type"))

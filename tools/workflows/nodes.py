@@ -28,11 +28,11 @@ REMOVED_IN_3: dict[str, tuple[float | None, str]] = {
 # n8n does not load them unless it is told to, and this product does not tell it to.
 SWITCHED_OFF = {"n8n-nodes-base.executeCommand", "n8n-nodes-base.localFileTrigger"}
 # Reached from outside, with the parameter that says who may, and the values that let in everybody.
-ENTRANCES: dict[str, tuple[str, set[Any]]] = {
-    "n8n-nodes-base.webhook": ("authentication", {None, "none"}),
-    "n8n-nodes-base.formTrigger": ("authentication", {None, "none"}),
-    "@n8n/n8n-nodes-langchain.mcpTrigger": ("authentication", {None, "none"}),
-    "@n8n/n8n-nodes-langchain.chatTrigger": ("authentication", {None, "none"}),
+ENTRANCES: dict[str, tuple[str, tuple[Any, ...]]] = {
+    "n8n-nodes-base.webhook": ("authentication", (None, "none")),
+    "n8n-nodes-base.formTrigger": ("authentication", (None, "none")),
+    "@n8n/n8n-nodes-langchain.mcpTrigger": ("authentication", (None, "none")),
+    "@n8n/n8n-nodes-langchain.chatTrigger": ("authentication", (None, "none")),
 }
 SECRETS = {
     "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY-----",
@@ -84,8 +84,10 @@ def schedule(node: Node, _: Repository) -> Iterator[str]:
     """Cron expressions can be read and come due; other intervals are left to n8n."""
     if node.get("type") != "n8n-nodes-base.scheduleTrigger":
         return
-    for interval in (parameters_of(node).get("rule") or {}).get("interval") or []:
-        if interval.get("field") != "cronExpression":
+    rule = parameters_of(node).get("rule")
+    intervals = rule.get("interval") if isinstance(rule, dict) else None
+    for interval in intervals if isinstance(intervals, list) else []:
+        if not isinstance(interval, dict) or interval.get("field") != "cronExpression":
             continue
         expression = str(interval.get("expression", ""))
         try:
@@ -178,6 +180,17 @@ def expressions(node: Node, _: Repository) -> Iterator[str]:
 
 
 RULES = (kind, schedule, entrance, address, credentials, secrets, expressions)
+
+
+def ends(node: Node, repository: Repository, kind: str) -> int | None:
+    """How many main ``inputs`` or ``outputs`` it has; None where nobody knows before it runs."""
+    known = repository.nodes.get(str(node.get("type")))
+    if known is None:
+        return None
+    number: int | None = known.get(kind, 0 if kind == "inputs" and known.get("trigger") else 1)
+    if kind == "outputs" and number is not None and node.get("onError") == "continueErrorOutput":
+        number += 1
+    return number
 
 
 def parameters_of(node: Node) -> dict[str, Any]:

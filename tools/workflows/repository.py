@@ -1,4 +1,4 @@
-"""What the repository declares for n8n: workflows, credentials, sources, and the nodes of the pinned version."""
+"""What the repository declares for n8n: workflows, credentials, and the nodes of the pinned version."""
 
 from __future__ import annotations
 
@@ -14,6 +14,43 @@ import yaml
 ROOT = Path(__file__).parents[2]
 WORKFLOWS = ROOT / "n8n_workflows"
 HERE = ROOT / "services" / "n8n"
+# What all that reads a workflow may rely on. In files of n8n 0 the credentials of a node are names.
+_OBJECT: dict[str, Any] = {"type": ["object", "null"]}
+_END = {
+    "type": "object",
+    "required": ["node"],
+    "properties": {"node": {"type": "string"}, "index": {"type": "integer"}},
+}
+_BRANCHES = {"type": "array", "items": {"type": ["array", "null"], "items": _END}}
+_NODE = {
+    "type": "object",
+    "properties": {
+        **{
+            key: {"type": ["string", "null"]}
+            for key in ("id", "name", "type", "onError", "webhookId")
+        },
+        "typeVersion": {"type": "number"},
+        "parameters": _OBJECT,
+        "credentials": {**_OBJECT, "additionalProperties": {"type": "object"}},
+    },
+}
+_WIRES = {"type": "object", "additionalProperties": _BRANCHES}
+SHAPE = jsonschema.Draft202012Validator(
+    {
+        "type": "object",
+        "required": ["nodes"],
+        "properties": {
+            "nodes": {"type": "array", "items": _NODE},
+            "connections": {**_OBJECT, "additionalProperties": _WIRES},
+            "settings": {**_OBJECT, "properties": {"errorWorkflow": {"type": ["string", "null"]}}},
+            "meta": _OBJECT,
+            "tags": {
+                "type": ["array", "null"],
+                "items": {"type": ["string", "object"], "required": ["name"]},
+            },
+        },
+    }
+)
 
 
 @dataclasses.dataclass(frozen=True, order=True, slots=True)
@@ -59,39 +96,21 @@ def load(path: Path) -> tuple[dict[str, Any], list[Finding]]:
         workflow = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         return {}, [Finding(shown(path), "", f"not JSON: {error}")]
-    if not isinstance(workflow, dict) or not isinstance(workflow.get("nodes"), list):
-        return {}, [Finding(shown(path), "", "not a workflow: it needs an object with `nodes`")]
+    for wrong in SHAPE.iter_errors(workflow):
+        place = ".".join(map(str, wrong.absolute_path)) or "it"
+        message = f"not a workflow as n8n 2 writes it: {place}: {wrong.message[:200]}"
+        return {}, [Finding(shown(path), "", message)]
     return workflow, []
 
 
 def declaration_findings(directory: Path = HERE) -> list[Finding]:
-    """What is wrong with the catalogue's version and with sources.yaml."""
-    found = []
+    """What is wrong with the catalogue's version."""
     version = json.loads((directory / "catalogue.json").read_text(encoding="utf-8"))["version"]
     dockerfile = (directory / "Dockerfile").read_text(encoding="utf-8")
     # The update bot adds the digest: n8n:1.2.3@sha256:….
-    if not re.search(rf"/n8n:{re.escape(version)}(@|$)", dockerfile, re.MULTILINE):
-        message = f"made by n8n {version}, which is not the one in the Dockerfile. Next: make n8n-catalogue"
-        found.append(Finding(shown(directory / "catalogue.json"), "", message))
-    path = directory / "sources.yaml"
-    try:
-        sources = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        return [*found, Finding(shown(path), "", f"not YAML: {' '.join(str(error).split())}")]
-    schema = json.loads((directory / "sources.schema.json").read_text(encoding="utf-8"))
-    checker = jsonschema.Draft202012Validator(schema)
-    for wrong in sorted(checker.iter_errors(sources), key=lambda one: list(one.absolute_path)):
-        position = next(iter(wrong.absolute_path), None)
-        name = ""
-        if isinstance(position, int):
-            source = sources[position]
-            name = str(source.get("name", "")) if isinstance(source, dict) else ""
-            name = f"source {name or position + 1}: "
-        best = jsonschema.exceptions.best_match([wrong])
-        found.append(Finding(shown(path), "", name + (best or wrong).message))
-    names = [one.get("name") for one in sources or [] if isinstance(one, dict)]
-    found += [
-        Finding(shown(path), "", f"two sources are called {name}: their documents would mix")
-        for name in sorted({str(name) for name in names if names.count(name) > 1})
-    ]
-    return found
+    if re.search(rf"/n8n:{re.escape(version)}(@|$)", dockerfile, re.MULTILINE):
+        return []
+    message = (
+        f"made by n8n {version}, which is not the one in the Dockerfile. Next: make n8n-catalogue"
+    )
+    return [Finding(shown(directory / "catalogue.json"), "", message)]

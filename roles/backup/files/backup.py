@@ -116,7 +116,7 @@ class Settings:
         self.state = Path(said["state"])
         self.staging = Path(said["staging"])
         self.stamp = Path(said["stamp"])
-        self.lock = Path(said["lock"])
+        self.locks: list[str] = said["locks"]
         self.volumes: dict[str, str] = said["volumes"]
         self.panel: dict[str, Any] = said["panel"]
         self.project: str = said["project"]
@@ -208,22 +208,33 @@ def explained(text: str) -> str:
 
 @contextlib.contextmanager
 def alone(settings: Settings) -> Iterator[None]:
-    """Hold the lock of heavy jobs. Raises Failed when another one has it for too long."""
+    """Hold the locks of heavy jobs: the first is ours to make, the others are there when their job has ever run.
+
+    Raises Failed when another job has one for too long.
+    """
     deadline = time.monotonic() + settings.patience
-    with open(settings.lock, "a") as lock:
-        while True:
+    with contextlib.ExitStack() as held:
+        for number, path in enumerate(settings.locks):
+            # Others lie in volumes, and whoever writes there may put a link in their place.
+            flags = os.O_NOFOLLOW | (os.O_RDONLY if number else os.O_WRONLY | os.O_CREAT)
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError as error:
-                if error.errno not in (errno.EAGAIN, errno.EACCES):
-                    raise
-            if time.monotonic() > deadline:
-                raise Failed(
-                    f"another job has held {settings.lock} for {settings.patience:.0f} s. "
-                    f"Next: fuser -v {settings.lock}, then make backup"
-                )
-            time.sleep(1)
+                lock = os.open(path, flags, 0o644)
+            except FileNotFoundError:
+                continue
+            held.callback(os.close, lock)
+            while True:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except OSError as error:
+                    if error.errno not in (errno.EAGAIN, errno.EACCES):
+                        raise
+                if time.monotonic() > deadline:
+                    raise Failed(
+                        f"another job has held {path} for {settings.patience:.0f} s. "
+                        f"Next: fuser -v {path}, then make backup"
+                    )
+                time.sleep(1)
         yield
 
 
@@ -703,7 +714,13 @@ def copy_all(settings: Settings) -> tuple[dict[str, list[str]], dict[str, Any]]:
         need_space(staging, 0)
         copy_panel(settings, staging / "panel")
         parts["panel"] = weigh([staging / "panel"])
-    own_files = {staging, settings.lock, settings.stamp, settings.origin, settings.drill}
+    own_files = {
+        staging,
+        *map(Path, settings.locks),
+        settings.stamp,
+        settings.origin,
+        settings.drill,
+    }
     own_files.add(settings.acceptance)
     files = [
         path

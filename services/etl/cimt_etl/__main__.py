@@ -12,8 +12,9 @@ import fcntl
 import json
 import os
 import sys
+import time
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from .fetch import TOTAL_SECONDS, own_names, tokens
 
@@ -49,6 +50,9 @@ def parser() -> argparse.ArgumentParser:
             "--patience", type=float, default=TOTAL_SECONDS, help="seconds for one request"
         )
         command.add_argument(
+            "--wait", type=float, default=1800, help="seconds for another run, or a backup, to end"
+        )
+        command.add_argument(
             "--json", action="store_true", help="progress and report as lines of JSON"
         )
     return made
@@ -69,16 +73,18 @@ def run(arguments: argparse.Namespace) -> int:
     except ValueError as error:
         print(f"{error}\netl: nothing was read. Next: mend {arguments.sources}", file=sys.stderr)
         return 2
-    state = State(arguments.state)
     if arguments.state:
+        arguments.state.parent.mkdir(parents=True, exist_ok=True)
+        # A backup of the host holds it, too.
         lock = arguments.state.with_suffix(".lock").open("w")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(
-                f"etl: another run holds {arguments.state}. Next: wait for its end", file=sys.stderr
-            )
-            return 2
+        deadline = time.monotonic() + arguments.wait
+        while not _locked(lock):
+            if time.monotonic() > deadline:
+                holder = f"etl: another run, or a backup, holds {arguments.state}"
+                print(f"{holder}. Next: wait for its end", file=sys.stderr)
+                return 2
+            time.sleep(0.5)
+    state = State(arguments.state)
     options = runs.Options(
         base=arguments.sources.resolve().parent,
         accept=frozenset(arguments.accept.replace(",", " ").split()),
@@ -94,6 +100,14 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         say(report)
     return 1 if report["not_read"] or report["error"] else 0
+
+
+def _locked(lock: IO[str]) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def lines(event: dict[str, Any]) -> None:

@@ -134,15 +134,14 @@ class State:
     """A shortcut, but for removals that wait: without it the next run asks for everything and sends nothing twice."""
 
     def __init__(self, path: Path | None) -> None:
-        if path:
-            path.parent.mkdir(parents=True, exist_ok=True)
         self.database = sqlite3.connect(path or ":memory:", isolation_level=None, timeout=30)
         try:
             self.database.executescript(
                 "pragma journal_mode=wal; pragma synchronous=normal;" + TABLES
             )
-        except sqlite3.DatabaseError:
-            if path is None:
+        except sqlite3.DatabaseError as error:
+            torn = error.sqlite_errorcode in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+            if path is None or not torn:
                 raise
             self.database.close()
             path.unlink()  # a torn file is worth no more than none
