@@ -99,8 +99,9 @@ class OpenAIError(BaseModel):
     error: OpenAIErrorObject
 
 
-def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Return the `responses=` of a route that may end in these statuses."""
+def documented(*statuses: int, plain: bool = False) -> dict[int | str, dict[str, Any]]:
+    """Return the `responses=` of a route that may end in these statuses; `plain`: for the AI SDK, as words alone."""
+    words = {"text/plain": {"schema": {"type": "string"}}} if plain else {}
     return {
         status: {
             "description": HTTPStatus(status).phrase,
@@ -112,7 +113,8 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
                         "title": HTTPStatus(status).phrase,
                         "status": status,
                     },
-                }
+                },
+                **words,
             },
         }
         for status in statuses

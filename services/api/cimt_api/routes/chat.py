@@ -219,7 +219,8 @@ LAST_EVENT_ID = {
 @router.post(
     "/chat",
     summary="Ask; an empty body is greeted",
-    responses=ANSWERED | documented(401, 404, 409, 413, 415, 422, 429, 500, 502, 503, 504),
+    responses=ANSWERED
+    | documented(401, 404, 409, 413, 415, 422, 429, 500, 502, 503, 504, plain=True),
     openapi_extra={
         "requestBody": {
             "content": {
@@ -292,7 +293,7 @@ async def ask(request: Request) -> Response:
 @router.get(
     "/chat/{answer_id}",
     summary="An answer, as far as it has come, or the rest of its stream",
-    responses=ANSWERED | documented(401, 404, 422, 500, 502, 503, 504),
+    responses=ANSWERED | documented(401, 404, 422, 500, 502, 503, 504, plain=True),
     openapi_extra={"security": [{"bearer": []}], "parameters": [LAST_EVENT_ID]},
 )
 async def read_answer(
@@ -325,7 +326,7 @@ async def stop_answer(request: Request, answer_id: UUID, user: CurrentUser) -> N
 @router.get(
     "/chat/{chat_id}/stream",
     summary="The answer that is being written in a conversation",
-    responses=REPLAYED | documented(401, 404, 422, 500, 502, 503, 504),
+    responses=REPLAYED | documented(401, 404, 422, 500, 502, 503, 504, plain=True),
     openapi_extra=WITH_TOKEN,
 )
 async def running_answer(
