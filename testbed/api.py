@@ -242,8 +242,8 @@ class Api:
         return httpx.Client(base_url=self.url, headers=headers, timeout=seconds)
 
     def lines(self) -> list[dict[str, Any]]:
-        """Return the log as the JSON objects of its lines."""
-        return [json.loads(line) for line in self.log.read_text().splitlines()]
+        """Return the log as the JSON objects of its lines, without one that is being written."""
+        return [json.loads(line) for line in self.log.read_text().rpartition("\n")[0].splitlines()]
 
     def metrics(self) -> str:
         """Return the metrics as a scraper reads them."""

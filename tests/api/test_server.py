@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import jwt
@@ -167,7 +168,11 @@ def test_every_metric_of_the_chat_is_counted_somewhere() -> None:
 
 def test_the_log_is_json_without_what_people_wrote(server: Api) -> None:
     httpx.post(f"{server.url}/chat?token=a-secret", content=b"what-people-wrote")
-    line = [line for line in server.lines() if line.get("path") == "/chat"][-1]
+
+    def logged() -> list[dict[str, Any]]:  # after the answer, that is
+        return [line for line in server.lines() if line.get("path") == "/chat"]
+
+    line = eventually(logged, "its line")[-1]
     assert line.keys() >= {"time", "level", "method", "status", "duration_ms"}
     assert "a-secret" not in server.log.read_text()
     assert "what-people-wrote" not in server.log.read_text()

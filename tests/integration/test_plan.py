@@ -22,9 +22,6 @@ WORKER = """
     environment:
       API_URL: https://${API_DOMAIN}/
     volumes: ["spool:/spool"]
-
-volumes:
-  spool:
 """
 SETTINGS = """
   PAYMENT_KEY:
@@ -109,7 +106,8 @@ def test_a_change_of_each_kind(clone: Clone) -> None:
         compose, "      OTEL_SERVICE_NAME: cimt-api\n", "      PAYMENT: Bearer ${PAYMENT_KEY}\n"
     )
     clone.edit(compose, "port: 8000", "port: 8001")
-    clone.edit(compose, "\nvolumes:\n", WORKER)
+    clone.edit(compose, "\nconfigs:\n", f"{WORKER}\nconfigs:\n")
+    clone.edit(compose, "\nvolumes:\n", "\nvolumes:\n  spool:\n")
     with (clone.folder / "services/settings.yaml").open("a") as opened:
         opened.write(SETTINGS.lstrip("\n"))
     clone.edit("services/settings.yaml", "default: gpt-6-luna", "default: gpt-7")

@@ -10,7 +10,8 @@ if [[ $(id -u) -eq 0 ]]; then
 elif sudo -n true 2>/dev/null; then
   as_root=(sudo -n env "PATH=$PATH" PYTHONDONTWRITEBYTECODE=1)
 elif unshare --map-root-user true 2>/dev/null; then
-  as_root=(unshare --map-root-user)
+  # A network of its own, or there would be no way back to it; pytest's folder as ours, not as root's.
+  as_root=(unshare --map-root-user --net env "LOGNAME=$(id -un)")
 else
   count=$("${pytest[@]}" --collect-only | grep -c ::)
   echo "kernel: $count tests of the firewall, of mounts and of network namespaces need sudo without a password, or user" \

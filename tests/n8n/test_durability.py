@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +16,8 @@ from testbed.n8n.samples import CREDENTIAL, Slow, workflow
 from testbed.n8n.server import N8n
 
 BOUND = 120.0
+# By these it answers, and starts, before it looks at what is active.
+ANSWERING = ("webhook_entity", "workflow_published_version", "workflow_publication_outbox")
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +93,9 @@ def test_a_backup_of_the_running_n8n_comes_back_silent_with_its_secrets(
     executions = len(n8n.executions("sample"))
     n8n.stop()
     host.good("restore", "n8n", "latest")
+    with contextlib.closing(sqlite3.connect(n8n.folder / ".n8n/database.sqlite")) as restored:
+        for table in ANSWERING:
+            assert restored.execute(f"select count(*) from {table}").fetchone() == (0,), table  # noqa: S608
     n8n.start()
     assert [one["active"] for one in n8n.api("GET", "/workflows")["data"]] == [False]
     assert n8n.webhook("sample").status_code == 404

@@ -963,6 +963,11 @@ def exchange(moves: list[tuple[Path, Path]], folder: Path, service: str = "") ->
     return aside
 
 
+# Of n8n's database: what is published, by which its webhooks answer as soon as it listens, and what is due. n8n 2.41.
+PUBLISHED = ("webhook_entity", "workflow_published_version", "workflow_publication_trigger_status")
+DUE = ("workflow_publication_outbox", "scheduled_task", "scheduled_job")
+
+
 def silence(database: Path) -> None:
     """Let no workflow of a restored n8n run by itself: `make n8n-workflows` publishes those of the repository."""
     with contextlib.closing(sqlite3.connect(database)) as opened, opened:
@@ -970,6 +975,10 @@ def silence(database: Path) -> None:
         for column, off in (("active", "0"), ("activeVersionId", "null")):
             if column in columns:
                 opened.execute(f"update workflow_entity set {column} = {off}")  # noqa: S608 - no outside text
+        tables = {row[0] for row in opened.execute("select name from sqlite_master")}
+        for table in (*PUBLISHED, *DUE):
+            if table in tables:
+                opened.execute(f"delete from {table}")  # noqa: S608 - no outside text
 
 
 if __name__ == "__main__":
