@@ -30,6 +30,8 @@ PORTS = {
     "openai": ("DEV_OPENAI_PORT", 8011),
 }
 APPLICATION = "cimt_api.app:application"
+# Where front ends are developed: Next, Vite and its preview, Angular, and what takes any other.
+BROWSERS = [f"http://localhost:{port}" for port in (3000, 3001, 5173, 4173, 4200, 8080)]
 START_SECONDS = 60
 STOP_SECONDS = 10
 ASK = """\
@@ -181,7 +183,7 @@ def api_environment(dev: Dev) -> dict[str, str]:
         "OPENAI_BASE_URL": f"{dev.url('openai')}/v1",
         "OPENAI_API_KEY": "none-is-needed",
         "INGEST_KEY": dev.ingest_key,
-        "CORS_ORIGINS": os.environ.get("CORS_ORIGINS", "http://localhost:3000"),
+        "CORS_ORIGINS": os.environ.get("CORS_ORIGINS", " ".join(BROWSERS)),
     }
 
 

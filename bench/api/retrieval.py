@@ -21,7 +21,9 @@ from collections.abc import Callable
 import psycopg
 
 from bench.database.search import fill, topics
-from services.api.cimt_api.retrieval import HalfVector  # with what tells psycopg how it travels
+
+# With what tells psycopg how it travels.
+from services.api.cimt_api.store.retrieval import HalfVector
 from testbed.postgres import apply, server
 
 WANTED = 10

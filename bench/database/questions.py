@@ -26,7 +26,7 @@ from pathlib import Path
 import psycopg
 
 from local.openai.embeddings import embed
-from services.api.cimt_api.ingest import halfvec
+from services.api.cimt_api.store.ingest import halfvec
 from testbed.postgres import apply, server
 
 MODEL = "text-embedding-3-small"

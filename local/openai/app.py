@@ -139,21 +139,22 @@ def refuse(behaviour: Behaviour, model: str) -> None:
         raise ApiError(
             429,
             f"Rate limit reached for {model} on requests per min (RPM): Limit 500, Used 500, Requested 1. "
-            f"Please try again in {behaviour.retry_after:g}s.",
+            f"Please try again in {behaviour.retry_after}s.",
             kind="requests",
             code="rate_limit_exceeded",
             headers={
-                "retry-after": f"{behaviour.retry_after:g}",
+                "retry-after": behaviour.retry_after,
                 "x-ratelimit-limit-requests": "500",
                 "x-ratelimit-remaining-requests": "0",
-                "x-ratelimit-reset-requests": f"{behaviour.retry_after:g}s",
+                "x-ratelimit-reset-requests": f"{behaviour.retry_after}s",
             },
         )
     if behaviour.kind == "failing":
         raise ApiError(
             behaviour.status,
             "The server had an error while processing your request. Sorry about that!",
-            kind="server_error",
+            kind=behaviour.code or "server_error",
+            code=behaviour.code or None,
         )
 
 

@@ -23,7 +23,7 @@ class Behaviour:
     """How one request is answered. Times in seconds.
 
     kind: normal, slow (waits `first` before the first token and `delay` between tokens), rate_limited (429 with
-    `retry_after`), failing (`status`), broken (the connection is cut after `after` events), endless (tokens for
+    `retry_after`), failing (`status`, `code`), broken (the connection is cut after `after` events), endless (tokens for
     as long as the client stays), malformed (a data line that is not JSON after `after` events).
     """
 
@@ -32,7 +32,8 @@ class Behaviour:
     paths: tuple[str, ...] = ()  # only there, such as /v1/embeddings; empty: everywhere
     first: float = 0.0
     delay: float = 0.0
-    retry_after: float = 1.0
+    retry_after: str = "1"  # seconds, or whatever a service may write there
+    code: str = ""  # of the error
     status: int = 500
     after: int = 3
     chunks: int = 0  # the answer is repeated or cut to so many tokens; 0: as long as it is
@@ -46,7 +47,6 @@ class Behaviour:
 _TYPES = {
     "first": float,
     "delay": float,
-    "retry_after": float,
     "times": int,
     "status": int,
     "after": int,
@@ -68,6 +68,7 @@ def parse(given: dict[str, Any], default: Behaviour) -> Behaviour:
                 raise ApiError(400, f"{name} is not a number: {values[name]!r}") from None
             if values[name] < 0:
                 raise ApiError(400, f"{name} is below zero")
+    values |= {name: str(values[name]) for name in ("retry_after", "code") if name in values}
     paths = values["paths"]
     values["paths"] = (paths,) if isinstance(paths, str) else tuple(map(str, paths))
     made = replace(default, **values)

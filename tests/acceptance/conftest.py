@@ -28,8 +28,8 @@ FAULTS = {
     "wrong revision": "RUN printf %s 0000000000000000000000000000000000000000 > /app/revision",
     # Its bytecode is never checked against the source.
     "answers wrongly": (
-        "RUN printf %s {revision} > /app/revision && sed -i 's/Hello, CIMT!/Hello?/' /app/cimt_api/chat.py "
-        "&& rm /app/cimt_api/__pycache__/chat.*"
+        "RUN printf %s {revision} > /app/revision && sed -i 's/Hello, CIMT!/Hello?/' /app/cimt_api/routes/chat.py "
+        "&& rm /app/cimt_api/routes/__pycache__/chat.*"
     ),
     "not pulled before": "RUN printf %s {revision} > /app/revision && echo new > /app/new",
 }

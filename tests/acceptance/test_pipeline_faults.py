@@ -79,7 +79,7 @@ RED: dict[str, tuple[Edits, str, str]] = {
         "failed, restored",
     ),
     "a failing smoke test": (
-        {"services/api/cimt_api/chat.py": replaced("Hello, CIMT!", "Hello?")},
+        {"services/api/cimt_api/routes/chat.py": replaced("Hello, CIMT!", "Hello?")},
         "Hello?",
         "failed, restored",
     ),

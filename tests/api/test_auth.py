@@ -41,11 +41,23 @@ from testbed.api import (
 PROTECTED = [
     ("POST", "/chat"),
     ("GET", "/chat/47ef7537-252a-4728-b1d2-6ad549fa51a3"),
+    ("GET", "/chat/47ef7537-252a-4728-b1d2-6ad549fa51a3/stream"),
+    ("DELETE", "/chat/47ef7537-252a-4728-b1d2-6ad549fa51a3/stream"),
+    ("POST", "/chat/47ef7537-252a-4728-b1d2-6ad549fa51a3/stop"),
     ("GET", "/conversations"),
     ("DELETE", "/conversations"),
     ("GET", "/conversations/47ef7537-252a-4728-b1d2-6ad549fa51a3"),
     ("DELETE", "/conversations/47ef7537-252a-4728-b1d2-6ad549fa51a3"),
+    ("PATCH", "/conversations/47ef7537-252a-4728-b1d2-6ad549fa51a3"),
+    ("PUT", "/chat/47ef7537-252a-4728-b1d2-6ad549fa51a3/feedback"),
     ("GET", "/me"),
+    ("GET", "/me/export"),
+    ("GET", "/keys"),
+    ("POST", "/keys"),
+    ("DELETE", "/keys/47ef7537-252a-4728-b1d2-6ad549fa51a3"),
+    ("POST", "/v1/chat/completions"),
+    ("GET", "/v1/models"),
+    ("GET", "/v1/models/cimt"),
     ("PATCH", "/me"),
     ("GET", "/documents"),
     ("PUT", "/documents/a.md"),
@@ -76,7 +88,8 @@ def test_nobody_gets_in_without_a_token(shared_api: Api, method: str, path: str)
         for header in ({}, {"Authorization": "Bearer x.y.z"}, {"Authorization": "Basic YTpi"}):
             answer = client.request(method, path, headers=header, json=bodies.get(method))
             assert answer.status_code == 401, answer.text
-            assert answer.headers["content-type"] == "application/problem+json"
+            kind = "application/json" if path.startswith("/v1/") else "application/problem+json"
+            assert answer.headers["content-type"] == kind
             assert answer.headers["www-authenticate"].startswith("Bearer")
 
 
@@ -231,12 +244,19 @@ def test_claims_that_do_not_count(shared_api: Api, clouds: Clouds) -> None:
         "nobody": {"sub": None},
         "not an account": {"sub": "ann' or true --"},
         "anonymous": {"is_anonymous": True},
+        "expires when numbers end": {"exp": 10**400},
+        "expires at a list": {"exp": [now + 3600]},
+        "for a number": {"aud": 1},
+        "too deep": {"sub": json.loads("[" * 500 + "]" * 500)},
     }
     got = {
         name: me(shared_api, clouds.sign_in.token("ann@example.com", **claims))
         for name, claims in wrong.items()
     }
     assert got == dict.fromkeys(wrong, 401)
+    # Odd, but harmless.
+    assert me(shared_api, clouds.sign_in.token("ann@example.com", exp=str(now + 3600))) == 200
+    assert me(shared_api, clouds.sign_in.token("ann@example.com", email="\ud800")) == 200
 
 
 def test_a_shared_secret_counts_only_when_it_is_set(clouds: Clouds, folder: Path) -> None:

@@ -118,3 +118,31 @@ def test_the_profile(dora: httpx.Client) -> None:
 def test_a_cursor_of_ones_own_making_is_refused(dora: httpx.Client) -> None:
     for cursor in ("x", "MjAyNg", "' or true --", "%00", "é"):
         assert dora.get("/conversations", params={"cursor": cursor}).status_code == 422
+
+
+def test_names_search_feedback_and_export(dora: httpx.Client, clouds: Clouds) -> None:
+    one = ask(dora, "How do I reset my password, 100%?")
+    other = ask(dora, "What is a warranty?")
+
+    def found(q: str) -> list[str]:
+        return [item["id"] for item in dora.get("/conversations", params={"q": q}).json()["items"]]
+
+    assert found("PASSWORD") == found("100%") == [one["conversation_id"]]
+    assert found("%") == [one["conversation_id"]]
+    assert found("_") == found("nothing like it") == []
+    path = f"/conversations/{other['conversation_id']}"
+    assert dora.patch(path, json={"title": "Guarantees"}).json()["title"] == "Guarantees"
+    assert found("guarantee") == found("warranty") == [other["conversation_id"]]
+    for wrong in ({}, {"title": ""}, {"title": "x" * 201}, {"title": "a\0b"}):
+        assert dora.patch(path, json=wrong).status_code == 422
+    said = f"/chat/{one['answer_id']}/feedback"
+    for rating in ("up", "down"):
+        assert dora.put(said, json={"rating": rating, "words": "Too short"}).status_code == 204
+    assert dora.put(said, json={"rating": "sideways"}).status_code == 422
+    row = "select rating, feedback from public.chat_logs where id = %s"
+    assert clouds.postgres.rows(row, one["answer_id"]) == [("down", "Too short")]
+    (shown,) = dora.get(f"/conversations/{one['conversation_id']}").json()["items"]
+    assert shown["rating"] == "down"
+    export = dora.get("/me/export").json()["conversations"]
+    assert [conversation["title"] for conversation in export][1] == "Guarantees"
+    assert export[0]["items"][0]["feedback"] == "Too short"

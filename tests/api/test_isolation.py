@@ -71,6 +71,16 @@ def test_bob_sees_changes_and_deletes_nothing_of_anns(
         ("GET", f"/conversations/{conversation}", {}, 404),
         ("DELETE", f"/conversations/{conversation}", {}, 404),
         ("GET", f"/chat/{answer}", {}, 404),
+        ("POST", f"/chat/{answer}/stop", {}, 404),
+        ("GET", f"/chat/{conversation}/stream", {}, 204),
+        ("PUT", f"/chat/{answer}/feedback", {"json": {"rating": "down"}}, 404),
+        ("PATCH", f"/conversations/{conversation}", {"json": {"title": "Bobs"}}, 404),
+        (
+            "POST",
+            "/chat",
+            {"json": {"message": "hi", "conversation_id": conversation, "replaces": answer}},
+            404,
+        ),
         (
             "GET",
             f"/chat/{answer}",

@@ -10,10 +10,10 @@ import httpx
 import psycopg
 import pytest
 
-from services.api.cimt_api import prompt
-from services.api.cimt_api.chats import Turn
-from services.api.cimt_api.retrieval import Passage, fitting, tokens
+from services.api.cimt_api.answers import prompt
 from services.api.cimt_api.settings import Settings
+from services.api.cimt_api.store.chats import Turn
+from services.api.cimt_api.store.retrieval import Passage, fitting, tokens
 from testbed.api import INGEST_KEY, Api, Clouds, Model
 
 ANN = "11111111-1111-4111-8111-111111111111"

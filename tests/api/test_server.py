@@ -60,6 +60,9 @@ def own_server(folder: Path) -> Iterator[Api]:
 def test_health_names_version_and_the_revision_in_the_file(server: Api) -> None:
     answer = httpx.get(f"{server.url}/healthz")
     assert answer.json() == {"status": "ok", "version": "0.1.0", "revision": REVISION}
+    looked = httpx.head(f"{server.url}/healthz")  # as uptime monitors do
+    assert (looked.status_code, looked.content) == (200, b"")
+    assert httpx.head(f"{server.url}/readyz", timeout=60).status_code == 503
 
 
 def test_only_an_empty_body_is_greeted(server: Api) -> None:
@@ -99,7 +102,8 @@ def test_browsers_of_other_origins_are_let_in_by_a_list(server: Api) -> None:
             headers={
                 "Origin": origin,
                 "Access-Control-Request-Method": "POST",
-                "Access-Control-Request-Headers": "authorization,last-event-id",
+                # What OpenAI's SDK sends from a browser, and nobody would think of.
+                "Access-Control-Request-Headers": "authorization,last-event-id,user-agent,x-stainless-retry-count",
             },
         )
 
@@ -140,6 +144,8 @@ def test_a_body_has_a_bound_with_and_without_a_stated_length(server: Api) -> Non
             answer = user.post("/chat", content=body)
             assert answer.status_code == 413
             assert str(BODY_LIMIT) in answer.json()["detail"]
+        packed = user.post("/chat", content=b"x", headers={"Content-Encoding": "gzip"})
+        assert packed.status_code == 415
 
 
 def test_metrics_are_counted_by_route_and_not_public(server: Api) -> None:
@@ -155,7 +161,7 @@ def test_metrics_are_counted_by_route_and_not_public(server: Api) -> None:
 
 
 def test_every_metric_of_the_chat_is_counted_somewhere() -> None:
-    code = "".join(path.read_text() for path in (SERVICE / "cimt_api").glob("*.py"))
+    code = "".join(path.read_text() for path in (SERVICE / "cimt_api").rglob("*.py"))
     declared = set(vars(Metrics(CollectorRegistry()))) - {"registry"}
     assert [name for name in declared if f"metrics.{name}." not in code] == []
 

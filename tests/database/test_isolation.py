@@ -26,6 +26,8 @@ insert into auth.users (id, email) values ('{ANN}', 'ann@example.com'), ('{BOB}'
 insert into public.conversations (user_id) values ('{ANN}'), ('{BOB}');
 insert into public.chat_logs (conversation_id, user_id, question, model)
   select id, user_id, 'why?', 'm' from public.conversations;
+insert into public.api_keys (user_id, name, hash, hint)
+  select id, 'k', repeat(left(id::text, 1), 64), 'abcd' from auth.users where id in ('{ANN}', '{BOB}');
 insert into public.vectors (owner_id, source, chunk, content, content_hash, embedding_model, embedding)
   select owner, 'doc', 0, 'a passage', repeat('0', 64), 'm', {ZEROS}
   from unnest(array['{ANN}', '{BOB}', null]::uuid[]) as owner;
@@ -65,6 +67,13 @@ STATEMENTS = {
             "insert into public.vectors "
             "(owner_id, source, chunk, content, content_hash, embedding_model, embedding) "
             f"select %s, 'other', 0, 'c', repeat('0', 64), 'm', {ZEROS}"
+        ),
+    ),
+    "public.api_keys": (
+        "update public.api_keys set name = 'x'",
+        (
+            "insert into public.api_keys (user_id, name, hash, hint) "
+            "select %s, 'k', repeat('3', 64), 'abcd'"
         ),
     ),
     "private.passage_words": (
@@ -127,6 +136,15 @@ EXPECTED: dict[str, dict[str, tuple[int | str, ...]]] = {
         "api ingest": (3, 3, 3, 1, 1),
         "service": (3, 3, 3, 1, 1),
     },
+    "public.api_keys": {
+        "anon": (NO, NO, NO, NO, NO),
+        "ann": (NO, NO, NO, NO, NO),
+        "bob": (NO, NO, NO, NO, NO),
+        "api for ann": (1, NO, 1, 1, NO),
+        "api, no claims": (0, NO, 0, NO, NO),
+        "api ingest": (0, NO, 0, NO, NO),
+        "service": (2, 2, 2, 1, 1),
+    },
     **{
         f"private.{table}": dict.fromkeys(ACTORS, (NO, NO, NO, NO, NO))
         for table in ("passage_words", "vocabulary", "embeddings", "served_embeddings")
@@ -142,6 +160,7 @@ CALLERS = {
     "private.touch": set(),
     "private.delete_expired_chats": {"cimt_api", "service_role"},
     "private.upsert_vectors": {"cimt_api", "service_role"},
+    "private.use_api_key": {"cimt_api"},
     "private.export_user": {"service_role"},
     "private.erase_user": {"service_role"},
     "private.stemmed": set(),

@@ -45,11 +45,12 @@ def ask(url: str, token: str, question: str) -> tuple[str, list[str]]:
     with httpx.stream(
         "POST",
         f"{url}/chat",
-        headers={"Authorization": f"Bearer {token}"},
+        headers={"Authorization": f"Bearer {token}", "Origin": "http://localhost:5173"},
         json={"message": question, "stream": True},
         timeout=PATIENCE,
     ) as stream:
         assert stream.status_code == 200, stream.read()
+        assert stream.headers["access-control-allow-origin"] == "http://localhost:5173"  # Vite's
         for line in stream.iter_lines():
             if line.startswith("data: {"):
                 event = json.loads(line[6:])

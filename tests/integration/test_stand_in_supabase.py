@@ -366,6 +366,11 @@ def test_a_person_is_exported_and_erased(project: Project) -> None:
             "select id, user_id, 'why?', 'm' from made",
             ids[name],
         )
+        project.sql(
+            "insert into public.api_keys (user_id, name, hash, hint) "
+            "select id, 'k', encode(sha256(id::text::bytea), 'hex'), 'abcd' from auth.users where id = %s",
+            ids[name],
+        )
     project.sql("alter table auth.users add column encrypted_password text default 'hash-of-it'")
     code, text, _ = person("export", "ZOE@example.com")
     assert code == 0
@@ -373,12 +378,9 @@ def test_a_person_is_exported_and_erased(project: Project) -> None:
     assert document["account"]["id"] == ids["zoe"]
     assert document["account"]["raw_user_meta_data"] == {"name": "Zoe"}
     assert document["account"]["last_sign_in_at"]
-    assert [len(document[kind]) for kind in ("conversations", "chat_logs", "documents")] == [
-        1,
-        1,
-        0,
-    ]
-    assert not any(secret in text for secret in (ids["bob"], "hash-of-it"))
+    kinds = ("conversations", "chat_logs", "api_keys", "documents")
+    assert [len(document[kind]) for kind in kinds] == [1, 1, 1, 0]
+    assert not any(secret in text for secret in (ids["bob"], "hash-of-it", '"hash"'))
 
     code, _, error = person("erase", ids["zoe"])
     assert (code, "CONFIRM=yes" in error) == (2, True)
@@ -386,7 +388,7 @@ def test_a_person_is_exported_and_erased(project: Project) -> None:
     assert (code, len(error.splitlines())) == (1, 1), error
     code, text, error = person("erase", ids["zoe"], CONFIRM="yes")
     assert code == 0, error
-    assert json.loads(text) == {"account": 1, "conversations": 1, "chat_logs": 1, "documents": 0}
+    assert json.loads(text) == {"account": 1} | dict(zip(kinds, (1, 1, 1, 0), strict=True))
     assert "backups of the database: 7 days" in error
     assert person("export", ids["zoe"])[0] == 1
     assert json.loads(person("export", ids["bob"])[1])["account"]["email"] == "bob@example.com"

@@ -32,6 +32,7 @@ COUNTS = (
     "select (select count(*) from auth.users where id = %(id)s) as account, "
     "(select count(*) from public.conversations where user_id = %(id)s) as conversations, "
     "(select count(*) from public.chat_logs where user_id = %(id)s) as chat_logs, "
+    "(select count(*) from public.api_keys where user_id = %(id)s) as api_keys, "
     "(select count(*) from public.vectors where owner_id = %(id)s) as documents"
 )
 

@@ -13,7 +13,8 @@ import uvicorn
 from prometheus_client import start_http_server
 
 from .app import application
-from .edge import Edge, JsonFormatter
+from .http.edge import Edge
+from .logs import JsonFormatter
 from .settings import Settings, SettingsError, load
 
 STREAM_END_SECONDS = 5  # after SHUTDOWN_SECONDS: for interrupted streams to say so, and be stored

@@ -10,29 +10,40 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
-from fastapi.responses import JSONResponse
 from prometheus_client import CollectorRegistry
 from pydantic.json_schema import models_json_schema
 from starlette.middleware.cors import CORSMiddleware
 
-from . import __version__, chat, conversations, documents, problems, readiness
-from .auth import Authenticator
-from .chats import Chats
-from .database import Database
-from .edge import Edge
-from .generation import Answers
+from . import __version__
+from .answers.registry import Answers
+from .http import problems
+from .http.auth import Authenticator
+from .http.edge import Edge
+from .http.limits import Limits
 from .lifetimes import Lifetimes
-from .limits import Limits
 from .metrics import Metrics, Watched
-from .retrieval import Retriever
-from .services import Services
+from .model import Upstream
+from .routes import chat, conversations, documents, health, keys, openai
+from .routes.dependencies import Services
 from .settings import Settings, load
-from .upstream import Upstream
+from .store.chats import Chats
+from .store.database import Database
+from .store.keys import Keys
+from .store.retrieval import Retriever
 
 # Written when the image is built. A file and not a variable: the panel's environment must not be able to shadow it.
 REVISION_FILE = Path(__file__).resolve().parents[1] / "revision"
 DAY_SECONDS = 86_400.0
 RETENTION_FIRST_SECONDS = 300.0  # not while a release is being watched
+# Groups of routes, as the document explains them.
+TAGS = {
+    "Chat": "Questions and their answers, as JSON or as events; docs/clients.md has snippets.",
+    "OpenAI": "The same answers for OpenAI's clients, by a token or an API key.",
+    "Mine": "The signed-in user: conversations, ratings, profile.",
+    "Keys": "API keys for programs that ask in their user's name.",
+    "Documents": "The knowledge base, by INGEST_KEY.",
+    "Health": "For monitors.",
+}
 
 log = logging.getLogger("cimt_api")
 
@@ -57,13 +68,8 @@ def application(settings: Settings | None = None) -> Edge:
             app,
             allow_origins=settings.cors_origins,
             allow_methods=["GET", "POST", "PUT", "PATCH", "DELETE"],
-            allow_headers=[
-                "Authorization",
-                "Content-Type",
-                "Last-Event-ID",
-                "X-Request-Id",
-                "X-Vercel-AI-UI-Message-Stream",
-            ],
+            # A list breaks with each SDK's next one; no cookie is ever looked at.
+            allow_headers=["*"],
             expose_headers=[
                 "X-Answer-Id",
                 "X-Conversation-Id",
@@ -95,6 +101,7 @@ def create_app(settings: Settings, metrics: Metrics, built_from: str) -> FastAPI
         authenticator=Authenticator(settings),
         limits=Limits(settings),
         chats=chats,
+        keys=Keys(database),
         retriever=retriever,
         upstream=upstream,
     )
@@ -126,9 +133,11 @@ def create_app(settings: Settings, metrics: Metrics, built_from: str) -> FastAPI
     app = FastAPI(
         title="CIMT API",
         version=__version__,
+        openapi_tags=[{"name": name, "description": text} for name, text in TAGS.items()],
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
+        generate_unique_id_function=lambda route: route.name,  # what generated clients call it
         lifespan=lifespan,
         # Traces leave only where OTEL_EXPORTER_OTLP_ENDPOINT names a collector; without it no exporter is even loaded.
         telemetry={
@@ -143,13 +152,8 @@ def create_app(settings: Settings, metrics: Metrics, built_from: str) -> FastAPI
     app.state.answers = answers
     app.state.metrics = metrics
     problems.install(app)
-    health = {"status": "ok", "version": __version__, "revision": built_from}
-
-    @app.get("/healthz", summary="Alive, and from which revision", tags=["health"])
-    async def healthz() -> JSONResponse:
-        return JSONResponse(health)
-
-    for routes in (chat, conversations, documents, readiness):
+    app.state.health = {"status": "ok", "version": __version__, "revision": built_from}
+    for routes in (chat, openai, conversations, keys, documents, health):
         app.include_router(routes.router)
     _complete_document(app)
     return app
@@ -163,7 +167,13 @@ def _complete_document(app: FastAPI) -> None:
         if app.openapi_schema is None:
             document = generate()
             _, extra = models_json_schema(
-                [(chat.Question, "validation"), (problems.ProblemDocument, "validation")],
+                [
+                    (chat.ChatRequest, "validation"),
+                    (chat.UIRequest, "validation"),
+                    (openai.CompletionRequest, "validation"),
+                    (problems.ProblemDocument, "validation"),
+                    (problems.OpenAIError, "validation"),
+                ],
                 ref_template="#/components/schemas/{model}",
             )
             parts = document.setdefault("components", {})

@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from .model import Upstream, UpstreamError
 from .settings import Settings
-from .upstream import Upstream, UpstreamError
 
 DAY_SECONDS = 86_400.0
 AGAIN_SECONDS = 3_600.0  # after a look that failed

@@ -161,7 +161,8 @@ class Settings(BaseSettings):
     shutdown_seconds: int = Field(20, ge=1, le=600)  # after that, for what is still running
     # Longer than a proxy keeps an idle connection (Traefik: 90): whoever closes first must be the one who sends next.
     keep_alive_seconds: int = Field(120, ge=1, le=3600)
-    max_body_bytes: int = Field(65536, ge=0, le=2**30)
+    # A question in Chinese, or with the whole conversation, as the AI SDK sends it.
+    max_body_bytes: int = Field(1_048_576, ge=0, le=2**30)
     max_document_bytes: int = Field(2_097_152, ge=0, le=2**30)  # of a body with a document
     ping_seconds: float = Field(15.0, ge=0.1, le=600)  # a comment on an idle stream, for proxies
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Response
 from psycopg.rows import dict_row
 from pydantic import BaseModel, ConfigDict, Field
 
-from .auth import refusal
-from .fields import Text, position, position_of
-from .problems import Problem, documented
-from .services import WITH_TOKEN, CurrentUser, ServicesOf, admitting, current_user
+from ..http.auth import refusal
+from ..http.fields import Text, position, position_of
+from ..http.problems import Problem, documented
+from .dependencies import WITH_TOKEN, CurrentUser, ServicesOf, admitting, current_user
 
 router = APIRouter(tags=["Mine"], route_class=admitting(current_user))
 
@@ -53,6 +54,7 @@ class Answer(BaseModel):
     error: str | None
     sources: list[dict[str, Any]]
     model: str = Field(examples=["gpt-6-luna"])
+    rating: Literal["up", "down"] | None = Field(description="What its user found it worth.")
     created_at: datetime
 
 
@@ -61,6 +63,31 @@ class ConversationPage(Conversation):
 
     items: list[Answer]
     next: str | None = Field(description="`cursor` of the next, older page; null on the last one.")
+
+
+class ConversationChange(BaseModel):
+    """What a user may change of a conversation."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    title: Annotated[Text, Field(min_length=1, max_length=200)] = Field(examples=["Passwords"])
+
+
+class Feedback(BaseModel):
+    """What an answer was worth to its user."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    rating: Literal["up", "down"] | None = Field(description="null takes it back.")
+    words: Annotated[Text, Field(max_length=2000)] | None = Field(
+        None, examples=["The second step is missing."]
+    )
+
+
+class Export(BaseModel):
+    """All that a user asked and was answered."""
+
+    conversations: list[dict[str, Any]]
 
 
 class Me(BaseModel):
@@ -96,15 +123,26 @@ class Deleted(BaseModel):
     openapi_extra=WITH_TOKEN,
 )
 async def list_conversations(
-    user: CurrentUser, services: ServicesOf, limit: Limit = PAGE, cursor: Cursor = None
+    user: CurrentUser,
+    services: ServicesOf,
+    limit: Limit = PAGE,
+    cursor: Cursor = None,
+    q: Annotated[
+        Annotated[Text, Field(max_length=200)] | None,
+        Query(description="Only those whose title or questions hold this text."),
+    ] = None,
 ) -> dict[str, Any]:
     """List them in pages, the newest first."""
+    wanted = None if not q else re.sub(r"([\\%_])", r"\\\1", q)
     async with services.database.as_user(user) as connection:
         rows = connection.cursor(row_factory=dict_row)
         await rows.execute(
             "select id, title, created_at, updated_at from public.conversations where user_id = %(user)s "
-            "and (updated_at, id) < (%(when)s, %(id)s) order by updated_at desc, id desc limit %(limit)s",
-            _bounds(user.id, limit, cursor),
+            "and (updated_at, id) < (%(when)s, %(id)s) "
+            "and (%(q)s::text is null or title ilike '%%' || %(q)s || '%%' or exists (select from public.chat_logs l "
+            "where l.conversation_id = conversations.id and l.question ilike '%%' || %(q)s || '%%')) "
+            "order by updated_at desc, id desc limit %(limit)s",
+            {**_bounds(user.id, limit, cursor), "q": wanted},
         )
     return _page(await rows.fetchall(), limit, "updated_at")
 
@@ -148,7 +186,7 @@ async def read_conversation(
         )
         rows = connection.cursor(row_factory=dict_row)
         await rows.execute(
-            "select id, question, answer, status, error, sources, model, created_at from public.chat_logs "
+            "select id, question, answer, status, error, sources, model, rating, created_at from public.chat_logs "
             "where conversation_id = %(conversation)s and user_id = %(user)s "
             "and (created_at, id) < (%(when)s, %(id)s) order by created_at desc, id desc limit %(limit)s",
             {"conversation": conversation_id, **_bounds(user.id, limit, cursor)},
@@ -157,6 +195,71 @@ async def read_conversation(
     if conversation is None:
         raise _missing()
     return {**conversation, **_page(await rows.fetchall(), limit, "created_at")}
+
+
+@router.patch(
+    "/conversations/{conversation_id}",
+    summary="Rename one of my conversations",
+    response_model=Conversation,
+    responses=documented(400, 401, 404, 413, 415, 422, 503),
+    openapi_extra=WITH_TOKEN,
+)
+async def rename_conversation(
+    conversation_id: UUID, change: ConversationChange, user: CurrentUser, services: ServicesOf
+) -> dict[str, Any]:
+    """Give it another title than the words of its first question."""
+    async with services.database.as_user(user) as connection:
+        rows = connection.cursor(row_factory=dict_row)
+        await rows.execute(
+            "update public.conversations set title = %s where id = %s and user_id = %s "
+            "returning id, title, created_at, updated_at",
+            (change.title, conversation_id, user.id),
+        )
+    conversation = await rows.fetchone()
+    if conversation is None:
+        raise _missing()
+    return conversation
+
+
+@router.put(
+    "/chat/{answer_id}/feedback",
+    summary="Say what an answer was worth",
+    status_code=204,
+    responses=documented(400, 401, 404, 413, 415, 422, 503),
+    openapi_extra=WITH_TOKEN,
+)
+async def rate_answer(
+    answer_id: UUID, feedback: Feedback, user: CurrentUser, services: ServicesOf
+) -> None:
+    """Keep it with the answer; sent again it replaces what was said before."""
+    async with services.database.as_user(user) as connection:
+        rows = await connection.execute(
+            "update public.chat_logs set rating = %s, feedback = %s where id = %s and user_id = %s",
+            (feedback.rating, feedback.words, answer_id, user.id),
+        )
+    if rows.rowcount == 0:
+        raise Problem(404, "There is no such answer", kind="not-found")
+
+
+@router.get(
+    "/me/export",
+    summary="All my conversations",
+    response_model=Export,
+    responses=documented(401, 503),
+    openapi_extra=WITH_TOKEN,
+)
+async def export_conversations(user: CurrentUser, services: ServicesOf) -> Response:
+    """Send all that I asked and was answered, as one JSON document."""
+    async with services.database.as_user(user) as connection:
+        rows = await connection.execute(
+            "select jsonb_build_object('conversations', coalesce(jsonb_agg(to_jsonb(c) || jsonb_build_object('items', "
+            "coalesce((select jsonb_agg(to_jsonb(l) order by l.created_at) from public.chat_logs l "
+            "where l.conversation_id = c.id), '[]'))  order by c.created_at), '[]'))::text "
+            "from public.conversations c where user_id = %s",
+            (user.id,),
+        )
+    row = await rows.fetchone()
+    return Response(row[0] if row else "{}", media_type="application/json")
 
 
 @router.delete(
@@ -200,7 +303,7 @@ async def read_me(user: CurrentUser, services: ServicesOf) -> dict[str, Any]:
     "/me",
     summary="Change my name",
     response_model=Me,
-    responses=documented(400, 401, 413, 422, 503),
+    responses=documented(400, 401, 413, 415, 422, 503),
     openapi_extra=WITH_TOKEN,
 )
 async def change_me(change: MeChange, user: CurrentUser, services: ServicesOf) -> dict[str, Any]:

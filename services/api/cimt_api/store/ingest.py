@@ -12,9 +12,9 @@ from uuid import UUID
 from psycopg import errors
 from psycopg.types.json import Jsonb
 
+from ..http.problems import Problem
+from ..model import UpstreamError
 from .database import Connection, Database
-from .problems import Problem
-from .upstream import UpstreamError
 
 Embed = Callable[[list[str], str], Awaitable[list[list[float]]]]  # texts, model
 

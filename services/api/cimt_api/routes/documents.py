@@ -11,12 +11,12 @@ from fastapi import APIRouter, Query, Request
 from psycopg.rows import dict_row
 from pydantic import BaseModel, ConfigDict, Field
 
-from .auth import bearer, refusal
-from .fields import Metadata, Source, Text
-from .ingest import Document, ingest
-from .problems import Problem, documented
-from .services import WITH_TOKEN, ServicesOf, admitting, services_of
-from .upstream import UpstreamError
+from ..http.auth import bearer, refusal
+from ..http.fields import Metadata, Source, Text
+from ..http.problems import Problem, documented
+from ..model import UpstreamError
+from ..store.ingest import Document, ingest
+from .dependencies import WITH_TOKEN, ServicesOf, admitting, services_of
 
 MAX_DOCUMENT_CHARACTERS = 2 * 1024 * 1024
 PAGE = 1000
@@ -141,7 +141,7 @@ async def list_documents(
     "/documents/{source:path}",
     summary="Store a document, or what it has become",
     response_model=Ingested,
-    responses=documented(400, 401, 404, 409, 413, 422, 502, 503, 504),
+    responses=documented(400, 401, 404, 409, 413, 415, 422, 502, 503, 504),
     openapi_extra=WITH_TOKEN,
 )
 async def put_document(source: Source, body: DocumentBody, services: ServicesOf) -> dict[str, Any]:

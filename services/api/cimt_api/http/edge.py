@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
 import time
 from collections.abc import Callable
-from contextvars import ContextVar
-from datetime import UTC, datetime
-from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ..logs import request_id
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 SECURITY_HEADERS = [
@@ -27,28 +25,8 @@ SECURITY_HEADERS = [
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
-request_id: ContextVar[str] = ContextVar("request_id", default="")
 
 log = logging.getLogger("cimt_api.access")
-
-
-class JsonFormatter(logging.Formatter):
-    """One JSON object per line; `extra={"fields": {…}}` adds to it."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Return the line, without a line break."""
-        line: dict[str, Any] = {
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-            **getattr(record, "fields", {}),
-        }
-        if current_id := request_id.get():
-            line["request_id"] = current_id
-        if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False)
 
 
 class Edge:
@@ -105,7 +83,7 @@ class Edge:
         started = time.perf_counter()
         status = 500  # what the client gets when the application fails before it answers
         received = 0
-        declared, identifier = self._length_and_id(scope)
+        declared, identifier, encoded = self._head(scope)
         request_id.set(identifier.decode())
         documents = scope["path"].startswith("/documents/")
         limit = self.max_document_bytes if documents else self.max_body_bytes
@@ -119,6 +97,8 @@ class Edge:
             received += len(message.get("body", b""))
             if received > limit:
                 raise HTTPException(413, f"The body is larger than {limit} bytes.")
+            if encoded and received:
+                raise HTTPException(415, "Send the body as it is, without Content-Encoding.")
             return message
 
         async def marked_send(message: Message) -> None:
@@ -142,18 +122,20 @@ class Edge:
             self._observe(scope, status, time.perf_counter() - started)
 
     @staticmethod
-    def _length_and_id(scope: Scope) -> tuple[int, bytes]:
-        """Return the declared length of the body in bytes (0: not declared), and the id of the request.
+    def _head(scope: Scope) -> tuple[int, bytes, bool]:
+        """Return the declared length of the body in bytes (0: not declared), the request's id, whether it is encoded.
 
         The server has checked that the length is a number. A client's id is kept where it is harmless.
         """
-        length, client_id = 0, b""
+        length, client_id, encoded = 0, b"", False
         for name, value in scope["headers"]:
             if name == b"content-length":
                 length = int(value)
+            elif name == b"content-encoding":
+                encoded = value.strip().lower() not in (b"", b"identity")
             elif name == b"x-request-id" and REQUEST_ID.fullmatch(value):
                 client_id = value
-        return length, client_id or os.urandom(8).hex().encode()
+        return length, client_id or os.urandom(8).hex().encode(), encoded
 
     def _observe(self, scope: Scope, status: int, seconds: float) -> None:
         # Labels have few values whatever a client sends: the route's template, never the path.

@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 from fastapi import Depends, Request, Response
 from fastapi.routing import APIRoute
 
-from .auth import Authenticator, User
-from .chats import Chats
-from .database import Database
-from .limits import Limits
-from .retrieval import Retriever
-from .settings import Settings
+from ..http.auth import Authenticator, User
+from ..http.limits import Limits
+from ..settings import Settings
+from ..store.chats import Chats
+from ..store.database import Database
+from ..store.keys import Keys
+from ..store.retrieval import Retriever
 
 if TYPE_CHECKING:
-    from .upstream import Upstream
+    from ..model import Upstream
 
 INGESTS = 3  # documents being embedded at a time: each may hold some 30 MB of embeddings
 
@@ -32,6 +33,7 @@ class Services:
     authenticator: Authenticator
     limits: Limits
     chats: Chats
+    keys: Keys
     retriever: Retriever
     upstream: Upstream
     ingests: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(INGESTS))
@@ -51,6 +53,8 @@ async def current_user(request: Request) -> User:
 def admitting(check: Callable[[Request], Awaitable[object]]) -> type[APIRoute]:
     """Make the `route_class` of a router whose requests must pass the check before any of their body is read.
 
+    What the check returns is at `request.state.admitted`.
+
     FastAPI reads and parses a body before it runs the first dependency: as one, the check would let strangers have
     megabytes of JSON parsed. A client that waits for `100 Continue` need not even send them.
     """
@@ -60,7 +64,7 @@ def admitting(check: Callable[[Request], Awaitable[object]]) -> type[APIRoute]:
             handle = super().get_route_handler()
 
             async def admitted(request: Request) -> Response:
-                await check(request)
+                request.state.admitted = await check(request)
                 return await handle(request)
 
             return admitted

@@ -1,15 +1,16 @@
-"""GET /readyz: whether what the answers need is there. For alerts and people; never for the image's health check."""
+"""GET /healthz: alive, for the image's health check. GET /readyz: whether all is there, for alerts and people."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
-from .services import ServicesOf
+from .dependencies import ServicesOf
 
-router = APIRouter(tags=["Operation"])
+router = APIRouter(tags=["Health"])
 
 PING_SECONDS = 2.0
 
@@ -18,6 +19,8 @@ WHY = {
     "database": "it does not answer",
     "sign_in": "no key of the sign-in service is known",
     "model": "its service fails again and again, and is given a pause; or its client is still loading",
+    "key": "its service refuses our key: OPENAI_API_KEY",
+    "quota": "the account with its service is used up",
 }
 
 
@@ -35,6 +38,14 @@ class Readiness(BaseModel):
     parts: dict[str, Part] = Field(examples=[{"database": {"ok": True}}])
 
 
+@router.head("/healthz", include_in_schema=False)
+@router.get("/healthz", summary="Alive, and from which revision")
+async def healthz(request: Request) -> JSONResponse:
+    """Tell version and git revision; nothing else is asked, so that a dead dependency is no reason to be killed."""
+    return JSONResponse(request.app.state.health)
+
+
+@router.head("/readyz", include_in_schema=False)
 @router.get(
     "/readyz",
     summary="Whether everything that answers need is there",
@@ -51,5 +62,6 @@ async def readyz(response: Response, services: ServicesOf) -> dict[str, Any]:
     }
     ready = all(working.values())
     response.status_code = 200 if ready else 503
-    parts = {name: {"ok": ok, "why": None if ok else WHY[name]} for name, ok in working.items()}
+    why = WHY | {"model": WHY[services.upstream.refused or "model"]}
+    parts = {name: {"ok": ok, "why": None if ok else why[name]} for name, ok in working.items()}
     return {"status": "ready" if ready else "not ready", "parts": parts}

@@ -14,11 +14,11 @@ import psycopg
 from psycopg.conninfo import make_conninfo
 from psycopg_pool import AsyncConnectionPool, PoolTimeout, TooManyRequests
 
-from .problems import Problem
+from ..http.problems import Problem
 
 if TYPE_CHECKING:
-    from .auth import User
-    from .settings import Settings
+    from ..http.auth import User
+    from ..settings import Settings
 
 Connection = psycopg.AsyncConnection[tuple[Any, ...]]
 
@@ -94,6 +94,10 @@ class Database:
     ) -> contextlib.AbstractAsyncContextManager[Connection]:
         """Open a transaction with the rights of the ingest routes; `seconds` bounds each statement."""
         return self._transaction(SERVICE, seconds)
+
+    def as_nobody(self) -> contextlib.AbstractAsyncContextManager[Connection]:
+        """Open a transaction that sees nobody's rows, for who has yet to show who they are."""
+        return self._transaction(NOBODY, STATEMENT_SECONDS)
 
     async def ping(self, seconds: float) -> None:
         """Make one round trip. Raises Problem 503 when it fails or takes longer than this."""

@@ -11,9 +11,9 @@ import html
 import re
 from collections.abc import Sequence
 
-from .chats import Turn
-from .retrieval import Passage, tokens
-from .settings import Settings
+from ..settings import Settings
+from ..store.chats import Turn
+from ..store.retrieval import Passage, tokens
 
 RULES = "You are the assistant of CIMT. Answer in the language of the user's last question. Be brief and exact."
 WITH_PASSAGES = (
@@ -33,10 +33,12 @@ def messages(
     passages: Sequence[Passage] | None,
     history: Sequence[Turn],
     settings: Settings,
+    instructions: str = "",
 ) -> list[dict[str, str]]:
     """Return the messages of a chat completion. Empty `passages`: nothing fits the question; None: retrieval is off.
 
-    What stays the same from one question to the next comes first, so that the model's service can cache it.
+    `instructions` are the client's own, and come after our rules. What stays the same from one question to the next
+    comes first, so that the model's service can cache it.
     """
     if passages is None:
         rules, content = RULES, question
@@ -47,7 +49,7 @@ def messages(
     else:
         rules, content = f"{RULES} {WITHOUT_PASSAGES}", question
     return [
-        {"role": "system", "content": rules},
+        {"role": "system", "content": f"{rules}\n\n{instructions}".rstrip()},
         *_memory(history, settings.memory_tokens),
         {"role": "user", "content": content},
     ]

@@ -20,8 +20,8 @@ from uuid import UUID
 
 import jwt
 
+from ..settings import Settings
 from .problems import Problem
-from .settings import Settings
 
 if TYPE_CHECKING:
     import httpx2
@@ -38,6 +38,16 @@ FETCH_SECONDS = 5.0
 FETCH_BYTES = 65536
 REMEMBER_SECONDS = 60.0  # a verified token: a signature costs 0.1 ms
 REMEMBERED = 10_000
+# What a token may do to who reads it: claims of odd types, numbers without end, nests without bottom.
+ODD = (
+    jwt.InvalidTokenError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    LookupError,
+    OverflowError,
+    RecursionError,
+)
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +59,12 @@ class User:
     id: str  # UUID of auth.users, lower case
     email: str | None
     claims: str  # JSON for request.jwt.claims: what the policies read, nothing more
+
+
+def person(account: str, email: str | None = None) -> User:
+    """Return the user of an account, whose id is a UUID."""
+    claims = json.dumps({"sub": account, "role": "authenticated"}, separators=(",", ":"))
+    return User(id=account, email=email, claims=claims)
 
 
 def refusal(detail: str) -> Problem:
@@ -121,7 +137,7 @@ class Authenticator:
     async def _verified(self, token: str) -> dict[str, Any]:
         try:
             header = jwt.get_unverified_header(token)
-        except jwt.InvalidTokenError:
+        except ODD:
             raise refusal("The token is not a JWT.") from None
         key: Any
         if header.get("alg") == "HS256" and self._secret:
@@ -139,9 +155,10 @@ class Authenticator:
                 leeway=LEEWAY_SECONDS,
                 options={"require": ["exp", "iss", "aud", "sub"]},
             )
+            claims["exp"] = float(claims["exp"])  # which may be text
         except jwt.ExpiredSignatureError:
             raise refusal("The token has expired: refresh the session.") from None
-        except (jwt.InvalidTokenError, ValueError, TypeError):
+        except ODD:
             raise refusal("The token is not valid here.") from None
         return claims
 
@@ -261,8 +278,5 @@ def _user(claims: dict[str, Any]) -> User:
     except (ValueError, AttributeError, TypeError):
         raise refusal("The token names no account.") from None
     email = claims.get("email")
-    return User(
-        id=account,
-        email=email if isinstance(email, str) and email else None,
-        claims=json.dumps({"sub": account, "role": "authenticated"}, separators=(",", ":")),
-    )
+    readable = isinstance(email, str) and email.isprintable()
+    return person(account, email or None if readable else None)

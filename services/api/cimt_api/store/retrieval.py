@@ -14,9 +14,9 @@ from pgvector.psycopg.halfvec import HalfVectorBinaryDumper
 from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
 
-from .auth import User
+from ..http.auth import User
+from ..settings import Settings
 from .database import Database
-from .settings import Settings
 
 # Cosine similarity below which a passage supports nothing. Texts that have nothing to do with each other lie
 # around 0.1 with text-embedding-3-small, and rarely above 0.2.

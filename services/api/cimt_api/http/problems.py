@@ -11,10 +11,13 @@ from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 MEDIA_TYPE = "application/problem+json"
+LEFT = 499  # status of a request whose client left before it was answered: for the log alone
+# As OpenAI calls them, by status.
+ERROR_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 NO_HEADERS: Mapping[str, str] = {}
 
 
@@ -47,11 +50,27 @@ class Problem(Exception):
         base = {"type": f"urn:cimt:problem:{self.kind}", "title": self.title, "status": self.status}
         return {**base, **({"detail": self.detail} if self.detail else {}), **self.extra}
 
-    def response(self) -> Response:
-        """Return the HTTP response."""
-        return Response(
-            orjson.dumps(self.body()), self.status, dict(self.headers), media_type=MEDIA_TYPE
+    def response(self, request: Request) -> Response:
+        """Return the HTTP response, in the words of the request's protocol: the AI SDK shows a body as it is."""
+        content, media_type = orjson.dumps(self.body()), MEDIA_TYPE
+        if request.url.path.startswith("/v1/"):
+            content, media_type = orjson.dumps({"error": self.openai()}), "application/json"
+        elif request.query_params.get("format") == "ui" or hasattr(request.state, "plain_errors"):
+            text = f"{self.title}: {self.detail}" if self.detail else self.title
+            content, media_type = text.encode(), "text/plain"
+        return Response(content, self.status, dict(self.headers), media_type=media_type)
+
+    def openai(self) -> dict[str, Any]:
+        """Return the error object of OpenAI's API."""
+        kind = ERROR_TYPES.get(
+            self.status, "server_error" if self.status >= 500 else "invalid_request_error"
         )
+        return {
+            "message": f"{self.title}: {self.detail}" if self.detail else self.title,
+            "type": kind,
+            "param": self.extra.get("param"),
+            "code": self.kind.replace("-", "_"),
+        }
 
 
 class ProblemDocument(BaseModel):
@@ -65,8 +84,24 @@ class ProblemDocument(BaseModel):
     detail: str | None = None
 
 
-def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Return the `responses=` of a route that may end in these statuses."""
+class OpenAIErrorObject(BaseModel):
+    """What was wrong."""
+
+    message: str
+    type: str = Field(examples=["invalid_request_error"])
+    param: str | None = None
+    code: str | None = None
+
+
+class OpenAIError(BaseModel):
+    """The schema of an error below /v1, which is OpenAI's."""
+
+    error: OpenAIErrorObject
+
+
+def documented(*statuses: int, plain: bool = False) -> dict[int | str, dict[str, Any]]:
+    """Return the `responses=` of a route that may end in these statuses; `plain`: for the AI SDK, as words alone."""
+    words = {"text/plain": {"schema": {"type": "string"}}} if plain else {}
     return {
         status: {
             "description": HTTPStatus(status).phrase,
@@ -78,8 +113,21 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
                         "title": HTTPStatus(status).phrase,
                         "status": status,
                     },
-                }
+                },
+                **words,
             },
+        }
+        for status in statuses
+    }
+
+
+def documented_for_openai(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Return the `responses=` of a route below /v1 that may end in these statuses."""
+    schema = {"schema": {"$ref": "#/components/schemas/OpenAIError"}}
+    return {
+        status: {
+            "description": HTTPStatus(status).phrase,
+            "content": {"application/json": schema},
         }
         for status in statuses
     }
@@ -88,15 +136,18 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
 def install(app: FastAPI) -> None:
     """Answer every error of the application as a problem document."""
 
-    async def problem(_: Request, error: Exception) -> Response:
+    async def problem(request: Request, error: Exception) -> Response:
         assert isinstance(error, Problem)  # noqa: S101 - registered for this type alone
-        return error.response()
+        return error.response(request)
 
-    async def invalid(_: Request, error: Exception) -> Response:
+    async def invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)  # noqa: S101 - as above
-        return invalid_request(error.errors()).response()
+        return invalid_request(error.errors()).response(request)
 
-    async def plain(_: Request, error: Exception) -> Response:
+    async def gone(_: Request, __: Exception) -> Response:  # in the middle of its body
+        return Response(status_code=LEFT)
+
+    async def plain(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)  # noqa: S101 - as above
         phrase = HTTPStatus(error.status_code).phrase
         detail = error.detail if error.detail != phrase else ""
@@ -106,15 +157,18 @@ def install(app: FastAPI) -> None:
             detail,
             kind=_kind(error.status_code),
             headers=error.headers or {},
-        ).response()
+        ).response(request)
 
-    async def unforeseen(_: Request, __: Exception) -> Response:  # the server logs the traceback
+    async def unforeseen(
+        request: Request, _: Exception
+    ) -> Response:  # the server logs the traceback
         return Problem(
             500, "The server made a mistake", "It is in its log.", kind="internal"
-        ).response()
+        ).response(request)
 
     app.add_exception_handler(Problem, problem)
     app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(ClientDisconnect, gone)
     app.add_exception_handler(HTTPException, plain)
     app.add_exception_handler(Exception, unforeseen)
 

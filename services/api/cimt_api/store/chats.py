@@ -10,9 +10,10 @@ from psycopg import errors
 from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
 
-from .auth import User, refusal
+from ..http.auth import User, refusal
+from ..http.problems import Problem
+from ..model import Usage
 from .database import Database
-from .problems import Problem
 
 TITLE_LENGTH = 80  # characters of the first question
 # What memory may be made of: more never fits a prompt, and need not travel.
@@ -21,10 +22,21 @@ HISTORY_LENGTH = 8000  # characters of a question, and of an answer
 EXPIRE_LOCK = 0x63696D74  # "cimt": one process at a time
 EXPIRE_SECONDS = 300.0
 
+DEAD_SECONDS = 10.0  # a row that streams and was not touched for so long has lost its process
+
 STORED = (
     "select id, conversation_id, question, answer, status, error, sources, model, prompt_tokens, "
-    "completion_tokens, extract(epoch from now() - updated_at)::float8 as updated_age_seconds "
-    "from public.chat_logs where id = %s"
+    "completion_tokens, cached_tokens, extract(epoch from now() - updated_at)::float8 as updated_age_seconds "
+    "from public.chat_logs where "
+)
+# Nothing twice: a repeated request must not delete what it asked for before.
+REPLACE = (
+    "delete from public.chat_logs l where conversation_id = %(conversation)s and user_id = %(user)s "
+    "and not exists (select from public.chat_logs where id = %(id)s) and case when %(replaces)s::uuid is null "
+    "then created_at > coalesce((select max(created_at) from public.chat_logs "
+    "where id = any (%(kept)s::uuid[]) and conversation_id = %(conversation)s), '-infinity') "
+    "else (created_at, id) >= (select created_at, id from public.chat_logs "
+    "where id = %(replaces)s and conversation_id = %(conversation)s) end"
 )
 
 
@@ -50,16 +62,28 @@ class Stored:
     model: str
     prompt_tokens: int | None
     completion_tokens: int | None
+    cached_tokens: int | None
     updated_age_seconds: float  # since the answer grew last
+
+    def answers(self, question: str, conversation_id: UUID | None) -> bool:
+        """Tell whether it is of this question, and of this conversation where one is named."""
+        return self.question == question and conversation_id in (None, self.conversation_id)
+
+    @property
+    def void(self) -> bool:
+        """Tell whether it ended without a word and not by its user's will: `begin` asks it anew."""
+        dead = self.status == "streaming" and self.updated_age_seconds > DEAD_SECONDS
+        ended = self.status in ("failed", "cancelled") and self.error != "stopped"
+        return not self.answer and (dead or ended)
 
 
 @dataclass(frozen=True, slots=True)
 class Begun:
     """What `begin` found."""
 
-    new: bool  # False: this id was asked before, by the same user; `stored` is how far it got
+    new: bool  # False: this id was asked before, by the same user, and there is something of it
     history: list[Turn]  # of the conversation, oldest first; empty when it is not new
-    stored: Stored | None
+    stored: Stored  # as it is now
 
 
 class Chats:
@@ -74,46 +98,73 @@ class Chats:
         *,
         answer_id: UUID,
         conversation_id: UUID,
+        named: bool,
         question: str,
         model: str,
         embedding_model: str | None,
+        kept: list[UUID] | None,
+        replaces: UUID | None,
     ) -> Begun:
         """Store the question, and its conversation when that is new, in one round trip.
 
-        Raises Problem 404 when the conversation is another user's, 409 when the id is, or when it was used for
-        another question; 401 when the account is gone.
+        An id of which there is not a word is asked anew, unless it was stopped. An answer that is replaced goes with
+        all after it: `replaces` names it, or `kept` those before it. Raises Problem 404 when the conversation is
+        another user's, 409 when the id is, or when it was used for another question, or (`named`) in another
+        conversation; 401 when the account is gone.
         """
+        values = {
+            "id": answer_id,
+            "conversation": conversation_id,
+            "named": named,
+            "user": user.id,
+            "title": _title(question),
+            "question": question,
+            "model": model,
+            "embedding_model": embedding_model,
+            "kept": kept,
+            "replaces": replaces,
+            "dead": DEAD_SECONDS,
+            "length": HISTORY_LENGTH,
+            "turns": HISTORY_TURNS,
+        }
         try:
             async with self._database.as_user(user) as connection:
                 # Not when the id is known: a repeated request without a conversation must not leave an empty one.
                 await connection.execute(
-                    "insert into public.conversations (id, user_id, title) select %s, %s, %s "
-                    "where not exists (select from public.chat_logs where id = %s) on conflict (id) do nothing",
-                    (conversation_id, user.id, _title(question), answer_id),
+                    "insert into public.conversations (id, user_id, title) "
+                    "select %(conversation)s, %(user)s, %(title)s "
+                    "where not exists (select from public.chat_logs where id = %(id)s) on conflict (id) do nothing",
+                    values,
+                )
+                if kept is not None or replaces is not None:
+                    await connection.execute(REPLACE, values)
+                revived = await connection.execute(
+                    "update public.chat_logs set status = 'streaming', error = null, sources = '[]', "
+                    "model = %(model)s, embedding_model = %(embedding_model)s "
+                    "where id = %(id)s and question = %(question)s and answer = '' "
+                    "and (not %(named)s or conversation_id = %(conversation)s) "
+                    "and (status = 'failed' or status = 'cancelled' and error is distinct from 'stopped' "
+                    "or updated_at < now() - make_interval(secs => %(dead)s) and status = 'streaming') returning id",
+                    values,
                 )
                 inserted = await connection.execute(
                     "with asked as (insert into public.chat_logs "
                     "(id, conversation_id, user_id, question, model, embedding_model) "
-                    "values (%s, %s, %s, %s, %s, %s) on conflict (id) do nothing returning conversation_id) "
+                    "values (%(id)s, %(conversation)s, %(user)s, %(question)s, %(model)s, %(embedding_model)s) "
+                    "on conflict (id) do nothing returning conversation_id) "
                     "update public.conversations set title = title where id in (select conversation_id from asked) "
                     "returning id",
-                    (answer_id, conversation_id, user.id, question, model, embedding_model),
+                    values,
                 )
                 found = connection.cursor(row_factory=class_row(Stored))
-                await found.execute(STORED, (answer_id,))
+                await found.execute(STORED + "id = %(id)s", values)
                 turns = connection.cursor(row_factory=class_row(Turn))
                 await turns.execute(
-                    "select left(question, %s) as question, left(answer, %s) as answer from public.chat_logs "
-                    "where conversation_id = %s and user_id = %s and id <> %s and answer <> '' "
-                    "order by created_at desc limit %s",
-                    (
-                        HISTORY_LENGTH,
-                        HISTORY_LENGTH,
-                        conversation_id,
-                        user.id,
-                        answer_id,
-                        HISTORY_TURNS,
-                    ),
+                    "select left(question, %(length)s) as question, left(answer, %(length)s) as answer "
+                    "from public.chat_logs where user_id = %(user)s and id <> %(id)s and answer <> '' and "
+                    "conversation_id = (select conversation_id from public.chat_logs where id = %(id)s) "
+                    "order by created_at desc limit %(turns)s",
+                    values,
                 )
         except errors.ForeignKeyViolation as error:
             if error.diag.constraint_name == "chat_logs_conversation_id_user_id_fkey":
@@ -121,18 +172,13 @@ class Chats:
                     404, "There is no such conversation", kind="conversation-not-found"
                 ) from None
             raise refusal("The account does not exist any more.") from None
-        if await inserted.fetchone():
-            return Begun(new=True, history=(await turns.fetchall())[::-1], stored=None)
         stored = await found.fetchone()
+        if stored is not None and (await inserted.fetchone() or await revived.fetchone()):
+            return Begun(new=True, history=(await turns.fetchall())[::-1], stored=stored)
         if stored is None or stored.conversation_id != conversation_id:
             await self._drop_if_empty(user, conversation_id)
-        if stored is None or stored.question != question:
-            raise Problem(
-                409,
-                "This id is in use",
-                "Choose another id for another question.",
-                kind="id-in-use",
-            )
+        if stored is None or not stored.answers(question, conversation_id if named else None):
+            raise id_in_use()
         return Begun(new=False, history=[], stored=stored)
 
     async def save(
@@ -144,8 +190,7 @@ class Chats:
         status: str,
         error: str | None = None,
         sources: list[dict[str, Any]] | None = None,
-        prompt_tokens: int | None = None,
-        completion_tokens: int | None = None,
+        usage: Usage | None = None,
         first_token_ms: int | None = None,
         duration_ms: int | None = None,
     ) -> bool:
@@ -160,19 +205,19 @@ class Chats:
                 "error = coalesce(%(error)s, error), sources = coalesce(%(sources)s, sources), "
                 "prompt_tokens = coalesce(%(prompt_tokens)s, prompt_tokens), "
                 "completion_tokens = coalesce(%(completion_tokens)s, completion_tokens), "
+                "cached_tokens = coalesce(%(cached_tokens)s, cached_tokens), "
                 "first_token_ms = coalesce(%(first_token_ms)s, first_token_ms), "
                 "duration_ms = coalesce(%(duration_ms)s, duration_ms) "
                 "where id = %(id)s and status = 'streaming' and starts_with(%(answer)s, answer)",
                 {
                     "id": answer_id,
-                    "answer": answer.replace(
-                        "\0", "\ufffd"
-                    ),  # Postgres has no NUL; as many characters
+                    "answer": answer,
                     "status": status,
                     "error": error[:200] if error else None,
                     "sources": None if sources is None else Jsonb(sources),
-                    "prompt_tokens": prompt_tokens,
-                    "completion_tokens": completion_tokens,
+                    "prompt_tokens": None if usage is None else usage.prompt,
+                    "completion_tokens": None if usage is None else usage.completion,
+                    "cached_tokens": None if usage is None else usage.cached,
                     "first_token_ms": first_token_ms,
                     "duration_ms": duration_ms,
                 },
@@ -183,8 +228,28 @@ class Chats:
         """Return the user's answer, or None where there is none of that id."""
         async with self._database.as_user(user) as connection:
             cursor = connection.cursor(row_factory=class_row(Stored))
-            await cursor.execute(STORED, (answer_id,))
+            await cursor.execute(STORED + "id = %s", (answer_id,))
         return await cursor.fetchone()
+
+    async def running(self, user: User, conversation_id: UUID) -> Stored | None:
+        """Return the newest answer of the user's conversation that a process is writing, or None."""
+        async with self._database.as_user(user) as connection:
+            cursor = connection.cursor(row_factory=class_row(Stored))
+            await cursor.execute(
+                f"{STORED} conversation_id = %(conversation)s and user_id = %(user)s and status = 'streaming' "
+                "and updated_at > now() - make_interval(secs => %(dead)s) order by created_at desc limit 1",
+                {"conversation": conversation_id, "user": user.id, "dead": DEAD_SECONDS},
+            )
+        return await cursor.fetchone()
+
+    async def stop(self, user: User, answer_id: UUID) -> None:
+        """End an answer that another process writes; that one finds out when it stores more of it."""
+        async with self._database.as_user(user) as connection:
+            await connection.execute(
+                "update public.chat_logs set status = 'cancelled', error = 'stopped' "
+                "where id = %s and status = 'streaming'",
+                (answer_id,),
+            )
 
     async def expire(self, days: int) -> int:
         """Delete what was asked more than `days` days ago. Returns their number, 0 if another process does it."""
@@ -213,6 +278,13 @@ class Chats:
                 "(select from public.chat_logs l where l.conversation_id = c.id)",
                 (conversation_id,),
             )
+
+
+def id_in_use() -> Problem:
+    """Make the Problem 409 of an id that something else has."""
+    return Problem(
+        409, "This id is in use", "Choose another id for another question.", kind="id-in-use"
+    )
 
 
 def _title(question: str) -> str:

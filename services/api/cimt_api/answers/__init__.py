@@ -1,0 +1,1 @@
+"""Answers: from question to end."""

@@ -1,0 +1,337 @@
+"""All answers of this process: asked, found again, listened to, stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from uuid import UUID
+
+from ..http.auth import User
+from ..http.limits import Admission
+from ..http.problems import Problem
+from ..metrics import Metrics
+from ..model import Upstream, problem_of_kind
+from ..settings import Settings
+from ..store.chats import Chats, Stored, id_in_use
+from ..store.retrieval import Retriever
+from .answer import Answer, Question, State, problem_of
+from .keeper import Keeper
+from .writer import Writer, Writing
+
+TICK_SECONDS = 1.0  # between batches of one answer
+STORED_BEFORE_SECONDS = 3.0
+LEFT_SECONDS = 1.0  # that an answer is written for nobody when nobody can come back for it
+KEPT = 1000  # finished answers in memory, when they are stored nowhere
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(eq=False, slots=True)
+class Running:
+    """An answer that is not finished and stored yet: its task, and who listens."""
+
+    answer: Answer
+    writing: Writing | None  # None: another process writes it
+    admission: Admission | None
+    task: asyncio.Task[None]
+    listeners: int = 0
+    met: bool = False  # somebody has listened
+    alone: asyncio.TimerHandle | None = None  # abandons it, unless somebody listens
+
+
+class Answers:
+    """All answers of this process, by id; fires the events that come from outside an answer's own writing."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        chats: Chats,
+        retriever: Retriever,
+        upstream: Upstream,
+        metrics: Metrics,
+    ) -> None:
+        self._settings = settings
+        self._chats = chats
+        self._keeper = Keeper(chats, metrics)
+        self._writer = Writer(settings, chats, self._keeper, retriever, upstream, metrics)
+        self._upstream = upstream
+        self._metrics = metrics
+        self._running: dict[UUID, Running] = {}
+        self._finished: OrderedDict[UUID, Answer] = OrderedDict()
+        self._tick: asyncio.Task[None] | None = None
+        self._stop_at: asyncio.TimerHandle | None = None
+
+    async def start(self) -> None:
+        """Begin to store answers while they grow."""
+        self._tick = asyncio.create_task(self._every_second())
+
+    def stop_in(self, seconds: float) -> None:
+        """Interrupt in so many seconds what is still being written then; it is stored as far as it got."""
+        self._keeper.stopping = True
+        if self._stop_at is None:
+            self._stop_at = asyncio.get_running_loop().call_later(seconds, self._interrupt)
+
+    async def close(self) -> None:
+        """Wait until what is being written is stored, or interrupted at the moment that `stop_in` set."""
+        if self._stop_at is None:
+            self._interrupt()
+        tasks = [running.task for running in self._running.values()]
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._tick is not None:
+            self._tick.cancel()
+
+    def generating(self) -> int:
+        """Count the answers that this process writes."""
+        return sum(
+            running.writing is not None and not running.answer.done
+            for running in self._running.values()
+        )
+
+    def unsaved(self) -> int:
+        """Count the answers with text that is not stored."""
+        rows = [running.writing.row for running in self._running.values() if running.writing]
+        return sum(row is not None and len(row.answer.text) > row.saved for row in rows)
+
+    def writes_for(self, user: User) -> bool:
+        """Tell whether an answer of this user is being written here: then a question may be one that comes back."""
+        return any(
+            running.answer.user.id == user.id and not running.answer.done
+            for running in self._running.values()
+        )
+
+    def find_here(self, question: Question) -> Answer | None:
+        """Return the answer to this very question, None where this process has none that says anything.
+
+        Raises Problem 409 where its id is somebody else's, or another question's.
+        """
+        answer = self._here(question.id)
+        if answer is None:
+            return None
+        asked = answer.question
+        if answer.user.id != question.user.id:
+            raise Problem(409, "This id is taken", "Choose another id.", kind="conflict")
+        if (asked.text and asked.text != question.text) or (
+            question.named and question.conversation_id != answer.conversation_id
+        ):
+            raise id_in_use()
+        return None if answer.void else answer
+
+    async def known(self, question: Question, sent: int) -> Answer | None:
+        """Return the answer to this very question where there is one, here or in the store: it takes no place.
+
+        None: there is nothing of it, so it may be asked. Raises Problem 409 as `find_here` does, and 404 when of that
+        nothing `sent` characters are said to have come: what would be written now is another answer.
+        """
+        answer = self.find_here(question)
+        away = self._here(question.id) is None
+        if away and question.resumable and self._settings.chat_log:
+            stored = await self._chats.load(question.user, question.id)
+            if stored is not None and not stored.void:
+                named = question.conversation_id if question.named else None
+                if not stored.answers(question.text, named):
+                    raise id_in_use()
+                return self._adopted(question.user, stored)
+        if answer is None and sent:
+            raise problem_of("not-found")
+        return answer
+
+    async def find(self, user: User, answer_id: UUID) -> Answer:
+        """Return the user's answer, from memory or from the database. Raises Problem 404 where there is none."""
+        answer = self._here(answer_id)
+        if answer is not None and answer.user.id == user.id:
+            return answer
+        stored = await self._chats.load(user, answer_id) if self._settings.chat_log else None
+        if stored is None:
+            raise problem_of("not-found")
+        return self._adopted(user, stored)
+
+    async def running(self, user: User, conversation_id: UUID) -> Answer | None:
+        """Return the newest answer of the user's conversation that is being written, here or elsewhere."""
+        for running in reversed(self._running.values()):
+            answer = running.answer
+            if (answer.user.id, answer.conversation_id) == (user.id, conversation_id):
+                return None if answer.done else answer
+        if not self._settings.chat_log:
+            return None
+        stored = await self._chats.running(user, conversation_id)
+        return None if stored is None else self._adopted(user, stored)
+
+    def ask(self, question: Question, admission: Admission) -> Answer:
+        """Begin to write the answer, and keep the admission until it ends; at once where it was begun meanwhile."""
+        if known := self.find_here(question):
+            admission.end()
+            return known
+        stored = question.stored and self._settings.chat_log
+        answer = Answer(replace(question, stored=stored), self._settings.chat_model)
+        writing = Writing(answer)
+        before = self._running.get(question.id)
+        self._run(answer, writing, admission, before)
+        return answer
+
+    async def stop(self, user: User, answer_id: UUID) -> None:
+        """End an answer by its user's will, wherever it is written; one that has ended stays as it is.
+
+        Raises Problem 404 where there is none.
+        """
+        answer = await self.find(user, answer_id)
+        running = self._running.get(answer_id)
+        followed = answer.state is State.FOLLOWED
+        if running is None or running.answer is not answer or not answer.stop():
+            return
+        self._let_go(running)
+        if followed:
+            await self._chats.stop(user, answer_id)
+
+    def make_room(self, user: User) -> None:
+        """Abandon the oldest of the user's answers that nobody listens to, so that a new one can be written."""
+        for running in list(self._running.values()):
+            answer = running.answer
+            mine = answer.user.id == user.id and running.admission is not None
+            if mine and running.met and not running.listeners and answer.abandon():
+                self._let_go(running)
+                return
+
+    @contextlib.contextmanager
+    def listening(self, answer: Answer) -> Iterator[None]:
+        """Count one more listener inside the block; without any the answer is abandoned after a while."""
+        running = self._running.get(answer.id)
+        if running is None or running.answer is not answer:
+            yield
+            return
+        running.listeners += 1
+        running.met = True
+        if running.alone is not None:
+            running.alone.cancel()
+            running.alone = None
+        try:
+            yield
+        finally:
+            running.listeners -= 1
+            self._leave_alone(running)
+
+    def _here(self, answer_id: UUID) -> Answer | None:
+        running = self._running.get(answer_id)
+        return running.answer if running is not None else self._finished.get(answer_id)
+
+    def _adopted(self, user: User, stored: Stored) -> Answer:
+        """Return the answer of a row; it is followed while another process writes it."""
+        answer = self._here(stored.id)
+        if answer is not None and answer.user.id == user.id:  # another request was quicker
+            return answer
+        question = Question(
+            user=user, id=stored.id, conversation_id=stored.conversation_id, text=stored.question
+        )
+        answer = Answer(question, stored.model)
+        self._keeper.adopt(answer, stored)
+        if not answer.done:
+            self._run(answer, None, None, None, stored)
+        return answer
+
+    def _leave_alone(self, running: Running) -> None:
+        if running.listeners or running.answer.done:
+            return
+        followed = running.answer.state is State.FOLLOWED
+        resumable = running.answer.question.resumable and not followed
+        wait = self._settings.resume_seconds if resumable else 0.0
+
+        def abandon() -> None:
+            if running.answer.abandon():
+                self._let_go(running)
+
+        running.alone = asyncio.get_running_loop().call_later(max(wait, LEFT_SECONDS), abandon)
+
+    def _let_go(self, running: Running) -> None:
+        """After an event from outside: the model is told to stop, and the admission ends."""
+        if running.admission is not None:
+            running.admission.end()
+        running.task.cancel()
+
+    def _run(
+        self,
+        answer: Answer,
+        writing: Writing | None,
+        admission: Admission | None,
+        before: Running | None,
+        stored: Stored | None = None,
+    ) -> None:
+        async def run() -> None:
+            try:
+                if writing is not None:
+                    await self._stored_before(answer, before)
+                    await self._writer.write(writing)
+                elif stored is not None:
+                    await self._keeper.watch(answer, stored)
+            except asyncio.CancelledError:
+                pass  # an event has said why
+            except Exception:
+                log.exception("answer %s", answer.id)
+                answer.fail(problem_of("internal"))
+            answer.fail(problem_of("interrupted"))  # unless it has ended
+            if admission is not None:
+                admission.end()
+            if running.alone is not None:
+                running.alone.cancel()
+            try:
+                if writing is not None:
+                    await self._after(writing)
+            finally:
+                if self._running.get(answer.id) is running:
+                    del self._running[answer.id]
+
+        running = Running(answer, writing, admission, asyncio.create_task(run()))
+        self._running[answer.id] = running
+        self._leave_alone(running)
+
+    async def _stored_before(self, answer: Answer, before: Running | None) -> None:
+        """Wait until the last answer of the conversation is stored: a quick client asks on before it is."""
+        last = {
+            other.task
+            for other in self._running.values()
+            if other.answer.conversation_id == answer.conversation_id and other.answer.done
+        }
+        if before is not None:
+            last.add(before.task)
+        if last:
+            await asyncio.wait(last, timeout=STORED_BEFORE_SECONDS)
+
+    async def _after(self, writing: Writing) -> None:
+        """Count the answer, and store how it ended."""
+        answer = writing.answer
+        if answer.question.stored and writing.row is None:
+            return  # it was refused, or is another process's
+        self._metrics.answers.labels(answer.status).inc()
+        if answer.usage is not None:
+            self._metrics.tokens.labels("prompt").inc(answer.usage.prompt)
+            self._metrics.tokens.labels("completion").inc(answer.usage.completion)
+        if writing.row is not None:
+            await self._keeper.save_end(writing.row)
+            return
+        self._finished[answer.id] = answer
+        if len(self._finished) > KEPT:
+            self._finished.popitem(last=False)
+
+    def _interrupt(self) -> None:
+        for running in list(self._running.values()):
+            if running.answer.fail(problem_of("interrupted")):
+                self._let_go(running)
+
+    async def _every_second(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_SECONDS)
+            for running in list(self._running.values()):
+                writing, answer = running.writing, running.answer
+                if writing is None or answer.done:
+                    continue
+                if self._writer.overdue(writing):
+                    self._upstream.timed_out()
+                    if answer.fail(problem_of_kind("upstream-timeout")):
+                        self._let_go(running)
+                elif writing.row is not None and writing.row.begun:
+                    if writing.row.lost and answer.stop():
+                        self._let_go(running)
+                    else:
+                        self._keeper.keep_up(writing.row)
