@@ -26,6 +26,7 @@ import yaml
 from local.settings import ROOT
 from local.waiting import WAIT_SECONDS, eventually, free_port
 from testbed.api import INGEST_KEY, Api, Clouds, Model, answers, process
+from testbed.processes import children, running
 from testbed.site import Site
 
 EMBEDDINGS = "/v1/embeddings"
@@ -574,23 +575,8 @@ def test_the_server_runs_once_for_all_who_ask_and_stays_small(etl: Etl) -> None:
         killed.join()
         assert "more memory or time" in reports[1]["error"]
         assert reports[1]["message"]["title"] == "Seed ETL does not run"
-        eventually(lambda: not any(runs(one) for one in readers), "no more")
+        eventually(lambda: not any(running(one) for one in readers), "no more")
         gate.set()
         assert client.post("/run", headers=key).json()["error"] is None
         status = Path(f"/proc/{started.pid}/status").read_text()
         assert int(status.partition("VmRSS:")[2].split()[0]) < 80 * 1024, "idle"
-
-
-def runs(process: int) -> bool:
-    """Not ended, whether or not somebody has asked how."""
-    try:
-        stat = Path(f"/proc/{process}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return stat.rpartition(")")[2].split()[0] not in "ZX"
-
-
-def children(process: int) -> list[int]:
-    return [
-        int(one) for one in Path(f"/proc/{process}/task/{process}/children").read_text().split()
-    ]

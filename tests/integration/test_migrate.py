@@ -25,6 +25,7 @@ import pytest
 from local.waiting import eventually, free_port
 from testbed.postgres import Server
 from testbed.postgres import server as start_server
+from testbed.processes import children
 from tools.database import address, migrate, person
 
 ROOT = Path(__file__).parents[2]
@@ -632,12 +633,12 @@ def test_a_killed_runner_leaves_nothing_and_no_lock(checkout: Checkout) -> None:
         "and query like '%pg_sleep(300)%' and pid <> pg_backend_pid()"
     )
     eventually(lambda: checkout.ask(working) != [(0,)], "the migration runs")
-    children = Path(f"/proc/{runner.pid}/task/{runner.pid}/children").read_text().split()
+    started = children(runner.pid)
     runner.kill()
-    for child in children:  # as the end of a job kills all of it
-        for grandchild in Path(f"/proc/{child}/task/{child}/children").read_text().split():
-            os.kill(int(grandchild), signal.SIGKILL)
-        os.kill(int(child), signal.SIGKILL)
+    for child in started:  # as the end of a job kills all of it
+        for grandchild in children(child):
+            os.kill(grandchild, signal.SIGKILL)
+        os.kill(child, signal.SIGKILL)
     runner.communicate()
     # The server goes on with the statement; nothing of it will be kept. Who cannot wait ends it.
     checkout.add("20990101000000_long.sql", "create table public.long (id int);")

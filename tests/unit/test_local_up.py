@@ -15,7 +15,8 @@ from rich.console import Console
 from local import s3, up
 from local.settings import LocalError
 from local.up import Stage, StageFailed, run_all
-from local.waiting import free_port
+from local.waiting import eventually, free_port
+from testbed.processes import running
 
 
 def shell(name: str, script: str, *after: str) -> Stage:
@@ -156,16 +157,7 @@ def test_an_interrupt_ends_every_child_and_says_how_to_go_on(tmp_path: Path, num
     assert process.returncode == 130
     assert "Next: make up (goes on from there)" in errors
     # It was killed; who inherits it may take a moment to bury it.
-    stat = Path(f"/proc/{child}/stat")
-    for _ in range(1200):
-        try:
-            if stat.read_text().rpartition(")")[2].split()[0] == "Z":
-                break
-        except (FileNotFoundError, ProcessLookupError):
-            break
-        time.sleep(0.05)
-    else:
-        pytest.fail(f"{child} is still there")
+    eventually(lambda: not running(child), f"the end of {child}")
 
 
 def test_exit_code_and_timings(

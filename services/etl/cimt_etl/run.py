@@ -529,39 +529,24 @@ class Run:
                 counts.fail(name, error)
 
 
+NUMBERS = ("listed", "stored", "unchanged", "duplicates", "removed", "embedded", "waiting")
+
+
 def summary(counts: Counts) -> dict[str, Any]:
     """Return the numbers of a source."""
-    numbers = (
-        "listed",
-        "stored",
-        "unchanged",
-        "duplicates",
-        "removed",
-        "embedded",
-        "waiting",
-        "seconds",
-    )
     return {
-        "source": counts.name, "outcome": counts.outcome, **{name: getattr(counts, name) for name in numbers},
+        "source": counts.name,
+        "outcome": counts.outcome,
+        **{name: getattr(counts, name) for name in (*NUMBERS, "seconds")},
         "failed": counts.not_read,
-    }  # fmt: skip
+    }
 
 
 def total(done: list[Counts]) -> dict[str, Any]:
     """Return the report of all sources: sums, the first failures with their reasons, notes, each source's numbers."""
     done = sorted(done, key=lambda one: one.name)
-    numbers = (
-        "listed",
-        "stored",
-        "unchanged",
-        "duplicates",
-        "removed",
-        "embedded",
-        "waiting",
-        "not_read",
-    )
     return {
-        **{name: sum(getattr(one, name) for one in done) for name in numbers},
+        **{name: sum(getattr(one, name) for one in done) for name in (*NUMBERS, "not_read")},
         "failed": [failure for one in done for failure in one.failed],
         "notes": [note for one in done for note in one.notes],
         "sources": [summary(one) for one in done],
