@@ -1,4 +1,4 @@
-"""From a pull request to a live release as GitHub runs it, two ways to be red, and back; on the droplet of `make up`.
+"""From a pull request to a live release as GitHub runs it, and two ways to be red; on the droplet of `make up`.
 
 Production's inventory, the workflow files, the environment as docs/setup.md makes it: see local/pipeline.py.
 """
@@ -79,18 +79,6 @@ def test_a_package_that_is_not_linked_cannot_be_pushed(
     assert (run.jobs["build"].result, run.jobs["release"].result) == ("failure", "skipped")
     assert "Manage Actions access" in log(run, "build")
     assert client.revision() == deploy.sha
-
-
-def test_a_rollback_by_hand_brings_the_release_before(
-    deploy: Run, repository: Repository, client: Client, traffic: Traffic
-) -> None:
-    before = [line for line in ledger() if line["result"] == "live"][-1]["from"]
-    (run,) = repository.dispatch("operate.yml", {"verb": "rollback"})
-    assert run.green
-    assert running_image() == before
-    assert client.revision() != deploy.sha
-    assert (ledger()[-1]["action"], ledger()[-1]["result"]) == ("rollback", "live")
-    traffic.assert_no_gap()
 
 
 def log(run: Run, job: str) -> str:

@@ -1,4 +1,4 @@
-"""Merges that must not go live, as GitHub runs them, and merges that come together. A part of `make drills`.
+"""Merges that must not go live, as GitHub runs them, merges that come together, and back. A part of `make drills`.
 
 Gate is said to have passed: what it would find is not what is looked at here.
 """
@@ -18,7 +18,7 @@ from local.github.repository import Repository
 from local.github.runner import Run
 from local.settings import load, write_atomic
 from local.waiting import eventually
-from testbed.droplet import Client, Traffic, ledger
+from testbed.droplet import Client, Traffic, ledger, running_image
 
 Edits = dict[
     str, Callable[[str], str | None]
@@ -153,3 +153,16 @@ def test_a_run_that_main_has_overtaken_is_refused(repository: Repository, client
     assert run.jobs["release"].result == "failure"
     assert "allow_older" in released(run).lower()
     assert client.revision() == serving
+
+
+def test_a_rollback_by_hand_brings_the_release_before(
+    repository: Repository, client: Client, traffic: Traffic
+) -> None:
+    serving = client.revision()
+    before = [line for line in ledger() if line["result"] == "live"][-1]["from"]
+    (run,) = repository.dispatch("operate.yml", {"verb": "rollback"})
+    assert run.green
+    assert running_image() == before
+    assert client.revision() != serving
+    assert (ledger()[-1]["action"], ledger()[-1]["result"]) == ("rollback", "live")
+    traffic.assert_no_gap()
