@@ -14,6 +14,7 @@ import psycopg
 import pytest
 from psycopg.rows import namedtuple_row
 
+from local.waiting import eventually
 from testbed.postgres import Server, apply, server
 
 ANN, BOB = "11111111-1111-4111-8111-111111111111", "22222222-2222-4222-8222-222222222222"
@@ -75,6 +76,12 @@ def cluster() -> Iterator[Server]:
 
 @pytest.fixture
 def budget(cluster: Server) -> Budget:
+    def now() -> datetime.datetime:
+        return datetime.datetime.now(datetime.UTC)
+
+    # What a test calls today stays so until it has ended.
+    soon = datetime.timedelta(minutes=2)
+    eventually(lambda: (now() + soon).date() == now().date(), "the day is over", seconds=180)
     return Budget(cluster)
 
 

@@ -26,9 +26,9 @@ from tools.database.address import ROOT, Refused, database_url, hide_secrets, to
 
 COLUMNS = ("user", "model", "answers", "estimated", "prompt", "cached", "completion", "embedding", "USD")  # fmt: skip
 QUERY = """
-select coalesce(u.email, s.user_id::text, 'deleted accounts'), s.model,
-  sum(s.answers)::bigint, sum(s.estimated)::bigint, sum(s.prompt_tokens)::bigint, sum(s.cached_tokens)::bigint, sum(s.completion_tokens)::bigint,
-  sum(s.embedding_tokens)::bigint, sum(s.cost)::bigint
+select coalesce(u.email, s.user_id::text, 'deleted accounts'), s.model, sum(s.answers)::bigint,
+  sum(s.estimated)::bigint, sum(s.prompt_tokens)::bigint, sum(s.cached_tokens)::bigint,
+  sum(s.completion_tokens)::bigint, sum(s.embedding_tokens)::bigint, sum(s.cost)::bigint
 from private.spending s left join auth.users u on u.id = s.user_id
 where s.day >= %(first)s and s.day < %(next)s
 group by s.user_id, u.email, s.model order by sum(s.cost) desc, 1, 2

@@ -101,7 +101,7 @@ def _dollars(text: str) -> Decimal:
         whole = False
     if not whole or not 0 < amount <= MOST_USD:
         raise ValueError(
-            f"is not an amount of US dollars above 0 and up to {MOST_USD}, such as 20 or 0.50: {text!r}"
+            f"is not an amount of US dollars above 0, up to {MOST_USD} and to a millionth, such as 20 or 0.50: {text!r}"
         )
     return amount
 
