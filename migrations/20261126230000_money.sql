@@ -61,37 +61,38 @@ create function private.reserve_money(
 declare
   account constant pg_catalog.uuid :=
     (nullif(current_setting('request.jwt.claims', true), '')::pg_catalog.jsonb ->> 'sub')::pg_catalog.uuid;
+  moment pg_catalog.timestamptz;
   today pg_catalog.date;
   month_begin pg_catalog.date;
+  sums record;
+  fits boolean;
 begin
   if account is null or amount is null or seconds is null or day_cap is null or month_cap is null then
     raise exception 'who asks, how much, for how long, and both caps have to be said';
   end if;
   -- One at a time, to the end of the transaction: who comes next sees what this one took.
   perform pg_advisory_xact_lock(1667853685);
-  at := clock_timestamp();
-  today := (at at time zone 'utc')::pg_catalog.date;
+  moment := clock_timestamp();
+  today := (moment at time zone 'utc')::pg_catalog.date;
   month_begin := date_trunc('month', today)::pg_catalog.date;
   -- An answer may still be paid long after its time: only a row that has been dead for a day goes.
-  delete from private.reservations r where r.expires_at < at - interval '1 day';
+  delete from private.reservations r where r.expires_at < moment - interval '1 day';
   -- In one statement: an answer that ends at this moment is seen either as held or as spent.
-  with spent as (
-    select coalesce(sum(s.cost), 0) as month,
-      coalesce(sum(s.cost) filter (where s.day = today and s.user_id = account), 0) as day
+  select * into sums from (
+    select coalesce(sum(s.cost), 0)::pg_catalog.int8 as month_spent,
+      coalesce(sum(s.cost) filter (where s.day = today and s.user_id = account), 0)::pg_catalog.int8 as day_spent
     from private.spending s where s.day >= month_begin
-  ), held as (
-    select coalesce(sum(r.held), 0) as month,
-      coalesce(sum(r.held) filter (where r.day = today and r.user_id = account), 0) as day
-    from private.reservations r where r.expires_at > at and r.day >= month_begin
-  )
-  select spent.month, held.month, spent.day, held.day into month_spent, month_held, day_spent, day_held
-  from spent, held;
-  granted := month_spent + month_held + amount <= month_cap and day_spent + day_held + amount <= day_cap;
-  if granted then
+  ) as spent, (
+    select coalesce(sum(r.held), 0)::pg_catalog.int8 as month_held,
+      coalesce(sum(r.held) filter (where r.day = today and r.user_id = account), 0)::pg_catalog.int8 as day_held
+    from private.reservations r where r.expires_at > moment and r.day >= month_begin
+  ) as held;
+  fits := sums.month_spent + sums.month_held + amount <= month_cap and sums.day_spent + sums.day_held + amount <= day_cap;
+  if fits then
     insert into private.reservations (id, user_id, day, model, held, expires_at)
-    values (reservation, account, today, asked_model, amount, at + make_interval(secs => seconds));
+    values (reservation, account, today, asked_model, amount, moment + make_interval(secs => seconds));
   end if;
-  return next;
+  return query select fits, sums.month_spent, sums.month_held, sums.day_spent, sums.day_held, moment;
 end $$;
 comment on function private.reserve_money(uuid, text, bigint, integer, bigint, bigint) is
   'Holds an amount for an answer to the user of the request, unless it would go over a cap; says what is spent and held.';
