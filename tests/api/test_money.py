@@ -340,7 +340,7 @@ def test_people_see_who_spent_what(shared_api: Api, clouds: Clouds, model: Model
     lines = {line.split()[0]: line.split() for line in text.splitlines() if line}
     assert lines["user"][1:3] == ["model", "answers"]
     assert lines[email][1:4] == [CHAT_MODEL, "1", "0"]
-    assert lines[email][-1] == f"{paid / MILLION:.4f}"
+    assert lines[email][-1] == f"{paid / MILLION:.6f}"
     assert float(lines["all"][-1].replace(",", "")) >= paid / MILLION
     code, text = usage("--csv")
     (row,) = [row for row in csv.DictReader(text.splitlines()) if row["user"] == email]

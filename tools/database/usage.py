@@ -61,8 +61,8 @@ def table(rows: Sequence[Row]) -> str:
     sums = [sum(row[at] for row in rows) for at in range(2, len(COLUMNS))]
     shown = [
         COLUMNS,
-        *([*row[:2], *(f"{number:,}" for number in row[2:-1]), f"{row[-1]:,.4f}"] for row in rows),
-        ["all", "", *(f"{number:,}" for number in sums[:-1]), f"{sums[-1]:,.4f}"],
+        *([*row[:2], *(f"{number:,}" for number in row[2:-1]), f"{row[-1]:,.6f}"] for row in rows),
+        ["all", "", *(f"{number:,}" for number in sums[:-1]), f"{sums[-1]:,.6f}"],
     ]
     widths = [max(len(line[at]) for line in shown) for at in range(len(COLUMNS))]
     return "\n".join(
