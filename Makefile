@@ -9,7 +9,7 @@ SHELL := /bin/bash
 ENV ?= local
 PYTHON ?= python3
 # Values of people go through the environment, where no shell reads them, and as they were typed: make expands none.
-people := SERVICE NAME IMAGE REVISION ACCEPT ACCEPT_NO_BACKUP CONFIRM START WHAT FROM INTO MAX_AGE_HOURS USER_ID BASE PYTHON
+people := SERVICE NAME IMAGE REVISION ACCEPT ACCEPT_NO_BACKUP CONFIRM START WHAT FROM INTO MAX_AGE_HOURS USER_ID MONTH BASE PYTHON
 $(foreach name,$(people),$(if $(value $(name)),$(eval override export $(name) := $$(value $(name)))))
 export ENV
 export GOALS := $(MAKECMDGOALS)
@@ -101,7 +101,7 @@ n8n-pull: setup ## Bring edits of n8n's editor into n8n_workflows/; ARGS=--check
 seed: setup ## Fill the knowledge base from services/etl/sources.yaml; ACCEPT=SOURCE confirms removals that wait
 	@python -m tools.seed
 
-.PHONY: migrate migrate-plan schema reembed user-export user-erase
+.PHONY: migrate migrate-plan schema reembed usage user-export user-erase
 migrate: setup ## Apply the pending database migrations
 	@$(call step,migrate) python -m tools.database.migrate
 migrate-plan: setup ## Show the pending migrations; applies nothing
@@ -110,6 +110,8 @@ schema: mmdebstrap setup ## Write docs/schema.md from the live catalogue of all 
 	@python -m tools.database.schema $(ARGS)
 reembed: setup ## Give every passage an embedding by EMBEDDING_MODEL, while the old ones answer: CONFIRM=yes, then CONFIRM=drop
 	@python -m tools.database.reembed
+usage: setup ## What answers of a month cost, by user and model: MONTH=YYYY-MM (this one); ARGS=--csv for programs
+	@python -m tools.database.usage $(ARGS)
 user-export: setup ## All that is kept about one person, as JSON: USER_ID=… (id or e-mail)
 	@python -m tools.database.person export
 user-erase: setup ## Delete one person's account and data for good: USER_ID=… CONFIRM=yes

@@ -284,6 +284,8 @@ def api(
         "METRICS_PORT": str(metrics),
         "RATE_PER_MINUTE": "100000",
         "STREAMS_PER_USER": "1000",
+        "BUDGET_MONTH_USD": "100000",
+        "BUDGET_USER_DAY_USD": "100000",
         **env,
     }
     log = folder / "log"

@@ -49,6 +49,7 @@ for goal in ${GOALS:-}; do
       service
       registry
       ;;
+    usage) given MONTH '2[0-9]{3}-(0[1-9]|1[0-2])' "a month" "make $goal MONTH=2026-11" ;;
     user-export | user-erase) given USER_ID '[^[:space:]"`]+' "an account's id or address" "make $goal USER_ID=… (the account's id)" ;;
     provision | plan | services | prune | adopt | n8n-workflows | n8n-pull | smoke | audit) droplet ;;
     deploy | rollback | history)

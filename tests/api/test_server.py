@@ -296,6 +296,11 @@ def test_switches_are_on_or_off_and_lists_have_commas_or_spaces() -> None:
         ("SUPABASE_JWKS_URL", "https://example.com/keys", "ftp://example.com/keys"),
         ("CORS_ORIGINS", "https://example.com", "https://example.com/"),
         ("CHAT_LOG", "ON", "true"),
+        ("BUDGET_MONTH_USD", "0.000001", "0"),
+        ("BUDGET_MONTH_USD", "1000000", "1000000.01"),
+        ("BUDGET_USER_DAY_USD", "0.50", "-1"),
+        ("BUDGET_USER_DAY_USD", "3", "0.0000001"),
+        ("BUDGET_USER_DAY_USD", "3", "nan"),
         ("PING_SECONDS", "600", "\udcff"),
         ("MAX_BODY_BYTES", "0", "\udcff"),
     ],
@@ -333,6 +338,8 @@ def test_every_wrong_or_missing_variable_is_named_at_once() -> None:
         "SUPABASE_URL": "http://example.com",
         "CORS_ORIGINS": "app.example.com",
         "CHAT_LOG": "perhaps",
+        "BUDGET_MONTH_USD": "twenty",
+        "BUDGET_USER_DAY_USD": "inf",
         "REASONING_EFFORT": "minimal",
     }
     missing = ("OPENAI_API_KEY",)

@@ -92,6 +92,14 @@ STATEMENTS = {
         "update private.retention_runs set answers = 0",
         "insert into private.retention_runs select now(), length(%s), 0, 0",
     ),
+    "private.reservations": (
+        "update private.reservations set held = 0",
+        "insert into private.reservations select gen_random_uuid(), %s, now(), 'm', 0, now()",
+    ),
+    "private.spending": (
+        "update private.spending set cost = 0",
+        "insert into private.spending (user_id, day, model) values (%s, now(), 'm')",
+    ),
     "private.served_embeddings": (
         "update private.served_embeddings set model = 'x'",
         "insert into private.served_embeddings (model) values (%s)",
@@ -147,7 +155,10 @@ EXPECTED: dict[str, dict[str, tuple[int | str, ...]]] = {
     },
     **{
         f"private.{table}": dict.fromkeys(ACTORS, (NO, NO, NO, NO, NO))
-        for table in ("passage_words", "vocabulary", "embeddings", "served_embeddings")
+        for table in (
+            *("passage_words", "vocabulary", "embeddings", "served_embeddings"),
+            *("reservations", "spending"),
+        )
     },
     "private.retention_runs": {
         actor: (1 if actor.startswith(("api", "service")) else NO, NO, NO, NO, NO)
@@ -161,6 +172,9 @@ CALLERS = {
     "private.delete_expired_chats": {"cimt_api", "service_role"},
     "private.upsert_vectors": {"cimt_api", "service_role"},
     "private.use_api_key": {"cimt_api"},
+    "private.reserve_money": {"cimt_api"},
+    "private.settle_money": {"cimt_api"},
+    "private.month_spent": {"cimt_api"},
     "private.export_user": {"service_role"},
     "private.erase_user": {"service_role"},
     "private.stemmed": set(),

@@ -26,7 +26,7 @@ from local.waiting import eventually, free_port
 from testbed.postgres import Server
 from testbed.postgres import server as start_server
 from testbed.processes import children
-from tools.database import address, migrate, person
+from tools.database import address, migrate, person, usage
 
 ROOT = Path(__file__).parents[2]
 PASSWORD = "with/odd#signs@and:more"
@@ -334,6 +334,7 @@ COMMANDS: dict[str, tuple[Callable[[], int], tuple[str, ...]]] = {
     "migrate": (migrate.main, ()),
     "export": (person.main, ("export",)),
     "erase": (person.main, ("erase",)),
+    "usage": (usage.main, ()),
 }
 
 

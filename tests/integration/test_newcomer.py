@@ -176,6 +176,7 @@ GIVEN = {
     "SERVICE": ["history", "build"],
     "NAME": ["logs"],
     "USER_ID": ["user-export", "user-erase"],
+    "MONTH": ["usage"],
 }
 # An address may hold an apostrophe; between names there may be spaces.
 RIGHT = {("USER_ID", "a'b"), ("ACCEPT", "a b")}

@@ -371,6 +371,11 @@ def test_a_person_is_exported_and_erased(project: Project) -> None:
             "select id, 'k', encode(sha256(id::text::bytea), 'hex'), 'abcd' from auth.users where id = %s",
             ids[name],
         )
+        project.sql(
+            "insert into private.spending (user_id, day, model, answers, estimated, prompt_tokens, cached_tokens, "
+            "completion_tokens, embedding_tokens, cost) values (%s, '2026-11-01', 'm', 2, 0, 9, 0, 9, 9, 700)",
+            ids[name],
+        )
     project.sql("alter table auth.users add column encrypted_password text default 'hash-of-it'")
     code, text, _ = person("export", "ZOE@example.com")
     assert code == 0
@@ -378,8 +383,8 @@ def test_a_person_is_exported_and_erased(project: Project) -> None:
     assert document["account"]["id"] == ids["zoe"]
     assert document["account"]["raw_user_meta_data"] == {"name": "Zoe"}
     assert document["account"]["last_sign_in_at"]
-    kinds = ("conversations", "chat_logs", "api_keys", "documents")
-    assert [len(document[kind]) for kind in kinds] == [1, 1, 1, 0]
+    kinds = ("conversations", "chat_logs", "api_keys", "spending", "documents")
+    assert [len(document[kind]) for kind in kinds] == [1, 1, 1, 1, 0]
     assert not any(secret in text for secret in (ids["bob"], "hash-of-it", '"hash"'))
 
     code, _, error = person("erase", ids["zoe"])
@@ -388,7 +393,10 @@ def test_a_person_is_exported_and_erased(project: Project) -> None:
     assert (code, len(error.splitlines())) == (1, 1), error
     code, text, error = person("erase", ids["zoe"], CONFIRM="yes")
     assert code == 0, error
-    assert json.loads(text) == {"account": 1} | dict(zip(kinds, (1, 1, 1, 0), strict=True))
+    assert json.loads(text) == {"account": 1} | dict(zip(kinds, (1, 1, 1, 1, 0), strict=True))
+    # What was spent stays spent, by nobody.
+    spent = "select user_id::text, cost from private.spending order by user_id nulls first"
+    assert project.sql(spent) == [(None, 700), (ids["bob"], 700)]
     assert "backups of the database: 7 days" in error
     assert person("export", ids["zoe"])[0] == 1
     assert json.loads(person("export", ids["bob"])[1])["account"]["email"] == "bob@example.com"

@@ -244,6 +244,45 @@ def test_the_end_of_a_model_is_told_once_and_in_time(world: World) -> None:
     world.configure("alerts", probes=[{"name": "api", "url": f"{outside.url}/readyz"}])
 
 
+def test_a_budget_that_runs_out_is_told_twice_in_a_month(world: World) -> None:
+    """At 80 %, and when nothing is left. The page is what the api serves: tests/api/test_money.py."""
+    outside = world.outside
+
+    def serve(used: float | None, reached: int = 0) -> None:
+        lines = ["# HELP x y", "cimt_budget_month_usd 20.0"]
+        if used is not None:
+            lines += [
+                f"cimt_budget_month_used_ratio {used}",
+                f"cimt_budget_month_reached {reached}.0",
+            ]
+        outside.pages["/metrics"] = ("text/plain", "\n".join([*lines, ""]).encode())
+
+    def told() -> list[tuple[str, str]]:
+        return [(one["level"], one["title"]) for one in outside.messages]
+
+    world.configure("alerts", probes=[{"name": "api figures", "url": f"{outside.url}/metrics"}])
+    outside.forget()
+    serve(0.799)
+    assert checks(world, 4)["bad"] == []
+    serve(0.81)
+    assert checks(world, 6)["failing"] == ["budget"]
+    assert told() == [("notice", "notice: budget")]
+    said = outside.messages[0]["text"]
+    assert said.startswith(
+        "NOTICE budget: 81 % of the 20 USD of this month are spent. Next: make usage"
+    )
+    serve(None)  # the api has just started and does not know yet
+    assert checks(world, 4)["failing"] == ["budget"]
+    serve(0.9999, 1)
+    assert checks(world, 6)["failing"] == ["budget", "budget reached"]
+    assert told()[1:] == [("alarm", "down: budget reached")]
+    assert "every question is refused until it ends (UTC)" in outside.messages[1]["text"]
+    serve(0)  # the next month
+    assert checks(world, 4)["failing"] == []
+    assert told()[2:] == [("recovery", "up: budget, budget reached")]
+    world.configure("alerts", probes=[{"name": "api", "url": f"{outside.url}/readyz"}])
+
+
 def test_the_schedule_checks_by_itself_and_gives_a_sign_of_life(world: World) -> None:
     outside = world.outside
     outside.pages["/alive"] = ("text/plain", b"thanks")

@@ -25,6 +25,7 @@ LEFT = """\
 What is left of it, and until when:
 - Supabase's backups of the database: 7 days on Pro, 14 on Team, 30 on Enterprise, longer where point-in-time recovery
   is set so; on Free nobody says. Restoring one brings the account back: erase it again then.
+- What their answers cost, by day and model: in the sum of deleted accounts, without their name or id.
 - Copies of yours (`pg_dump`, an export): until you delete them.
 - Logs with addresses and times, of Supabase and of the droplet: until they expire. What OpenAI was asked: 30 days.
 """
@@ -33,6 +34,7 @@ COUNTS = (
     "(select count(*) from public.conversations where user_id = %(id)s) as conversations, "
     "(select count(*) from public.chat_logs where user_id = %(id)s) as chat_logs, "
     "(select count(*) from public.api_keys where user_id = %(id)s) as api_keys, "
+    "(select count(*) from private.spending where user_id = %(id)s) as spending, "
     "(select count(*) from public.vectors where owner_id = %(id)s) as documents"
 )
 

@@ -14,8 +14,8 @@ Exit codes: 0 done, or nothing to do; 1 it failed, and goes on where it was; 2 r
 from __future__ import annotations
 
 import argparse
+import json
 import os
-import pathlib
 import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -28,7 +28,7 @@ from pgvector.psycopg.halfvec import HalfVectorBinaryDumper
 from tools.database.address import ROOT, Refused, database_url, hide_secrets, told
 
 psycopg.adapters.register_dumper(HalfVector, HalfVectorBinaryDumper)
-PRICES = pathlib.Path(__file__).with_name("embedding_prices.yaml")
+PRICES = ROOT / "services/api/cimt_api/prices.json"
 DIMENSIONS = 1536  # of the columns; every model of the third generation is asked for so many
 TOKEN_BYTES = 3  # of UTF-8; English takes 4, Portuguese 3.5: rather too many tokens than too few
 BATCH, BATCH_BYTES = 64, 200_000  # passages and bytes in one request
@@ -166,12 +166,11 @@ def embed(model: str, batches: Iterable[Rows]) -> Iterator[tuple[Rows, list[list
 
 def estimate(model: str, count: int, size: int) -> str:
     """What embedding so many passages of so many bytes costs, at most."""
-    prices = yaml.safe_load(PRICES.read_text())
+    entry = json.loads(PRICES.read_text())["embedding"].get(model)
     tokens = -(-size // TOKEN_BYTES)
-    price = prices["usd_per_million_tokens"].get(model)
     cost = (
-        f"{tokens / 1e6 * price:.2f} USD (prices of {prices['seen']})"
-        if price
+        f"{tokens / 1e6 * float(entry['prices'][-1]['input']):.2f} USD (prices of {entry['seen']})"
+        if entry
         else "at a price not known here"
     )
     return f"{count} passages, {size} bytes, at most {tokens} tokens, {cost}"

@@ -15,6 +15,7 @@ from pydantic.json_schema import models_json_schema
 from starlette.middleware.cors import CORSMiddleware
 
 from . import __version__
+from .answers.bill import Till
 from .answers.registry import Answers
 from .http import problems
 from .http.auth import Authenticator
@@ -29,6 +30,7 @@ from .settings import Settings, load
 from .store.chats import Chats
 from .store.database import Database
 from .store.keys import Keys
+from .store.money import Money
 from .store.retrieval import Retriever
 
 # Written when the image is built. A file and not a variable: the panel's environment must not be able to shadow it.
@@ -74,6 +76,7 @@ def application(settings: Settings | None = None) -> Edge:
                 "X-Answer-Id",
                 "X-Conversation-Id",
                 "X-Request-Id",
+                "X-Should-Retry",
                 "Retry-After",
                 "RateLimit",
                 "RateLimit-Policy",
@@ -95,6 +98,9 @@ def create_app(settings: Settings, metrics: Metrics, built_from: str) -> FastAPI
     upstream = Upstream(settings, metrics)
     chats = Chats(database)
     retriever = Retriever(database, settings)
+    till = Till(settings)
+    money = Money(database, settings, metrics, least=till.most())
+    metrics.registry.register(money)
     services = Services(
         settings=settings,
         database=database,
@@ -104,8 +110,9 @@ def create_app(settings: Settings, metrics: Metrics, built_from: str) -> FastAPI
         keys=Keys(database),
         retriever=retriever,
         upstream=upstream,
+        till=till,
     )
-    answers = Answers(settings, chats, retriever, upstream, metrics)
+    answers = Answers(settings, chats, retriever, upstream, metrics, money, till)
     breaker = upstream.breaker
     watched = Watched(answers.generating, answers.unsaved, lambda: breaker.open, database.stats)
     metrics.registry.register(watched)
@@ -120,9 +127,10 @@ def create_app(settings: Settings, metrics: Metrics, built_from: str) -> FastAPI
         await upstream.start(after=lambda: services.authenticator.ready)
         await answers.start()
         expiry = asyncio.create_task(_retention(chats, settings.chat_retention_days, metrics))
-        lifetime_watch = asyncio.create_task(lifetimes.watch())
+        watches = [asyncio.create_task(each.watch()) for each in (lifetimes, money)]
         yield
-        lifetime_watch.cancel()
+        for watch in watches:
+            watch.cancel()
         expiry.cancel()
         await answers.close()
         await upstream.close()

@@ -36,7 +36,19 @@ class Metrics:
             registry=registry,
         )
         self.tokens = Counter(
-            "cimt_tokens", "Tokens as billed: prompt, completion.", ["kind"], registry=registry
+            "cimt_tokens",
+            "Tokens as billed: prompt, cached (of the prompt), completion, embedding.",
+            ["kind"],
+            registry=registry,
+        )
+        self.cost = Counter(
+            "cimt_cost_usd", "What answers cost, in US dollars.", ["model"], registry=registry
+        )
+        self.budget_refusals = Counter(
+            "cimt_budget_refusals",
+            "Questions that were refused because of money, by cap: month, user-day.",
+            ["cap"],
+            registry=registry,
         )
         self.upstream_errors = Counter(
             "cimt_upstream_errors",

@@ -116,7 +116,8 @@ class Usage(NamedTuple):
 
     prompt: int
     completion: int
-    cached: int = 0  # of the prompt
+    cached: int = 0  # of the prompt, what the service had in its cache
+    written: int = 0  # of the prompt, what the service put there
 
 
 class Delta(NamedTuple):
@@ -550,8 +551,10 @@ def _usage(counted: Any) -> Usage | None:
     if prompt is None or completion is None:
         return None
     details = counted.get("prompt_tokens_details")
-    cached = number(details.get("cached_tokens")) if isinstance(details, dict) else None
-    return Usage(prompt, completion, min(cached or 0, prompt))
+    details = details if isinstance(details, dict) else {}
+    cached = min(number(details.get("cached_tokens")) or 0, prompt)
+    written = min(number(details.get("cache_write_tokens")) or 0, prompt - cached)
+    return Usage(prompt, completion, cached, written)
 
 
 def _retry_after(headers: Mapping[str, str]) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from decimal import Decimal, InvalidOperation
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -18,6 +19,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+MOST_USD = Decimal(1_000_000)  # of a budget
 ENCRYPTED = ("require", "verify-ca", "verify-full")  # of sslmode
 
 
@@ -91,9 +93,23 @@ def _switch(text: str) -> bool:
     return text.lower() == "on"
 
 
+def _dollars(text: str) -> Decimal:
+    try:
+        amount = Decimal(text)
+        whole = amount.as_integer_ratio() and amount == round(amount, 6)
+    except (InvalidOperation, ValueError, OverflowError):  # no number, NaN, infinity
+        whole = False
+    if not whole or not 0 < amount <= MOST_USD:
+        raise ValueError(
+            f"is not an amount of US dollars above 0, up to {MOST_USD} and to a millionth, such as 20 or 0.50: {text!r}"
+        )
+    return amount
+
+
 Address = Annotated[str, AfterValidator(_address)]
 Origin = Annotated[str, AfterValidator(_origin)]
 Internal = Annotated[int, AfterValidator(_internal)]
+Dollars = Annotated[Decimal, BeforeValidator(_dollars)]
 Switch = Annotated[bool, BeforeValidator(_switch)]
 Effort = Literal["off", "none", "low", "medium", "high", "xhigh", "max"]
 
@@ -128,6 +144,10 @@ class Settings(BaseSettings):
     streams_per_user: int = Field(4, ge=1, le=1_000_000)
     streams_total: int = Field(1000, ge=1, le=1_000_000)
 
+    # What may be spent on answers, in US dollars; days and months are those of UTC
+    budget_month_usd: Dollars = Decimal(20)  # by all together
+    budget_user_day_usd: Dollars = Decimal(1)  # by one user
+
     # The model
     openai_base_url: Annotated[str, AfterValidator(lambda url: url.rstrip("/"))] = ""  # the SDK's
     chat_model: str = "gpt-6-luna"
@@ -137,6 +157,7 @@ class Settings(BaseSettings):
     openai_connect_seconds: float = Field(5.0, ge=0.1, le=60)
     openai_first_token_seconds: float = Field(30.0, ge=0.1, le=600)  # since the model was asked
     openai_between_tokens_seconds: float = Field(20.0, ge=0.1, le=600)
+    answer_seconds: int = Field(600, ge=1, le=3600)  # of an answer, from its question to its end
     openai_retries: int = Field(2, ge=0, le=5)  # before the first token, never after it
 
     # What the model is given

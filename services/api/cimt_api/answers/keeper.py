@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from ..http.problems import Problem
 from ..metrics import Metrics
 from ..model import Usage
 from ..store.chats import DEAD_SECONDS, Chats, Stored
+from ..store.money import Charge, Money
 from .answer import Answer, State, problem_of
+from .bill import Bill
 
 TOUCH_SECONDS = 3.0  # a row that is older than DEAD_SECONDS has lost its process
 SAVES_AT_ONCE = 4
@@ -27,6 +30,7 @@ class Row:
     """The row of an answer that is written here: how much of it is stored."""
 
     answer: Answer
+    bill: Bill
     begun: bool = False  # False: perhaps it is not there yet
     saved: int = 0  # characters
     sourced: bool = False  # its sources are stored
@@ -38,8 +42,9 @@ class Row:
 class Keeper:
     """Stores the answers that are written here, and follows those that others write."""
 
-    def __init__(self, chats: Chats, metrics: Metrics) -> None:
+    def __init__(self, chats: Chats, money: Money, metrics: Metrics) -> None:
         self._chats = chats
+        self._money = money
         self._metrics = metrics
         self._turn = asyncio.Semaphore(SAVES_AT_ONCE)
         self.stopping = False
@@ -52,15 +57,30 @@ class Keeper:
             row.saving = asyncio.create_task(self._save_in_turn(row))
 
     async def save_end(self, row: Row) -> None:
-        """Store how the answer ended, and try again for a while where that fails."""
+        """Store how the answer ended and what it cost, and try again for a while where that fails."""
         if row.saving is not None:
             await asyncio.gather(row.saving, return_exceptions=True)
+        await self._insist(row.answer, lambda: self._save(row))
+
+    async def settle(self, answer: Answer, charge: Charge) -> None:
+        """Store what an answer cost of which nothing else is stored, and try again in the same way."""
+
+        async def settled() -> bool:
+            try:
+                await self._money.settle(answer.user, charge)
+            except Problem:
+                return False
+            return True
+
+        await self._insist(answer, settled)
+
+    async def _insist(self, answer: Answer, attempt: Callable[[], Awaitable[bool]]) -> None:
         since = time.monotonic()
         pause = 0.2
-        while not await self._save(row):
+        while not await attempt():
             limit = STOPPING_SAVE_SECONDS if self.stopping else LAST_SAVE_SECONDS
             if time.monotonic() - since > limit:
-                log.error("answer %s: its end could not be stored", row.answer.id)
+                log.error("answer %s: its end could not be stored", answer.id)
                 return
             await asyncio.sleep(pause)
             pause = min(pause * 2, 5.0)
@@ -125,6 +145,7 @@ class Keeper:
                 usage=usage,
                 first_token_ms=answer.first_token_ms,
                 duration_ms=milliseconds if answer.done else None,
+                charge=row.bill.charge(text, usage) if answer.done else None,
             )
         except Problem as problem:
             log.warning("answer %s: not stored yet (%s)", answer.id, problem.kind)

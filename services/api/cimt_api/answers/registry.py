@@ -17,8 +17,10 @@ from ..metrics import Metrics
 from ..model import Upstream, problem_of_kind
 from ..settings import Settings
 from ..store.chats import Chats, Stored, id_in_use
+from ..store.money import MILLION, Money
 from ..store.retrieval import Retriever
 from .answer import Answer, Question, State, problem_of
+from .bill import Till
 from .keeper import Keeper
 from .writer import Writer, Writing
 
@@ -53,11 +55,15 @@ class Answers:
         retriever: Retriever,
         upstream: Upstream,
         metrics: Metrics,
+        money: Money,
+        till: Till,
     ) -> None:
         self._settings = settings
         self._chats = chats
-        self._keeper = Keeper(chats, metrics)
-        self._writer = Writer(settings, chats, self._keeper, retriever, upstream, metrics)
+        self._keeper = Keeper(chats, money, metrics)
+        self._writer = Writer(
+            settings, chats, self._keeper, retriever, upstream, metrics, money, till
+        )
         self._upstream = upstream
         self._metrics = metrics
         self._running: dict[UUID, Running] = {}
@@ -299,17 +305,24 @@ class Answers:
             await asyncio.wait(last, timeout=STORED_BEFORE_SECONDS)
 
     async def _after(self, writing: Writing) -> None:
-        """Count the answer, and store how it ended."""
-        answer = writing.answer
+        """Count the answer and what it cost, and store how it ended."""
+        answer, bill = writing.answer, writing.bill
+        charge = None if bill is None else bill.charge(answer.text, answer.usage)
         if answer.question.stored and writing.row is None:
-            return  # it was refused, or is another process's
+            # It was refused, or is another process's, who pays for it.
+            if bill is not None:
+                await self._keeper.settle(answer, bill.nothing())
+            return
         self._metrics.answers.labels(answer.status).inc()
-        if answer.usage is not None:
-            self._metrics.tokens.labels("prompt").inc(answer.usage.prompt)
-            self._metrics.tokens.labels("completion").inc(answer.usage.completion)
+        if charge is not None:
+            for kind in ("prompt", "cached", "completion", "embedding"):
+                self._metrics.tokens.labels(kind).inc(getattr(charge, kind))
+            self._metrics.cost.labels(answer.model).inc(charge.micro_usd / MILLION)
         if writing.row is not None:
             await self._keeper.save_end(writing.row)
             return
+        if charge is not None:
+            await self._keeper.settle(answer, charge)
         self._finished[answer.id] = answer
         if len(self._finished) > KEPT:
             self._finished.popitem(last=False)

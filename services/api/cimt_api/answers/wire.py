@@ -12,6 +12,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from ..http.problems import LEFT, Problem
+from ..model import Usage
 from .answer import Answer, State, problem_of
 from .registry import Answers
 
@@ -161,7 +162,7 @@ def _about(answer: Answer) -> dict[str, Any]:
 
 
 def _usage(answer: Answer) -> dict[str, Any]:
-    prompt, completion_, cached = answer.usage or (0, 0, 0)
+    prompt, completion_, cached, _ = answer.usage or Usage(0, 0)
     return {
         "prompt_tokens": prompt,
         "completion_tokens": completion_,

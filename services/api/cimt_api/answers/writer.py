@@ -15,16 +15,17 @@ from ..metrics import Metrics
 from ..model import Upstream, UpstreamError
 from ..settings import Settings
 from ..store.chats import Chats, Turn
+from ..store.money import Money
 from ..store.retrieval import Passage, Retriever
 from . import prompt
 from .answer import Answer
+from .bill import EMBEDDED_BYTES, Bill, Till
 from .keeper import Keeper, Row
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 CHARACTERS_PER_TOKEN = 16  # more than any language has: stops a model that ignores its limit
-EMBEDDED_BYTES = 8000  # of a question: models take 8,191 tokens, and none is shorter than a byte
 
 TRACER = trace.get_tracer(__name__)  # costs nothing until a collector is configured (app.py)
 
@@ -35,6 +36,7 @@ class Writing:
 
     answer: Answer
     row: Row | None = None
+    bill: Bill | None = None  # once money is held for it
     # When text or thought came, or the model was asked (monotonic); None: not asked yet.
     heard: float | None = None
 
@@ -50,6 +52,8 @@ class Writer:
         retriever: Retriever,
         upstream: Upstream,
         metrics: Metrics,
+        money: Money,
+        till: Till,
     ) -> None:
         self._settings = settings
         self._chats = chats
@@ -57,14 +61,19 @@ class Writer:
         self._retriever = retriever
         self._upstream = upstream
         self._metrics = metrics
+        self._money = money
+        self._till = till
 
     async def write(self, writing: Writing) -> None:
         """Write an answer to its end; follow it where the store shows that it was asked before."""
         answer, question = writing.answer, writing.answer.question
         try:
             turns: Sequence[Turn] = question.turns or []
+            most = self._till.most(question)
+            held = await self._money.reserve(answer.user, answer.model, most)
+            writing.bill = bill = self._till.open(held)
             if question.stored:
-                writing.row = row = Row(answer)
+                writing.row = row = Row(answer, bill)
                 begun = await self._chats.begin(
                     answer.user,
                     answer_id=answer.id,
@@ -90,19 +99,24 @@ class Writer:
             answer.fail(problem)
             return
         try:
-            passages = await self._search(answer) if self._settings.retrieval_count else None
+            passages = await self._search(answer, bill) if self._settings.retrieval_count else None
             answer.prompt(_sources(passages or []))
             messages = prompt.messages(
                 question.text, passages, turns, self._settings, question.instructions
             )
-            await self._relay(writing, messages)
+            bill.asked(messages)
+            await self._relay(writing, bill, messages)
         except UpstreamError as error:
+            if not answer.text:
+                bill.refused(error.kind)
             answer.fail(error.problem())
         except Problem as problem:
             answer.fail(problem)
 
     def overdue(self, writing: Writing) -> bool:
-        """Tell whether the model has been silent for too long."""
+        """Tell whether the model has been silent for too long, or the answer takes longer than any may."""
+        if time.monotonic() - writing.answer.started > self._settings.answer_seconds:
+            return True
         patience = (  # seconds
             self._settings.openai_between_tokens_seconds
             if writing.answer.text
@@ -110,13 +124,14 @@ class Writer:
         )
         return writing.heard is not None and time.monotonic() - writing.heard > patience
 
-    async def _search(self, answer: Answer) -> list[Passage]:
+    async def _search(self, answer: Answer, bill: Bill) -> list[Passage]:
         started = time.perf_counter()
         question = answer.question
         with TRACER.start_as_current_span("retrieval"):
             model = await self._retriever.model()
             beginning = question.text.encode()[:EMBEDDED_BYTES].decode(errors="ignore")
             (vector,) = await self._upstream.embed([beginning], model)
+            bill.embedded(beginning, model)
             passages = await self._retriever.search(
                 answer.user,
                 question.text,
@@ -128,7 +143,7 @@ class Writer:
         self._metrics.retrieval.observe(time.perf_counter() - started)
         return passages
 
-    async def _relay(self, writing: Writing, messages: list[dict[str, str]]) -> None:
+    async def _relay(self, writing: Writing, bill: Bill, messages: list[dict[str, str]]) -> None:
         """Let the answer grow as the model writes, to its limit of tokens; one without a word is a failure."""
         answer = writing.answer
         tokens = min(
@@ -145,6 +160,7 @@ class Writer:
                     if delta.text or delta.thought:
                         writing.heard = time.monotonic()
                         left -= len(delta.text) + delta.thought
+                        bill.thought += delta.thought
                     if delta.text:
                         if not answer.text:
                             self._metrics.first_token.observe(writing.heard - answer.started)

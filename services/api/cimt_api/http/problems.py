@@ -18,6 +18,8 @@ MEDIA_TYPE = "application/problem+json"
 LEFT = 499  # status of a request whose client left before it was answered: for the log alone
 # As OpenAI calls them, by status.
 ERROR_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+# Those of them that no waiting for a moment helps, as clients of OpenAI know it.
+USED_UP = ("budget-month", "budget-user-day")
 NO_HEADERS: Mapping[str, str] = {}
 
 
@@ -65,6 +67,8 @@ class Problem(Exception):
         kind = ERROR_TYPES.get(
             self.status, "server_error" if self.status >= 500 else "invalid_request_error"
         )
+        if self.kind in USED_UP:
+            kind = "insufficient_quota"
         return {
             "message": f"{self.title}: {self.detail}" if self.detail else self.title,
             "type": kind,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from fastapi import Depends, Request, Response
 from fastapi.routing import APIRoute
 
+from ..answers.bill import Till
 from ..http.auth import Authenticator, User
 from ..http.limits import Limits
 from ..settings import Settings
@@ -36,6 +37,7 @@ class Services:
     keys: Keys
     retriever: Retriever
     upstream: Upstream
+    till: Till
     ingests: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(INGESTS))
 
 

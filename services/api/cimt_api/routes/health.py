@@ -22,6 +22,8 @@ WHY = {
     "key": "its service refuses our key: OPENAI_API_KEY",
     "quota": "the account with its service is used up",
 }
+# A part that is no reason to be red.
+UNPRICED = "counted as the dearest that is known"
 
 
 class Part(BaseModel):
@@ -64,4 +66,6 @@ async def readyz(response: Response, services: ServicesOf) -> dict[str, Any]:
     response.status_code = 200 if ready else 503
     why = WHY | {"model": WHY[services.upstream.refused or "model"]}
     parts = {name: {"ok": ok, "why": None if ok else why[name]} for name, ok in working.items()}
+    if unpriced := services.till.unpriced:
+        parts["prices"] = {"ok": True, "why": f"not known of {', '.join(unpriced)}: {UNPRICED}"}
     return {"status": "ready" if ready else "not ready", "parts": parts}

@@ -14,6 +14,7 @@ from ..http.auth import User, refusal
 from ..http.problems import Problem
 from ..model import Usage
 from .database import Database
+from .money import Charge
 
 TITLE_LENGTH = 80  # characters of the first question
 # What memory may be made of: more never fits a prompt, and need not travel.
@@ -193,35 +194,46 @@ class Chats:
         usage: Usage | None = None,
         first_token_ms: int | None = None,
         duration_ms: int | None = None,
+        charge: Charge | None = None,
     ) -> bool:
         """Let the stored answer grow to `answer` (all of its text so far), and touch the row.
 
-        A figure that is None stays as it is. An answer that has ended does not change any more. Returns False
-        when nothing was stored: it had ended, was deleted, or is longer in the database than here.
+        A figure that is None stays as it is. An answer that has ended does not change any more, but its charge is
+        spent all the same, once. Returns False when nothing was stored: it had ended, was deleted, or is longer in the
+        database than here.
         """
-        async with self._database.as_user(user) as connection:
-            updated = await connection.execute(
-                "update public.chat_logs set answer = %(answer)s, status = %(status)s, "
-                "error = coalesce(%(error)s, error), sources = coalesce(%(sources)s, sources), "
-                "prompt_tokens = coalesce(%(prompt_tokens)s, prompt_tokens), "
-                "completion_tokens = coalesce(%(completion_tokens)s, completion_tokens), "
-                "cached_tokens = coalesce(%(cached_tokens)s, cached_tokens), "
-                "first_token_ms = coalesce(%(first_token_ms)s, first_token_ms), "
-                "duration_ms = coalesce(%(duration_ms)s, duration_ms) "
-                "where id = %(id)s and status = 'streaming' and starts_with(%(answer)s, answer)",
-                {
-                    "id": answer_id,
-                    "answer": answer,
-                    "status": status,
-                    "error": error[:200] if error else None,
-                    "sources": None if sources is None else Jsonb(sources),
-                    "prompt_tokens": None if usage is None else usage.prompt,
-                    "completion_tokens": None if usage is None else usage.completion,
-                    "cached_tokens": None if usage is None else usage.cached,
-                    "first_token_ms": first_token_ms,
-                    "duration_ms": duration_ms,
-                },
-            )
+        try:
+            async with self._database.as_user(user) as connection:
+                if charge is not None:
+                    await charge.settle(connection)
+                updated = await connection.execute(
+                    "update public.chat_logs set answer = %(answer)s, status = %(status)s, "
+                    "error = coalesce(%(error)s, error), sources = coalesce(%(sources)s, sources), "
+                    "prompt_tokens = coalesce(%(prompt_tokens)s, prompt_tokens), "
+                    "completion_tokens = coalesce(%(completion_tokens)s, completion_tokens), "
+                    "cached_tokens = coalesce(%(cached_tokens)s, cached_tokens), "
+                    "embedding_tokens = coalesce(%(embedding_tokens)s, embedding_tokens), "
+                    "cost_micro_usd = coalesce(%(cost)s, cost_micro_usd), "
+                    "first_token_ms = coalesce(%(first_token_ms)s, first_token_ms), "
+                    "duration_ms = coalesce(%(duration_ms)s, duration_ms) "
+                    "where id = %(id)s and status = 'streaming' and starts_with(%(answer)s, answer)",
+                    {
+                        "id": answer_id,
+                        "answer": answer,
+                        "status": status,
+                        "error": error[:200] if error else None,
+                        "sources": None if sources is None else Jsonb(sources),
+                        "prompt_tokens": None if usage is None else usage.prompt,
+                        "completion_tokens": None if usage is None else usage.completion,
+                        "cached_tokens": None if usage is None else usage.cached,
+                        "embedding_tokens": None if charge is None else charge.embedding,
+                        "cost": None if charge is None else charge.micro_usd,
+                        "first_token_ms": first_token_ms,
+                        "duration_ms": duration_ms,
+                    },
+                )
+        except errors.ForeignKeyViolation:
+            return False  # the account has just gone, and with it the answer
         return updated.rowcount == 1
 
     async def load(self, user: User, answer_id: UUID) -> Stored | None:
