@@ -16,8 +16,9 @@ from ..http.problems import Problem, documented_for_openai
 from ..store.chats import Turn
 from ..store.keys import PREFIX
 from .asking import begin, body_of, may_ask, respond
-from .chat import QUESTION_LENGTH, STREAM, StreamOptions
+from .chat import EVENTS, QUESTION_LENGTH, StreamOptions
 from .dependencies import WITH_TOKEN, ServicesOf, admitting, services_of
+from .schemas import Completion
 
 NAME = "cimt"  # of our model, whatever answers behind it
 # Parameters that change no answer of ours, whatever they say. Tools are only offered, and UIs offer theirs with every
@@ -178,7 +179,8 @@ def _checked(body: dict[str, Any], models: tuple[str, ...]) -> CompletionRequest
 COMPLETED: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "A `chat.completion`, or its chunks.",
-        "content": {"application/json": {"schema": {"type": "object"}}, **STREAM},
+        "model": Completion,
+        "content": EVENTS,
     }
 }
 
