@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +15,7 @@ from testbed.api import CHAT_MODEL, Api, Clouds, Model
 
 QUESTION = "How long is the warranty?"
 MESSAGES: Any = [{"role": "user", "content": QUESTION}]
+TOOLS: Any = [{"type": "function", "function": {"name": "search", "parameters": {"type": "object"}}}]  # fmt: skip
 
 
 @pytest.fixture
@@ -91,14 +93,17 @@ def test_the_clients_conversation_is_what_the_model_is_given(
     [
         ({"temperature": 0.2}, "temperature"),
         ({"n": 2}, "n"),
-        ({"tools": [{"type": "function", "function": {"name": "x"}}]}, "tools"),
+        ({"tools": TOOLS, "tool_choice": "required"}, "tool_choice"),
+        ({"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "search"}}}, "tool_choice"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"extra_body": {"top_k": 3}}, "top_k"),
         ({"messages": [{"role": "assistant", "content": "Me first"}]}, "messages"),
-        ({"messages": [{"role": "tool", "content": "x", "tool_call_id": "y"}]}, "messages.0.role"),
+        ({"messages": [*MESSAGES, {"role": "tool", "content": "x", "tool_call_id": "y"}]}, "messages"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages.0.content.0.type"),
+        ({"messages": [{"role": "user", "content": 7}]}, "messages.0.content"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
-)
+)  # fmt: skip
 def test_what_is_not_honoured_is_refused_by_name(
     shared_api: Api, key: str, model: Model, wrong: dict[str, Any], param: str
 ) -> None:
@@ -117,11 +122,55 @@ def test_what_says_nothing_is_taken(shared_api: Api, key: str, model: Model) -> 
         "top_p": 1.0,
         "n": 1,
         "presence_penalty": 0,
-        "tools": [],
+        "tools": TOOLS,
+        "tool_choice": "auto",
+        "verbosity": "medium",
         "stop": None,
         "user": "x",
     }
     sdk(shared_api, key).chat.completions.create(model="cimt", messages=MESSAGES, **neutral)
+
+
+def test_what_open_webui_sends_is_answered(
+    shared_api: Api, key: str, model: Model, clouds: Clouds
+) -> None:
+    """Its requests as 0.12.4 sends them: some 36 tools with every question, its own tasks as questions."""
+    title = "### Task:\nGenerate a concise title.\n### Chat History:\n<chat_history>\nUSER: Hi\n</chat_history>"
+    # A chat that another model began, which called a tool and was stopped; a question that was sent twice.
+    call = {"id": "1", "type": "function", "function": {"name": "search", "arguments": "{}"}}
+    before = [
+        {"role": "user", "content": "Are you open today?"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "1", "content": "The door is open until nine."},
+        {"role": "assistant", "content": ""},
+        *MESSAGES,
+    ]
+    with httpx.Client(base_url=shared_api.url, headers={"Authorization": f"Bearer {key}"}) as ui:
+        for body in (
+            {"stream": False, "messages": [{"role": "user", "content": title}], "max_tokens": 1000},
+            {"stream": True, "messages": MESSAGES, "tools": TOOLS * 36},
+            {"stream": True, "messages": before + MESSAGES, "tools": TOOLS, "tool_choice": "auto"},
+        ):
+            answer = ui.post("/v1/chat/completions", json={"model": "cimt", **body}, timeout=30)
+            assert answer.status_code == 200, answer.text
+            assert ("data: [DONE]" in answer.text) == body["stream"]
+        sent = model.prompts()[-1]["body"]
+        assert "tools" not in sent
+        assert "The door is open until nine." in str(sent["messages"])
+        assert sent["messages"][-1]["role"] == "user"
+        # Errors in the same words, whether they come before the stream or in it.
+        codes = []
+        for fault in ({"after": 0}, {"after": 4}):
+            model.behave("broken", **fault, paths=["/v1/chat/completions"])
+            asked = {"model": "cimt", "messages": MESSAGES, "stream": True}
+            failed = ui.post("/v1/chat/completions", json=asked, timeout=30)
+            said = [line for line in failed.text.splitlines() if '"error":{' in line]
+            codes.append(json.loads(said[0].removeprefix("data: "))["error"])
+        assert codes[0] == codes[1]
+        assert codes[0]["code"] == "upstream_broken"
+        wrong = ui.get("/v1/models", headers={"Authorization": "Bearer sk-of-somebody-else"})
+        assert wrong.status_code == 401
+        assert "key" in wrong.json()["error"]["message"]
 
 
 def test_errors_are_the_sdks_own(shared_api: Api, key: str, model: Model) -> None:

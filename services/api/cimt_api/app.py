@@ -24,7 +24,7 @@ from .http.limits import Limits
 from .lifetimes import Lifetimes
 from .metrics import Metrics, Watched
 from .model import Upstream
-from .routes import chat, conversations, documents, health, keys, openai
+from .routes import chat, conversations, documents, health, keys, openai, schemas
 from .routes.dependencies import Services
 from .settings import Settings, load
 from .store.chats import Chats
@@ -179,6 +179,9 @@ def _complete_document(app: FastAPI) -> None:
                     (chat.ChatRequest, "validation"),
                     (chat.UIRequest, "validation"),
                     (openai.CompletionRequest, "validation"),
+                    (schemas.CompletionChunk, "validation"),
+                    (schemas.StreamError, "validation"),
+                    (schemas.UIPart, "validation"),
                     (problems.ProblemDocument, "validation"),
                     (problems.OpenAIError, "validation"),
                 ],

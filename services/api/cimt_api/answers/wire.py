@@ -62,12 +62,9 @@ class OpenAIEvents:
     def end(self, answer: Answer, sent: int) -> list[bytes]:
         """Return the last events: how it ended, what it cost, and that nothing comes after."""
         if answer.problem is not None:
-            error = {
-                "message": answer.problem.title,
-                "type": "server_error",
-                "code": answer.problem.kind,
-                "param": None,
-            }
+            error = answer.problem.openai()
+            if self._ids:  # our own format names problems as its other errors do
+                error |= {"code": answer.problem.kind}
             return [self._id(sent) + b"data: " + orjson.dumps({"error": error}) + b"\n\n", DONE]
         about = _about(answer) | {"status": answer.status}
         last = {"choices": [_choice({}, answer.finish)], "cimt": about}

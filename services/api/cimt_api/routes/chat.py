@@ -15,6 +15,7 @@ from ..http.fields import Text
 from ..http.problems import Problem, documented
 from .asking import answers_of, begin, body_of, checked, last_event_id, may_ask, respond, uuid_in
 from .dependencies import WITH_TOKEN, CurrentUser, services_of
+from .schemas import Completion, CompletionChunk, Greeting, StreamError, UIPart, events
 
 GREETING = "Hello, CIMT!"  # what the smoke test expects of an empty POST /chat
 QUESTION_LENGTH = 32_000  # characters, at most
@@ -164,37 +165,36 @@ def _text(message: dict[str, Any]) -> str:
     return "\n".join(text for text in texts if isinstance(text, str))
 
 
-STREAM = {
-    "text/event-stream": {
-        # No schema: tools that know event streams take one for that of each event.
-        "example": (
-            'id: 5\ndata: {"id":"chatcmpl-…","object":"chat.completion.chunk","choices":'
-            '[{"index":0,"delta":{"content":"Three"},"finish_reason":null}]}\n\ndata: [DONE]\n\n'
-        ),
-    }
+EVENTS = events(
+    CompletionChunk,
+    StreamError,
+    example='id: 5\ndata: {"id":"chatcmpl-…","object":"chat.completion.chunk","choices":'
+    '[{"index":0,"delta":{"content":"Three"},"finish_reason":null}]}\n\ndata: [DONE]\n\n',
+)
+EITHER_EVENTS = events(
+    CompletionChunk,
+    StreamError,
+    UIPart,
+    example=EVENTS["text/event-stream"]["example"],
+)
+ANSWER_HEADERS = {
+    name: {"schema": {"type": "string", "format": "uuid"}}
+    for name in ("X-Answer-Id", "X-Conversation-Id")
 }
 ANSWERED: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The answer, whole or as events; the greeting for an empty body.",
-        "headers": {"X-Answer-Id": {"schema": {"type": "string", "format": "uuid"}}},
-        "content": {
-            "application/json": {
-                "schema": {"type": "object"},
-                "example": {
-                    "id": "chatcmpl-5f4c2f9e-8d0f-4f3e-9f0c-3f2f4d6b7a10",
-                    "object": "chat.completion",
-                    "choices": [
-                        {
-                            "index": 0,
-                            "message": {"role": "assistant", "content": "Three years [1]."},
-                            "finish_reason": "stop",
-                        }
-                    ],
-                    "cimt": {"conversation_id": "0b7f…", "status": "complete", "sources": []},
-                },
-            },
-            **STREAM,
-        },
+        "headers": ANSWER_HEADERS,
+        "model": Completion | Greeting,
+        "content": EITHER_EVENTS,
+    }
+}
+READ: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The answer so far, or its events.",
+        "headers": ANSWER_HEADERS,
+        "model": Completion,
+        "content": EITHER_EVENTS,
     }
 }
 Format = Annotated[
@@ -205,7 +205,7 @@ ChatId = Annotated[
     Path(min_length=1, max_length=200, description="Of the conversation, as the client calls it."),
 ]
 REPLAYED: dict[int | str, dict[str, Any]] = {
-    200: {"description": "The answer from its beginning.", "content": STREAM},
+    200: {"description": "The answer from its beginning.", "content": EITHER_EVENTS},
     204: {"description": "None is being written."},
 }
 LAST_EVENT_ID = {
@@ -223,6 +223,8 @@ LAST_EVENT_ID = {
     | documented(401, 404, 409, 413, 415, 422, 429, 500, 502, 503, 504, plain=True),
     openapi_extra={
         "requestBody": {
+            "description": "Without any, the API only greets: that needs no token.",
+            "required": True,
             "content": {
                 "application/json": {
                     "schema": {
@@ -232,7 +234,7 @@ LAST_EVENT_ID = {
                         ]
                     }
                 }
-            }
+            },
         },
         "parameters": [
             {
@@ -293,7 +295,7 @@ async def ask(request: Request) -> Response:
 @router.get(
     "/chat/{answer_id}",
     summary="An answer, as far as it has come, or the rest of its stream",
-    responses=ANSWERED | documented(401, 404, 422, 500, 502, 503, 504, plain=True),
+    responses=READ | documented(401, 404, 422, 500, 502, 503, 504, plain=True),
     openapi_extra={"security": [{"bearer": []}], "parameters": [LAST_EVENT_ID]},
 )
 async def read_answer(

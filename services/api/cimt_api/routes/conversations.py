@@ -15,6 +15,7 @@ from ..http.auth import refusal
 from ..http.fields import Text, position, position_of
 from ..http.problems import Problem, documented
 from .dependencies import WITH_TOKEN, CurrentUser, ServicesOf, admitting, current_user
+from .schemas import AnswerSource
 
 router = APIRouter(tags=["Mine"], route_class=admitting(current_user))
 
@@ -52,7 +53,7 @@ class Answer(BaseModel):
     answer: str = Field(description="As much of it as has come.")
     status: str = Field(examples=["complete"], description="streaming, complete, cancelled, failed")
     error: str | None
-    sources: list[dict[str, Any]]
+    sources: list[AnswerSource]
     model: str = Field(examples=["gpt-6-luna"])
     rating: Literal["up", "down"] | None = Field(description="What its user found it worth.")
     created_at: datetime

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
@@ -26,6 +26,14 @@ WHY = {
 UNPRICED = "counted as the dearest that is known"
 
 
+class Health(BaseModel):
+    """Alive, and which one."""
+
+    status: Literal["ok"]
+    version: str = Field(examples=["1.0.0"])
+    revision: str = Field(examples=["0fcd668"], description="The git commit, or unknown.")
+
+
 class Part(BaseModel):
     """One thing that is needed."""
 
@@ -41,7 +49,9 @@ class Readiness(BaseModel):
 
 
 @router.head("/healthz", include_in_schema=False)
-@router.get("/healthz", summary="Alive, and from which revision")
+@router.get(
+    "/healthz", summary="Alive, and from which revision", responses={200: {"model": Health}}
+)
 async def healthz(request: Request) -> JSONResponse:
     """Tell version and git revision; nothing else is asked, so that a dead dependency is no reason to be killed."""
     return JSONResponse(request.app.state.health)

@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from uuid import uuid4
 
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from ..answers.answer import Question
 from ..answers.wire import OpenAIEvents
-from ..http.auth import User, bearer
+from ..http.auth import User, bearer, refusal
 from ..http.fields import Text
 from ..http.problems import Problem, documented_for_openai
 from ..store.chats import Turn
 from ..store.keys import PREFIX
 from .asking import begin, body_of, may_ask, respond
-from .chat import QUESTION_LENGTH, STREAM, StreamOptions
+from .chat import EVENTS, QUESTION_LENGTH, StreamOptions
 from .dependencies import WITH_TOKEN, ServicesOf, admitting, services_of
+from .schemas import Completion
 
 NAME = "cimt"  # of our model, whatever answers behind it
-# Parameters that change no answer of ours, whatever they say.
+# Parameters that change no answer of ours, whatever they say. Tools are only offered, and UIs offer theirs with every
+# question: a model may call none of them, and ours never does.
 HARMLESS = (
     "user",
     "metadata",
     "safety_identifier",
     "prompt_cache_key",
+    "prompt_cache_retention",
     "service_tier",
+    "tools",
+    "functions",
     "parallel_tool_calls",
 )
 # What others may be only: the value that they have when nobody sends them.
@@ -38,9 +43,9 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "frequency_penalty": (0,),
     "logprobs": (False,),
     "top_logprobs": (0,),
-    "tools": ([],),
-    "functions": ([],),
-    "tool_choice": ("none", "auto"),
+    "tool_choice": ("auto", "none"),
+    "function_call": ("auto", "none"),
+    "verbosity": ("medium",),
     "stop": ([],),
     "logit_bias": ({},),
     "response_format": ({"type": "text"},),
@@ -55,6 +60,8 @@ async def asker(request: Request) -> User:
     token = bearer(authorization)
     if token.startswith(PREFIX):
         return await services.keys.user(token)
+    if token.count(".") != 2:
+        raise refusal("That is neither an API key of ours (cimt_…) nor an access token.")
     return await services.authenticator.user(authorization)
 
 
@@ -68,18 +75,27 @@ class TextPart(BaseModel):
     text: Text
 
 
-class Message(BaseModel):
-    """A message of the conversation; other fields of OpenAI's are passed over."""
+def _in_parts(content: Any) -> Any:
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Text | list[TextPart] | None = None
+
+class Message(BaseModel):
+    """A message of the conversation; other fields of OpenAI's are passed over.
+
+    What tools told another model earlier in the conversation counts as the assistant's words.
+    """
+
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    # As one type, so that an error names the part that it is about.
+    content: Annotated[
+        list[TextPart] | None,
+        BeforeValidator(_in_parts, json_schema_input_type=Text | list[TextPart] | None),
+    ] = None
 
     @property
     def words(self) -> str:
         """Return its text."""
-        if isinstance(self.content, list):
-            return "".join(part.text for part in self.content)
-        return self.content or ""
+        return "".join(part.text for part in self.content or ())
 
 
 class CompletionRequest(BaseModel):
@@ -101,7 +117,7 @@ class CompletionRequest(BaseModel):
 
     def question(self, user: User) -> Question:
         """Return it as what is asked. Raises Problem 400 where there is no question."""
-        said = [one for one in self.messages if one.role in ("user", "assistant")]
+        said = [one for one in self.messages if one.role not in ("system", "developer")]
         text = said[-1].words if said and said[-1].role == "user" else ""
         if not text.strip() or len(text) > QUESTION_LENGTH:
             raise unfit(
@@ -163,7 +179,8 @@ def _checked(body: dict[str, Any], models: tuple[str, ...]) -> CompletionRequest
 COMPLETED: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "A `chat.completion`, or its chunks.",
-        "content": {"application/json": {"schema": {"type": "object"}}, **STREAM},
+        "model": Completion,
+        "content": EVENTS,
     }
 }
 
