@@ -65,9 +65,11 @@ panel-image: setup ## Build the stand-in panel's image and push it to the local 
 	@tools/build.sh easypanel --local
 
 ##@ Production from nothing
-.PHONY: init
+.PHONY: init github
 init: setup ## production.env and every secret that can be made, from five answers; again: what is still missing
 	@python -m tools.init
+github: setup ## Show what GitHub lacks of ENV: environment, variables, secrets, Gate; CONFIRM=yes makes it so, ROTATE=NAME
+	@$(with)python -m tools.github_settings
 
 ##@ Daily verbs (ENV=local or ENV=production)
 .PHONY: provision plan
