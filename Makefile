@@ -65,11 +65,13 @@ panel-image: setup ## Build the stand-in panel's image and push it to the local 
 	@tools/build.sh easypanel --local
 
 ##@ Production from nothing
-.PHONY: init github
+.PHONY: init github doctor
 init: setup ## production.env and every secret that can be made, from five answers; again: what is still missing
 	@python -m tools.init
 github: setup ## Show what GitHub lacks of ENV: environment, variables, secrets, Gate; CONFIRM=yes makes it so, ROTATE=NAME
 	@$(with)python -m tools.github_settings
+doctor: setup ## Try every value of ENV live, all at once, and change nothing: what is well, what is not, what to type
+	@$(with)python -m tools.doctor
 
 ##@ Daily verbs (ENV=local or ENV=production)
 .PHONY: provision plan
