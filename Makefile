@@ -9,7 +9,8 @@ SHELL := /bin/bash
 ENV ?= local
 PYTHON ?= python3
 # Values of people go through the environment, where no shell reads them, and as they were typed: make expands none.
-people := SERVICE NAME IMAGE REVISION ACCEPT ACCEPT_NO_BACKUP CONFIRM START WHAT FROM INTO MAX_AGE_HOURS USER_ID MONTH BASE PYTHON
+people := SERVICE NAME IMAGE REVISION ACCEPT ACCEPT_NO_BACKUP CONFIRM START WHAT FROM INTO MAX_AGE_HOURS USER_ID MONTH BASE PYTHON \
+  DOMAIN REGION REPOSITORY EMAIL PROJECT ROTATE
 $(foreach name,$(people),$(if $(value $(name)),$(eval override export $(name) := $$(value $(name)))))
 export ENV
 export GOALS := $(MAKECMDGOALS)
@@ -27,9 +28,11 @@ export ANSIBLE_STRATEGY := mitogen_linear
 export ANSIBLE_STRATEGY_PLUGINS = $(CURDIR)/$(wildcard .venv/lib/python3*/site-packages/ansible_mitogen/plugins/strategy)
 endif
 
+# What ENV.env says joins the environment of a command: plain values, and references by 1Password's `op run`.
+with = $(if $(filter local,$(ENV)),,python -m tools.settings with )
 # A step of a release, or of the nightly look: what came of it stays in .local/receipt/ for `make receipt`.
-step = python -m tools.step $(1)
-play = $(if $(filter local,$(ENV)),,python -m tools.settings needed $(1)) ansible-playbook -i inventory/$(ENV) playbooks/$(1).yml
+step = $(with)python -m tools.step $(1)
+play = $(if $(filter local,$(ENV)),,$(with)python -m tools.settings needed $(1)) ansible-playbook -i inventory/$(ENV) playbooks/$(1).yml
 build_options = $(if $(MISSING),--missing) $(if $(filter local,$(ENV)),--local) $(if $(filter 0,$(PUSH)),--no-push)
 
 ##@ The local droplet (a real VM on this machine, no account anywhere)
@@ -61,13 +64,22 @@ dev: mmdebstrap setup ## The small loop: API with reload, Postgres, stand-ins fo
 panel-image: setup ## Build the stand-in panel's image and push it to the local registry
 	@tools/build.sh easypanel --local
 
+##@ Production from nothing
+.PHONY: init github doctor
+init: setup ## production.env and every secret that can be made, from five answers; again: what is still missing
+	@python -m tools.init
+github: setup ## Show what GitHub lacks of ENV: environment, variables, secrets, Gate; CONFIRM=yes makes it so, ROTATE=NAME
+	@$(with)python -m tools.github_settings
+doctor: setup ## Try every value of ENV live, all at once, and change nothing: what is well, what is not, what to type
+	@$(with)python -m tools.doctor
+
 ##@ Daily verbs (ENV=local or ENV=production)
 .PHONY: provision plan
 provision: setup ## Make the host and its panel what the files here say
 	@$(call play,provision) $(ARGS)
 plan: setup ## Show what `provision` would change; changes nothing; .local/plan.json has the count
 	@$(call step,plan) $(call play,provision) --check --diff $(ARGS)
-	@python -m tools.plan.live || [ $$? = 2 ]
+	@$(with)python -m tools.plan.live || [ $$? = 2 ]
 
 .PHONY: pull-request-plan
 pull-request-plan: setup ## What merging this branch changes in production, from the files alone; BASE=… (origin/main)
@@ -87,7 +99,7 @@ prune: setup ## Show what the panel has and the file does not name; CONFIRM='NAM
 
 .PHONY: build
 build: setup ## Build and push the images of the apps, or of SERVICE alone (MISSING=1: unless it is there)
-	@python -m tools.services build "$${SERVICE:-}" $(build_options)
+	@$(with)python -m tools.services build "$${SERVICE:-}" $(build_options)
 
 .PHONY: n8n-workflows n8n-pull
 n8n-workflows: setup ## Make only n8n's workflows and credentials what the files say (a part of provision)
@@ -99,23 +111,23 @@ n8n-pull: setup ## Bring edits of n8n's editor into n8n_workflows/; ARGS=--check
 
 .PHONY: seed
 seed: setup ## Fill the knowledge base from services/etl/sources.yaml; ACCEPT=SOURCE confirms removals that wait
-	@python -m tools.seed
+	@$(with)python -m tools.seed
 
 .PHONY: migrate migrate-plan schema reembed usage user-export user-erase
 migrate: setup ## Apply the pending database migrations
 	@$(call step,migrate) python -m tools.database.migrate
 migrate-plan: setup ## Show the pending migrations; applies nothing
-	@python -m tools.database.migrate --plan
+	@$(with)python -m tools.database.migrate --plan
 schema: mmdebstrap setup ## Write docs/schema.md from the live catalogue of all migrations
 	@python -m tools.database.schema $(ARGS)
 reembed: setup ## Give every passage an embedding by EMBEDDING_MODEL, while the old ones answer: CONFIRM=yes, then CONFIRM=drop
-	@python -m tools.database.reembed
+	@$(with)python -m tools.database.reembed
 usage: setup ## What answers of a month cost, by user and model: MONTH=YYYY-MM (this one); ARGS=--csv for programs
-	@python -m tools.database.usage $(ARGS)
+	@$(with)python -m tools.database.usage $(ARGS)
 user-export: setup ## All that is kept about one person, as JSON: USER_ID=… (id or e-mail)
-	@python -m tools.database.person export
+	@$(with)python -m tools.database.person export
 user-erase: setup ## Delete one person's account and data for good: USER_ID=… CONFIRM=yes
-	@python -m tools.database.person erase
+	@$(with)python -m tools.database.person erase
 
 .PHONY: deploy rollback history
 deploy: setup ## Release what was built last, or IMAGE=…@sha256:… REVISION=… of SERVICE; back when smoke or audit fail
@@ -133,7 +145,7 @@ backups: setup ## The backups, the last good one, the last drill
 restore: setup ## Bring WHAT=n8n|panel|host|postgres back FROM=latest (or a snapshot); says what it would do until INTO=$(ENV)
 	@$(call play,restore) $(ARGS)
 restore-drill: packages setup ## Restore the last backup of ENV on a fresh local droplet and database, use it there, note that it works
-	@python -m tools.restore_drill $(ARGS)
+	@$(with)python -m tools.restore_drill $(ARGS)
 drilled: setup # what the drill found, told to the droplet whose backup it was
 	@$(call play,drilled) $(ARGS)
 
@@ -146,7 +158,7 @@ audit: setup ## Read-only audit of the droplet: testinfra inside, port scan outs
 checklist: setup ## The product's fifteen promises, each proven by a command (Portuguese); ARGS=--strict fails on a ❌
 	@$(call step,checklist) python -m tools.checklist $(ARGS)
 receipt: setup ## What the last release did, as Markdown: steps, images, migrations, audit, the way back
-	@python -m tools.receipt release $(ARGS)
+	@$(with)python -m tools.receipt release $(ARGS)
 
 ##@ The code
 # What is written from services/settings.yaml is checked by the unit tests.

@@ -17,6 +17,7 @@ import argparse
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ class Repository:
         except httpx.TransportError as error:
             raise NotDone(f"{method} {path}: {type(error).__name__}", again=0) from None
         if answer.is_success:
-            return answer.json()
+            return answer.json() if answer.content else None
         wait = answer.headers.get("retry-after", "")
         # A 403 means a busy GitHub only when it says how long to wait.
         busy = answer.status_code in (429, *range(500, 600)) or (answer.status_code == 403 and wait)
@@ -130,6 +131,23 @@ class Repository:
             raise NotDone(f"Gate of {heads[0][:12]} has not ended with success")
 
 
+def patiently(do: Callable[[], None]) -> str:
+    """Do it, again where that makes sense; empty, or why it was not done. It begins anew each time."""
+    reason, again = "", 0.0
+    for tried in range(TRIES):
+        time.sleep(again or (2**tried / 2 if tried else 0))
+        try:
+            do()
+            return ""
+        except NotDone as error:
+            reason, again = str(error), error.again
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            reason, again = f"this is no answer of GitHub's API ({type(error).__name__})", -1
+        if not 0 <= again <= PATIENCE:
+            break
+    return reason
+
+
 def main() -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tools.github")
@@ -151,22 +169,15 @@ def main() -> int:
     body = given.file.read_text() if given.file else ""
     if len(body) > LONGEST:
         body = body[:LONGEST] + "\n\n… (cut off: too long for GitHub)\n"
-    reason, again = "", 0.0
-    for tried in range(TRIES):
-        time.sleep(again or (2**tried / 2 if tried else 0))
-        try:
-            with httpx.Client(base_url=url, headers=headers, timeout=30) as client:
-                Repository(client, name).do(given.verb, getattr(given, wanted), body, given.closed)
-            return 0
-        except NotDone as error:
-            reason, again = str(error), error.again
-        except (AttributeError, LookupError, TypeError, ValueError) as error:
-            reason, again = f"this is no answer of GitHub's API ({type(error).__name__})", -1
-        if not 0 <= again <= PATIENCE:
-            break
-    told = " ".join(reason.replace(token, "***").split())[:300]
-    print(f"github: {given.verb}: {told}", file=sys.stderr)
-    return 1
+
+    def do() -> None:
+        with httpx.Client(base_url=url, headers=headers, timeout=30) as client:
+            Repository(client, name).do(given.verb, getattr(given, wanted), body, given.closed)
+
+    if reason := patiently(do):
+        told = " ".join(reason.replace(token, "***").split())[:300]
+        print(f"github: {given.verb}: {told}", file=sys.stderr)
+    return 1 if reason else 0
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ for goal in ${GOALS:-}; do
     up) local_only "make up, or for the droplet of $ENV: make provision ENV=$ENV" ;;
     backup | backups | restore | restore-drill | drilled) droplet ;;
     dev | test | faults | pipeline | drills) local_only "make $goal" ;;
+    github) [ "$ENV" != local ] || stop "the local droplet has no repository on GitHub" "make github ENV=production" ;;
     status) local_only "make smoke ENV=$ENV (does it answer), make history ENV=$ENV (what runs)" ;;
     ssh) local_only "$remote" ;;
     down) local_only "make down; a droplet in a cloud is removed there, by hand" ;;

@@ -1,5 +1,7 @@
 """Stand-in for the part of GitHub's REST API that tools/github.py asks: comments, issues, commits and check runs.
 
+What tools/github_settings.py asks (environments, variables, secrets, rulesets) is in settings.py.
+
 All is kept in one folder, which a person can read:
   tokens.json      {token: {"permissions": {"issues": "write", "pull-requests": "write", "contents": "read", …}}}
   repository.json  written by whoever plays the repository, read anew at each request:
@@ -18,8 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+
+from local.github import settings
 
 BOT = {"login": "github-actions[bot]", "type": "Bot"}
 # What may be asked, and the permissions of which one is enough.
@@ -32,6 +36,7 @@ NEEDS = {
     r"POST commits/\w+/comments|PATCH comments/\d+": "contents:write",
     r"GET commits/\w+/pulls": "pull-requests:read",
     r"GET commits/\w+/check-runs": "checks:read",
+    **settings.NEEDS,
 }
 
 
@@ -47,6 +52,8 @@ def answer(folder: Path, token: str, asked: str, query: dict[str, str], sent: An
     has |= {one.replace(":write", ":read") for one in has}
     if not has & set(needs[0].split()):
         raise LookupError(403, "Resource not accessible by integration")
+    if re.fullmatch("|".join(settings.NEEDS), asked):
+        return settings.answer(folder, asked, query, sent)
     there = json.loads((folder / "repository.json").read_text())
     kept = folder / "written.json"
     written = json.loads(kept.read_text()) if kept.exists() else {"issues": [], "comments": []}
@@ -133,16 +140,22 @@ def answer(folder: Path, token: str, asked: str, query: dict[str, str], sent: An
 def route(folder: Path) -> Route:
     """All of it, below /api."""
 
-    async def endpoint(request: Request) -> JSONResponse:
+    async def endpoint(request: Request) -> Response:
         token = request.headers.get("authorization", "").removeprefix("Bearer ")
-        asked = f"{request.method} {request.path_params['path']}"
+        asked = f"{request.method} {request.path_params['path'].lstrip('/')}"
         try:
             sent = json.loads(await request.body() or b"{}")
             found = answer(folder, token, asked, dict(request.query_params), sent)
         except LookupError as error:
             status, message = error.args
             return JSONResponse({"message": message, "status": str(status)}, status)
+        if isinstance(found, settings.Done):
+            return (
+                JSONResponse(found.body, found.status)
+                if found.body
+                else Response(None, found.status)
+            )
         return JSONResponse(found, 201 if request.method == "POST" else 200)
 
-    path = "/api/repos/{owner}/{repository}/{path:path}"
-    return Route(path, endpoint, methods=["GET", "POST", "PATCH"])
+    path = "/api/repos/{owner}/{repository}{path:path}"
+    return Route(path, endpoint, methods=["GET", "POST", "PATCH", "PUT", "DELETE"])

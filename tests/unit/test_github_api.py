@@ -72,7 +72,7 @@ class Repository:
 
 @pytest.fixture
 def there(tmp_path: Path) -> Iterator[Repository]:
-    config = uvicorn.Config(application(tmp_path, tmp_path), log_level="error")
+    config = uvicorn.Config(application(tmp_path, tmp_path), port=0, log_level="error")
     server = uvicorn.Server(config)
     listening = config.bind_socket()
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})

@@ -13,6 +13,7 @@ from pydantic import SecretStr
 
 from plugins.filter import compose, settings
 from services.api.cimt_api.settings import Settings
+from tools.init import QUESTIONS, first_day
 from tools.settings import __main__ as tool
 
 ROOT = Path(__file__).parents[2]
@@ -22,7 +23,7 @@ COMPOSE = (ROOT / "services/compose.yaml").read_text()
 # What the inventory makes of settings and files for compose.yaml.
 DERIVED = {"N8N_TAG", "ETL_TAG", "ETL_SOURCES", "N8N_OWNER_PASSWORD_HASH"}
 FIELDS = {"what", "from", "make", "needed_by", "used_by", "secret", "app", "audit", "default"}
-FIELDS |= {"example", "choices", "github"}
+FIELDS |= {"example", "choices", "github", "init"}
 WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
 
 
@@ -43,6 +44,18 @@ def test_a_setting_says_what_it_is_and_who_takes_it(name: str) -> None:
     assert not ("needed_by" in setting and "default" in setting), "a default is never missing"
     if settings.audited(setting) and "needed_by" in setting:
         assert "audit" in setting["needed_by"], "the audit compares it, so it needs it"
+
+
+def test_init_fills_what_the_first_day_needs() -> None:
+    """Of what cannot be left out, people bring only what somebody else gave them."""
+    outputs = {"DROPLET_HOST", "DROPLET_KNOWN_HOSTS", "API_DATABASE_URL"}  # of droplet and database
+    accounts = {"SUPABASE_DB_URL", "OPENAI_API_KEY"}
+    by_hand = {name for name in first_day(DECLARED) if not {"init", "make"} & set(SETTINGS[name])}
+    assert by_hand == outputs | accounts
+    for setting in SETTINGS.values():
+        known = {*QUESTIONS, "owner"}
+        assert set(re.findall(r"\{(\w+)\}", setting.get("init", ""))) <= known
+        assert not ("init" in setting and setting.get("secret"))
 
 
 def test_compose_names_the_settings_of_each_app_and_no_others() -> None:

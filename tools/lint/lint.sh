@@ -58,10 +58,11 @@ lint_arrows() { python tools/lint/tree.py arrows; }
 lint_locks() { python tools/lint/tree.py locks; }
 lint_marks() { python tools/lint/tree.py marks; }
 lint_modes() { python tools/lint/tree.py modes; }
+lint_settings() { python -m tools.settings check; } # what is written from them is fresh, and ENV.env holds no secret
 lint_twins() { python tools/lint/tree.py twins; }
 
 # The slow ones first: two run at a time.
-all=(ansible migrations n8n node mypy ruff format yaml shell docker workflows compose zizmor arrows locks marks modes twins)
+all=(ansible migrations n8n node mypy ruff format yaml shell docker workflows compose zizmor arrows locks marks modes settings twins)
 chosen=("$@")
 (($#)) || chosen=("${all[@]}")
 for name in "${chosen[@]}"; do

@@ -1,6 +1,8 @@
 """`python -m tools.settings write|check`: what is written from services/settings.yaml into committed files.
 
 `python -m tools.settings needed PLAYBOOK COMMAND…` runs the command, unless a setting of the playbook is missing.
+`python -m tools.settings with COMMAND…` runs it with what ENV.env says (values.py). `check` also refuses such a file
+when it holds a secret itself.
 
 In a workflow, `# settings: plain of VERB …` is followed by the settings of those verbs that may be shown, and
 `# settings: secret of VERB …` by their secret ones, as an `env:` block wants them. docs/setup.md has a table of all
@@ -20,6 +22,7 @@ from typing import Any
 import yaml
 
 from plugins.filter.settings import needed, of_verb
+from tools.settings import values
 
 ROOT = Path(__file__).parents[2]
 FILE = ROOT / "services/settings.yaml"
@@ -35,8 +38,8 @@ TABLE = re.compile(
 )
 EXAMPLE_HEAD = """\
 # Every setting of production; docs/setup.md says more. Written from services/settings.yaml by `make settings`.
-# Copy it to production.env, which git ignores, and type: op run --env-file=production.env -- make plan ENV=production
-# `op://` names a field of the item `production` in 1Password's vault `cimt`; without 1Password, write the value there.
+# `make init` writes production.env, which is committed: plain values and references, from which every verb takes them.
+# `op://` names a field of the item `production` in 1Password's vault `cimt`.
 """
 
 
@@ -116,6 +119,18 @@ def texts(declared: Mapping[str, Any]) -> dict[Path, str]:
     return found
 
 
+def refused(declared: Mapping[str, Any], root: Path = ROOT) -> Iterator[str]:
+    """Why the files ENV.env of the inventories must not be committed, a line each."""
+    for environment in sorted(path.parent.name for path in root.glob("inventory/*/hosts.yml")):
+        path = root / f"{environment}.env"
+        try:
+            yield from (
+                f"{path.name}: {one}" for one in values.problems(values.read(path), declared)
+            )
+        except values.Refused as reason:
+            yield str(reason)
+
+
 def missing(playbook: str) -> list[str]:
     """What a playbook needs and the environment does not have: NAME (what it is)."""
     play = yaml.safe_load((ROOT / f"playbooks/{playbook}.yml").read_text())[0]
@@ -126,21 +141,24 @@ def missing(playbook: str) -> list[str]:
 def main(argv: list[str] | None = None) -> int:
     """Exit code 1 when `check` finds a file that is stale, 2 when a needed setting is missing."""
     parser = argparse.ArgumentParser(prog="python -m tools.settings", description=__doc__)
-    parser.add_argument("verb", choices=["write", "check", "needed"])
-    parser.add_argument("command", nargs=argparse.REMAINDER, help="PLAYBOOK COMMAND…, of `needed`")
+    parser.add_argument("verb", choices=["write", "check", "needed", "with"])
+    told = "PLAYBOOK COMMAND… of `needed`, COMMAND… of `with`"
+    parser.add_argument("command", nargs=argparse.REMAINDER, help=told)
     given = parser.parse_args(argv)
     if given.verb == "needed":
         playbook, *command = given.command
         # Ansible would say it too (playbooks/tasks/preflight.yml), among where in which file.
         if lacking := missing(playbook):
-            told = [
-                f"{playbook}: not set:",
-                *lacking,
-                "Next: docs/setup.md says where each comes from",
-            ]
-            print("\n".join(told), file=sys.stderr)
+            head, tail = f"{playbook}: not set:", "Next: docs/setup.md says where each comes from"
+            print("\n".join([head, *lacking, tail]), file=sys.stderr)
             return 2
         os.execvp(command[0], command)  # noqa: S606
+    if given.verb == "with":
+        try:
+            return values.run(os.environ.get("ENV", "local"), given.command)
+        except values.Refused as reason:
+            print(f"settings: {reason}", file=sys.stderr)
+            return 2
     check = given.verb == "check"
     stale = {
         path: text
@@ -151,7 +169,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{path.relative_to(ROOT)}: {'stale. Next: make settings' if check else 'written'}")
         if not check:
             path.write_text(text)
-    return 1 if check and stale else 0
+    committed = list(refused(read())) if check else []
+    print(*committed, sep="\n", end="\n" if committed else "")
+    return 1 if check and (stale or committed) else 0
 
 
 if __name__ == "__main__":

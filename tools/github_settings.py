@@ -1,0 +1,382 @@
+"""`make github`: the environment, its variables and secrets, and the rule for `main`, as services/settings.yaml says.
+
+Without CONFIRM=yes it only shows what it would change: `+` new, `~` other, `-` gone, `?` not ours, which stays.
+A secret's value cannot be read back from GitHub: one is written when it is missing there, or named in ROTATE=NAME,NAME.
+Asked is GITHUB_API_URL (api.github.com) about the repository of this clone's origin, or GITHUB_REPOSITORY, with
+GITHUB_TOKEN, GH_TOKEN, or what `gh auth token` has: a person's, with Administration, Environments and Variables for
+writing and Actions for reading. Exit codes: 0 done, or shown; 1 GitHub did not; 2 refused before it was asked.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+from nacl.public import PublicKey, SealedBox
+
+from tools import github
+from tools.github import NotDone
+from tools.init import first_day, suggested
+from tools.settings.__main__ import github as kept_as
+from tools.settings.__main__ import read
+
+ROOT = Path(__file__).parents[1]
+RULESET = "cimt"
+ACTIONS = 15368  # the app whose check Gate is: GitHub Actions
+RULES: dict[str, dict[str, Any]] = {
+    "deletion": {},
+    "non_fast_forward": {},
+    "pull_request": {
+        "dismiss_stale_reviews_on_push": False,
+        "require_code_owner_review": False,
+        "require_last_push_approval": False,
+        "required_approving_review_count": 0,
+        "required_review_thread_resolution": False,
+    },
+    "required_status_checks": {
+        "strict_required_status_checks_policy": False,
+        "required_status_checks": [{"context": "Gate", "integration_id": ACTIONS}],
+    },
+}
+UPGRADE = (
+    "Next: make the repository public, or pay for GitHub Team: "
+    "on Free a private one has neither environments nor rulesets"
+)
+RIGHTS = (
+    "Next: a token of yours for this repository, "
+    "with Administration, Environments, Variables (write) and Actions (read)"
+)
+
+
+@dataclass(frozen=True)
+class Change:
+    """One line of the plan, and what makes it so (nothing for what is only told)."""
+
+    sign: str
+    what: str
+    do: Callable[[], Any] | None = None
+
+    def __str__(self) -> str:
+        return f"{self.sign} {self.what}"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What GitHub shall have: variables with values, secrets with values, names that are ours by where they belong."""
+
+    variables: dict[str, str]
+    of_repository: dict[str, str]
+    secrets: dict[str, str]
+    names: dict[str, set[str]]
+    rotate: set[str]
+
+
+def wanted(declared: Mapping[str, Any], env: Mapping[str, str]) -> Wanted:
+    """By services/settings.yaml, and the workflows that take them; the values are the environment's."""
+    workflows = (path.read_text() for path in (ROOT / ".github/workflows").glob("*.yml"))
+    used = {name for text in workflows for name in re.findall(r"\b(?:vars|secrets)\.(\w+)", text)}
+    names: dict[str, set[str]] = {
+        "variable": set(),
+        "secret": set(),
+        "variable of the repository": set(),
+    }
+    for name, setting in declared["settings"].items():
+        if name in used:
+            names[kept_as(setting)].add(name)
+
+    def values(kind: str) -> dict[str, str]:
+        return {
+            name: env[name]
+            for name in declared["settings"]
+            if name in names[kind] and env.get(name)
+        }
+
+    rotate = {name for name in re.split(r"[,\s]+", env.get("ROTATE", "")) if name}
+    return Wanted(
+        variables=values("variable"),
+        of_repository=values("variable of the repository"),
+        secrets=values("secret"),
+        names=names,
+        rotate=rotate,
+    )
+
+
+def refused(declared: Mapping[str, Any], want: Wanted) -> str:
+    """Why GitHub is not asked at all; empty when it can be."""
+    known = want.variables | want.secrets
+    ours = want.names["variable"] | want.names["secret"]
+    if lacking := [name for name in first_day(declared) if name in ours and name not in known]:
+        return f"not set: {', '.join(lacking)}. Next: make init says where each comes from"
+    if strange := want.rotate - want.names["secret"]:
+        return f"ROTATE={','.join(sorted(strange))} is no secret of a workflow. Next: docs/setup.md has their names"
+    if absent := want.rotate - want.secrets.keys():
+        return f"ROTATE={','.join(sorted(absent))} has no new value here. Next: put it into 1Password, or the shell"
+    return ""
+
+
+class Settings(github.Repository):
+    """What one repository and one of its environments are set to. Every method raises NotDone."""
+
+    def __init__(self, client: httpx.Client, name: str, environment: str) -> None:
+        super().__init__(client, name)
+        self._environment = environment
+        self._at = f"/environments/{environment}"
+
+    def _entries(self, path: str, kind: str) -> list[dict[str, Any]]:
+        """Every entry of a list that says how many there are."""
+        found: list[dict[str, Any]] = []
+        while True:
+            page = {"per_page": 30, "page": len(found) // 30 + 1}
+            answer = self._ask("GET", path, params=page)
+            found += answer[kind]
+            if len(found) >= answer["total_count"] or not answer[kind]:
+                return found
+
+    def _there(self, path: str) -> Any:
+        """The answer, or None where it is not there."""
+        try:
+            return self._ask("GET", path)
+        except NotDone as error:
+            if ": 404 " in str(error):
+                return None
+            raise
+
+    def plan(self, want: Wanted) -> list[Change]:
+        """Every difference, in the order in which it is made: no secret goes into an environment that is still open."""
+        return [*self._protect(), *self._variables(want), *self._secrets(want), *self._rule()]
+
+    def _protect(self) -> Iterator[Change]:
+        policy = {"protected_branches": False, "custom_branch_policies": True}
+        there = self._there(self._at)
+        body: dict[str, Any] = {"wait_timer": 0, "prevent_self_review": False, "reviewers": []}
+        for rule in (there or {}).get(
+            "protection_rules", ()
+        ):  # a PUT takes away what it does not say
+            body["wait_timer"] = rule.get("wait_timer", body["wait_timer"])
+            body["prevent_self_review"] = rule.get(
+                "prevent_self_review", body["prevent_self_review"]
+            )
+            body["reviewers"] += [
+                {"type": one["type"], "id": one["reviewer"]["id"]}
+                for one in rule.get("reviewers", ())
+            ]
+        body["deployment_branch_policy"] = policy
+        if there is None or there["deployment_branch_policy"] != policy:
+            sign = "+" if there is None else "~"
+            told = f"environment {self._environment}: only named branches deploy into it"
+            yield Change(sign, told, lambda: self._ask("PUT", self._at, json=body))
+        place = f"{self._at}/deployment-branch-policies"
+        known = self._entries(place, "branch_policies") if there else []
+        branches = [(one["name"], one.get("type", "branch")) for one in known]
+        if ("main", "branch") not in branches:
+            main = {"name": "main", "type": "branch"}
+            told = f"environment {self._environment}: the branch main deploys into it"
+            yield Change("+", told, lambda: self._ask("POST", place, json=main))
+        for one in known:
+            if (one["name"], one.get("type", "branch")) != ("main", "branch"):
+                told = f"environment {self._environment}: {one['name']} deploys into it no more"
+                yield Change("-", told, self._delete(f"{place}/{one['id']}"))
+        self._new = there is None
+
+    def _delete(self, path: str) -> Callable[[], Any]:
+        return lambda: self._ask("DELETE", path)
+
+    def _variables(self, want: Wanted) -> Iterator[Change]:
+        places = {
+            "variable": (self._at, want.variables),
+            "variable of the repository": ("/actions", want.of_repository),
+        }
+        for kind, (at, values) in places.items():
+            place = f"{at}/variables"
+            new = self._new and at == self._at
+            there = (
+                {}
+                if new
+                else {one["name"]: one["value"] for one in self._entries(place, "variables")}
+            )
+            for name, value in values.items():
+                yield from self._variable(kind, place, name, value, there.get(name))
+            for name in sorted(there.keys() - values.keys()):
+                if name in want.names[kind]:
+                    yield Change(
+                        "-", f"{kind} {name} (was {there[name]})", self._delete(f"{place}/{name}")
+                    )
+                else:
+                    yield Change("?", f"{kind} {name}: no workflow takes it from here; it stays")
+
+    def _variable(
+        self, kind: str, place: str, name: str, value: str, was: str | None
+    ) -> Iterator[Change]:
+        if was is None:
+            body = {"name": name, "value": value}
+            yield Change(
+                "+", f"{kind} {name} = {value}", lambda: self._ask("POST", place, json=body)
+            )
+        elif was != value:
+            told = f"{kind} {name}: {was} → {value}"
+            change = {"value": value}
+            yield Change("~", told, lambda: self._ask("PATCH", f"{place}/{name}", json=change))
+
+    def _secrets(self, want: Wanted) -> Iterator[Change]:
+        place = f"{self._at}/secrets"
+        there = (
+            {}
+            if self._new
+            else {one["name"]: one["updated_at"][:10] for one in self._entries(place, "secrets")}
+        )
+
+        def seal(name: str) -> Callable[[], Any]:
+            def do() -> Any:
+                key = self._ask("GET", f"{place}/public-key")
+                box = SealedBox(PublicKey(base64.b64decode(key["key"])))
+                sealed = base64.b64encode(box.encrypt(want.secrets[name].encode())).decode()
+                body = {"encrypted_value": sealed, "key_id": key["key_id"]}
+                return self._ask("PUT", f"{place}/{name}", json=body)
+
+            return do
+
+        for name in want.secrets:
+            if name not in there:
+                yield Change("+", f"secret {name}", seal(name))
+            elif name in want.rotate:
+                yield Change("~", f"secret {name}, there since {there[name]}", seal(name))
+        for name in sorted(there.keys() - want.secrets.keys()):
+            told = (
+                "its value is not here" if name in want.names["secret"] else "no workflow takes it"
+            )
+            yield Change("?", f"secret {name}: {told}; it stays")
+
+    def _rule(self) -> Iterator[Change]:
+        found = [one for one in self._all("/rulesets") if one["name"] == RULESET]
+        there = self._ask("GET", f"/rulesets/{found[0]['id']}") if found else {}
+        before = {one["type"]: one.get("parameters") or {} for one in there.get("rules", ())}
+        rules = dict(before)
+        for kind, parameters in RULES.items():
+            rules[kind] = dict(before.get(kind, {}))
+            for name, value in parameters.items():
+                was = rules[kind].get(name)
+                if isinstance(value, list):
+                    others = [one for one in was or () if one["context"] != value[0]["context"]]
+                    rules[kind][name] = was if was and value[0] in was else [*others, *value]
+                else:  # a stricter rule of yours stays
+                    rules[kind][name] = value if was is None else max(value, was)
+        conditions = {"ref_name": {"include": ["~DEFAULT_BRANCH"], "exclude": []}}
+        head = {
+            "name": RULESET,
+            "target": "branch",
+            "enforcement": "active",
+            "conditions": conditions,
+        }
+        same = rules == before and all(there.get(name) == value for name, value in head.items())
+        if found and same:
+            return
+        body = {**head, "bypass_actors": there.get("bypass_actors") or []}
+        body["rules"] = [
+            {"type": kind, **({"parameters": parameters} if parameters else {})}
+            for kind, parameters in rules.items()
+        ]
+        told = f"ruleset {RULESET}: main takes pull requests whose check Gate passed; no force-push, no deletion"
+        if found:
+            yield Change(
+                "~", told, lambda: self._ask("PUT", f"/rulesets/{found[0]['id']}", json=body)
+            )
+        else:
+            yield Change("+", told, lambda: self._ask("POST", "/rulesets", json=body))
+
+
+def access() -> tuple[str, str, str]:
+    """Address of GitHub's API, repository and token; empty what is not known."""
+    url = os.environ.get("GITHUB_API_URL") or "https://api.github.com"
+    name = (
+        os.environ.get("REPOSITORY")
+        or os.environ.get("GITHUB_REPOSITORY")
+        or suggested("repository")
+    )
+    token = os.environ.get("GITHUB_TOKEN") or os.environ.get("GH_TOKEN", "")
+    if not token:
+        done = subprocess.run(["gh", "auth", "token"], capture_output=True, text=True)
+        token = done.stdout.strip() if done.returncode == 0 else ""
+    return url, name, token
+
+
+def told(reason: str, token: str) -> str:
+    """Why GitHub did not, in one line, with what to do about it."""
+    line = " ".join(reason.replace(token, "***").split())[:300]
+    if "Upgrade to GitHub" in line:
+        return f"{line}. {UPGRADE}"
+    if re.search(r": 40[13] ", line):
+        return f"{line}. {RIGHTS}"
+    if re.match(r"GET /rulesets: 404|GET : 404", line):
+        return f"{line}. Next: is it the repository's name, and may the token see it? {RIGHTS}"
+    following = (
+        "mend what it names" if ": 422 " in line else "the same again: it goes on where it stopped"
+    )
+    return f"{line}. Next: {following}"
+
+
+def main() -> int:
+    """Command line; returns the exit code."""
+    environment = os.environ.get("ENV", "local")
+    declared = read()
+    want = wanted(declared, os.environ)
+    if reason := refused(declared, want):
+        print(f"github: {reason}", file=sys.stderr)
+        return 2
+    url, name, token = access()
+    if not name or not token or not url.startswith(("https://", "http://127.0.0.1:")):
+        lacking = (
+            "which repository" if not name else "whose token" if not token else "GITHUB_API_URL"
+        )
+        following = (
+            "GITHUB_REPOSITORY=owner/name"
+            if not name
+            else "gh auth login"
+            if not token
+            else "https://…"
+        )
+        print(f"github: {lacking}? Next: {following}", file=sys.stderr)
+        return 2
+    confirmed = os.environ.get("CONFIRM") == "yes"
+    headers = {"Authorization": f"Bearer {token}", "Accept": "application/vnd.github+json"}
+    headers["X-GitHub-Api-Version"] = "2022-11-28"
+    shown: list[str] = []
+
+    def do() -> None:
+        with httpx.Client(base_url=url, headers=headers, timeout=30) as client:
+            settings = Settings(client, name, environment)
+            for change in settings.plan(want):
+                if str(change) not in shown:  # a second try tells only what is new
+                    shown.append(str(change))
+                    print(change, flush=True)
+                if confirmed and change.do:
+                    change.do()
+            after = settings.plan(replace(want, rotate=set())) if confirmed else []
+            if left := [one for one in after if one.do]:
+                raise NotDone(f"still so after it was changed: {left[0]}")
+
+    print(f"github: {name}, environment {environment}")
+    if reason := github.patiently(do):
+        print(f"github: {told(reason, token)}", file=sys.stderr)
+        return 1
+    count = sum(not line.startswith("?") for line in shown)
+    if not count:
+        print("github: all is as it should be")
+    elif confirmed:
+        print(f"github: {count} changed")
+    else:
+        print(
+            f"github: {count} to change; nothing was. Next: make github ENV={environment} CONFIRM=yes"
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
