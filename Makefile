@@ -36,13 +36,15 @@ play = $(if $(filter local,$(ENV)),,$(with)python -m tools.settings needed $(1))
 build_options = $(if $(MISSING),--missing) $(if $(filter local,$(ENV)),--local) $(if $(filter 0,$(PUSH)),--no-push)
 
 ##@ The local droplet (a real VM on this machine, no account anywhere)
-.PHONY: up packages mmdebstrap preflight
+.PHONY: up packages mmdebstrap browser preflight
 preflight: # before anything is installed: values that make no sense, a droplet that is not there
 	@tools/preflight.sh
 packages: preflight
 	@local/packages.sh
 mmdebstrap: preflight # what Postgres 17 is unpacked with
 	@local/packages.sh mmdebstrap
+browser: preflight # what the web page is tested in
+	@local/packages.sh chromium
 up: packages setup ## From nothing to a running product: VM, panel, services, smoke test, audit
 	@python -m local up
 
@@ -57,7 +59,7 @@ ssh: .venv/.installed ## A shell on the local droplet
 	@python -m local ssh
 
 .PHONY: dev
-dev: mmdebstrap setup ## The small loop: API with reload, Postgres, stand-ins for sign-in and model; no VM, Ctrl-C ends it
+dev: mmdebstrap setup ## The small loop: API and web page with reload, Postgres, stand-ins; no VM, Ctrl-C ends it
 	@exec python -m local dev
 
 .PHONY: panel-image
@@ -165,7 +167,7 @@ receipt: setup ## What the last release did, as Markdown: steps, images, migrati
 .PHONY: settings
 settings: setup ## After an edit of services/settings.yaml: write workflows, docs/setup.md and production.env.example
 	@python -m tools.settings write
-.PHONY: setup check check-unprivileged lint unit kernel n8n-install n8n-lint n8n-catalogue n8n-test n8n-upgrade test sbom vulnerabilities pins faults pipeline drills lock clean
+.PHONY: setup check check-unprivileged lint unit e2e kernel n8n-install n8n-lint n8n-catalogue n8n-test n8n-upgrade test sbom vulnerabilities pins faults pipeline drills lock clean
 setup: .venv/.installed node_modules/.installed ## Install the locked Python and npm environments
 check: lint unit kernel ## All that needs no VM: linters, unit and contract tests (5 minutes on two cores)
 # Root may do what GitHub's runner and a developer may not: so root checks as one of them.
@@ -173,8 +175,10 @@ check-unprivileged: ## `check` as GitHub runs it: of HEAD, as an ordinary user w
 	@python3 tools/unprivileged.py make check
 lint: setup ## Every linter
 	@tools/lint/lint.sh
-unit: mmdebstrap setup ## Unit, contract and integration tests without a VM
-	@python -m pytest -q -n 4 --dist worksteal tests/unit tests/integration tests/database tests/api
+unit: mmdebstrap browser setup ## Unit, contract and integration tests without a VM; of the web page the shortest way through
+	@python -m pytest -q -n 4 --dist worksteal tests/unit tests/integration tests/database tests/api tests/web/test_server.py tests/web/test_page.py
+e2e: mmdebstrap browser setup ## The whole web page in a real Chromium: two languages, phone and desktop; pictures in .local/screenshots
+	@python -m pytest -q -p no:cacheprovider tests/web $(ARGS)
 kernel: setup ## Tests of the firewall, mounts and network namespaces: as root, by sudo or in a user namespace
 	@tests/kernel/run.sh
 n8n-install: setup ## Install the real n8n for tests, once per machine (seven minutes)
@@ -226,7 +230,7 @@ lock: .venv/.installed ## Compile the lock files again after editing a *.in
 .venv/audit/.installed: requirements/audit.txt .venv/.installed
 	@tools/setup.sh audit
 	@touch $@
-node_modules/.installed: package.json package-lock.json | preflight
+node_modules/.installed: package.json services/web/package.json package-lock.json | preflight
 	@tools/setup.sh npm
 	@touch $@
 

@@ -187,6 +187,8 @@ def _supabase(ports: Ports, folder: Path) -> list[str]:
     options = ["--database", database, "--state", str(folder / "supabase")]
     for app in ("http://localhost:*", "http://localhost:*/**"):  # a web app in development
         options += ["--allow", app]
+    if "https" in ports:  # of the droplet
+        options += ["--page", f"https://app.cimt.localhost:{ports['https']}"]
     return options
 
 

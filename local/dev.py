@@ -1,4 +1,4 @@
-"""`make dev`: the API with reload, Postgres and the stand-ins, in seconds and without a virtual machine."""
+"""`make dev`: API and web page with reload, Postgres and the stand-ins, in seconds and without a virtual machine."""
 
 from __future__ import annotations
 
@@ -25,12 +25,13 @@ from local.waiting import eventually
 # Other ports than those of `make up`: both can run.
 PORTS = {
     "api": ("DEV_API_PORT", 8000),
+    "web": ("DEV_WEB_PORT", 5180),
     "postgres": ("DEV_POSTGRES_PORT", 54332),
     "supabase": ("DEV_SUPABASE_PORT", 54331),
     "openai": ("DEV_OPENAI_PORT", 8011),
 }
 APPLICATION = "cimt_api.app:application"
-# Where front ends are developed: Next, Vite and its preview, Angular, and what takes any other.
+# Where other front ends are developed: Next, Vite and its preview, Angular, and what takes any other.
 BROWSERS = [f"http://localhost:{port}" for port in (3000, 3001, 5173, 4173, 4200, 8080)]
 START_SECONDS = 60
 STOP_SECONDS = 10
@@ -93,8 +94,8 @@ class Dev:
         port = self.ports[name]
 
         def answers() -> bool:
-            if name == "api":
-                return clouds.http_answers(port, "/readyz")
+            if name in ("api", "web"):
+                return clouds.http_answers(port, {"api": "/readyz", "web": "/config.js"}[name])
             return clouds.CLOUDS[name].answers(port)
 
         try:
@@ -183,7 +184,23 @@ def api_environment(dev: Dev) -> dict[str, str]:
         "OPENAI_BASE_URL": f"{dev.url('openai')}/v1",
         "OPENAI_API_KEY": "none-is-needed",
         "INGEST_KEY": dev.ingest_key,
-        "CORS_ORIGINS": os.environ.get("CORS_ORIGINS", " ".join(BROWSERS)),
+        "CORS_ORIGINS": " ".join(
+            [
+                dev.url("web"),
+                f"http://localhost:{dev.ports['web']}",
+                os.environ.get("CORS_ORIGINS", " ".join(BROWSERS)),
+            ]
+        ),
+    }
+
+
+def web_environment(dev: Dev) -> dict[str, str]:
+    """What the web page is told, by /config.js."""
+    return {
+        "PATH": f"{dev.settings.root / 'node_modules/.bin'}:{os.environ['PATH']}",  # the locked Node
+        "API_URL": dev.url("api"),
+        "SUPABASE_URL": dev.url("supabase"),
+        "SUPABASE_PUBLISHABLE_KEY": clouds.PUBLISHABLE_KEY,
     }
 
 
@@ -206,24 +223,27 @@ def seed(dev: Dev) -> int:
 
 
 @contextlib.contextmanager
-def running(settings: Settings, ports: dict[str, int]) -> Iterator[Dev]:
-    """Everything, ready and seeded; ended at the end of the block."""
+def running(settings: Settings, ports: dict[str, int], page: str = "") -> Iterator[Dev]:
+    """Everything, ready; ended at the end of the block. Links of mails lead to `page`, else to the web page here."""
     for name, port in ports.items():
         check_port(port, name, PORTS[name][0], "make dev")
     dev = Dev(settings, ports)
     dev.folder.mkdir(parents=True, exist_ok=True)
     try:
-        print("dev: starting Postgres, sign-in, model and API", flush=True)
+        print("dev: starting Postgres, sign-in, model, API and web page", flush=True)
         dev.start_cloud("openai")
+        vite = [str(settings.root / "node_modules/.bin/vite"), "services/web", "--strictPort"]
+        address = ["--host", "127.0.0.1", "--port", str(ports["web"])]
+        dev.start("web", [*vite, *address], web_environment(dev))
         dev.start_cloud("postgres")
         dev.wait("postgres")
         postgres.prepare(postgres.url(ports["postgres"]))
-        dev.start_cloud("supabase", "--otp-seconds", "1")
+        dev.start_cloud("supabase", "--otp-seconds", "1", "--page", page or dev.url("web"))
         migrate(dev)
         uvicorn = [sys.executable, "-m", "uvicorn", APPLICATION, "--factory", "--reload"]
         code = ["--app-dir", "services/api", "--reload-dir", "services/api/cimt_api"]
         dev.start("api", [*uvicorn, *code, "--port", str(ports["api"])], api_environment(dev))
-        for name in ("supabase", "openai", "api"):
+        for name in ("supabase", "openai", "api", "web"):
             dev.wait(name)
         yield dev
     finally:
@@ -247,7 +267,8 @@ def main(settings: Settings, env: Mapping[str, str] = os.environ) -> int:
             print(
                 f"\ndev: ready after {time.monotonic() - started:.1f} s, {documents} documents to ask about"
             )
-            print(f"  API       {dev.url('api')} (reloads when a file is saved)")
+            print(f"  web page  {dev.url('web')} (both reload when a file is saved)")
+            print(f"  API       {dev.url('api')}")
             print(f"  mail      {dev.url('supabase')}/inbox")
             print(f"  model     {dev.url('openai')} (switches: python -m local.openai --help)")
             print(f"  database  {postgres.url(ports['postgres'])}")

@@ -12,6 +12,18 @@ wanted=(
 )
 PATH="$PATH:/usr/sbin:/sbin"
 
+# Only for tests, so only when it is named. Chrome is as good; of Ubuntu's own only the snap exists.
+if [ "${1:-}" = chromium ]; then
+  wanted+=(chromium:chromium)
+  for name in google-chrome google-chrome-stable chromium-browser; do
+    ! command -v "$name" >/dev/null || exit 0
+  done
+  if grep -q '^ID=ubuntu' /etc/os-release && ! command -v chromium >/dev/null; then
+    echo "packages: no browser to test the web page in. Next: install Google Chrome (google.com/chrome), or: sudo snap install chromium" >&2
+    exit 1
+  fi
+fi
+
 missing=()
 for pair in "${wanted[@]}"; do
   [ "${1:-${pair%%:*}}" = "${pair%%:*}" ] || continue

@@ -82,6 +82,7 @@ def values(settings: Settings) -> dict[str, str]:
         "CONNECT_TO": ",".join(f"{port}=127.0.0.1:{ports[name]}" for port, name in doors.items()),
         "DOCKER_SOURCE": "distribution",
         "API_DOMAIN": "api.cimt.localhost",
+        "WEB_DOMAIN": "app.cimt.localhost",
         "N8N_DOMAIN": "n8n.cimt.localhost",
         "IMAGE_REPOSITORY": f"{registry(settings)}/{REPOSITORY}",
         "REGISTRY_USERNAME": OWNER,
@@ -94,6 +95,7 @@ def values(settings: Settings) -> dict[str, str]:
         "API_DATABASE_PASSWORD": secret("api-database-password"),
         "API_DATABASE_URL": f"postgresql://cimt_api@{from_droplet}:{ports['postgres']}/postgres?sslmode=disable",
         "SUPABASE_URL": f"http://127.0.0.1:{ports['supabase']}",
+        "SUPABASE_PUBLISHABLE_KEY": clouds.PUBLISHABLE_KEY,
         "SUPABASE_JWKS_URL": f"http://{from_droplet}:{ports['supabase']}/auth/v1/.well-known/jwks.json",
         "OPENAI_BASE_URL": f"http://{from_droplet}:{ports['openai']}/v1",
         "OPENAI_API_KEY": secret("openai-key"),
@@ -139,8 +141,10 @@ def prepare_runner(settings: Settings) -> None:
     grant(state, push.read_text(), user=OWNER, scopes=("read:packages", "write:packages"))
     grant(state, _secret(settings, "pull-token"), user=OWNER, scopes=("read:packages",))
     image = base.ensure(settings)
-    mirror = f"docker://127.0.0.1:{settings.ports['registry']}/library/python:3.12-slim"
-    _run("buildah", "push", "--quiet", "--tls-verify=false", "--disable-compression", image, mirror)
+    for name in ("python:3.12-slim", "debian:13-slim"):
+        mirror = f"docker://127.0.0.1:{settings.ports['registry']}/library/{name}"
+        options = ["--quiet", "--tls-verify=false", "--disable-compression"]
+        _run("buildah", "push", *options, image, mirror)
     _home(settings)
 
 

@@ -100,6 +100,8 @@ if [ -n "$local_droplet" ]; then
 fi
 if [ -s "${SSL_CERT_FILE:-}" ]; then options+=(--secret "id=ca,src=$SSL_CERT_FILE"); fi
 echo "build: $image"
+# What an image takes as it is, and does not make itself.
+[ ! -x "$context/build.sh" ] || "$context/build.sh"
 buildah bud "${options[@]}" "$context"
 [ -n "$push" ] || exit 0
 

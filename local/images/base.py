@@ -16,7 +16,8 @@ from local.settings import Settings, check_tools
 
 WHAT = "base image"
 NAME = "localhost/cimt/base"
-PACKAGES = ("python3", "python3-venv", "ca-certificates")
+# nginx is services/web's; one base for all, because every other one would have to be carried to the droplet as well.
+PACKAGES = ("python3", "python3-venv", "ca-certificates", "nginx")
 NO_SHELL_AIDS = (*LEAVE_OUT, "/usr/share/bash-completion/*", "/usr/share/lintian/*")
 # Package lists and logs go; so does the machine's id, which every container would share. Never /tmp: apt's settings
 # for this root are there, and without them mmdebstrap would clean the machine's own lists.

@@ -13,7 +13,7 @@ SWITCHES = """\
 switches (all requests, until told otherwise):
   curl -X PUT 127.0.0.1:PORT/stand-in/behaviour -d '{"kind": "slow", "first": 2, "delay": 0.2}'
   kind: normal, slow, rate_limited, failing, broken, endless, malformed
-  also: times (then normal again), paths (["/v1/embeddings"]), retry_after, status, after (events), chunks
+  also: times (then normal again), paths (["/v1/embeddings"]), retry_after, status, after (events), chunks, text
 for one request: header "X-Stand-In: broken; after=5", or "[stand-in: broken; after=5]" in the question
 the end of models: curl -X PUT 127.0.0.1:PORT/stand-in/shutdowns -d '{"gpt-6-luna": "2027-12-31"}'
   replaces the former dates; a model is served until the day before

@@ -36,6 +36,7 @@ class Behaviour:
     code: str = ""  # of the error
     status: int = 500
     after: int = 3
+    text: str = ""  # the answer in place of what the passages say
     chunks: int = 0  # the answer is repeated or cut to so many tokens; 0: as long as it is
 
     @property
@@ -68,7 +69,9 @@ def parse(given: dict[str, Any], default: Behaviour) -> Behaviour:
                 raise ApiError(400, f"{name} is not a number: {values[name]!r}") from None
             if values[name] < 0:
                 raise ApiError(400, f"{name} is below zero")
-    values |= {name: str(values[name]) for name in ("retry_after", "code") if name in values}
+    values |= {
+        name: str(values[name]) for name in ("retry_after", "code", "text") if name in values
+    }
     paths = values["paths"]
     values["paths"] = (paths,) if isinstance(paths, str) else tuple(map(str, paths))
     made = replace(default, **values)

@@ -41,7 +41,7 @@ def say(messages: list[dict[str, Any]], limit: Any, name: str, behaviour: Behavi
     """Answer the messages with at most `limit` tokens."""
     if limit is not None and (not isinstance(limit, int) or limit < 1):
         raise ApiError(400, f"Invalid '{name}': integer below minimum value.", param=name)
-    made = answers.pieces(answers.answer(messages))
+    made = answers.pieces(behaviour.text or answers.answer(messages))
     if behaviour.chunks:
         made = list(itertools.islice(itertools.cycle([*made, " "]), behaviour.chunks))
     asked = sum(answers.tokens(answers.text_of(item.get("content"))) + 3 for item in messages)

@@ -35,6 +35,12 @@ def main() -> int:
         "--site", metavar="URL", help="where links lead; default: a page of the stand-in"
     )
     parser.add_argument(
+        "--page",
+        metavar="URL",
+        default="",
+        help="of the web page, whose own link goes into the mail",
+    )
+    parser.add_argument(
         "--allow",
         action="append",
         default=[],
@@ -60,6 +66,7 @@ def main() -> int:
         issuer=(given.issuer or f"{here}/auth/v1").rstrip("/"),
         state=given.state,
         site=given.site or f"{here}/signed-in",
+        page=given.page.rstrip("/"),
         allowed=tuple(given.allow),
         publishable_key=given.publishable_key,
         otp_seconds=given.otp_seconds,

@@ -42,6 +42,9 @@ class Options:
     state: Path
     site: str  # where links lead by default
     allowed: tuple[str, ...] = ()  # other addresses that links may lead to
+    page: str = (
+        ""  # the project's site URL, where the links of supabase/templates lead; "": no such link
+    )
     publishable_key: str = PUBLISHABLE_KEY
     otp_seconds: float = 60.0  # between two mails to one address
     token_seconds: int = 3600  # life of an access token
@@ -158,6 +161,9 @@ class Auth:
                 "subject": "Confirm your email" if kind == "signup" else "Your magic link",
                 "sent_at": datetime.now(UTC).isoformat(timespec="seconds"),
                 "link": f"{self.options.issuer}/verify?{query}",
+                "page": f"{self.options.page}/sign-in#token_hash={hashed}&type=email"
+                if self.options.page
+                else "",
                 "token": code,
                 "token_hash": hashed,
                 "type": kind,

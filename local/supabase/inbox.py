@@ -66,7 +66,7 @@ def inbox_page(mails: list[dict[str, Any]]) -> str:
     items = "".join(
         f'<li><div class="when">{escape(mail["sent_at"])} to {escape(mail["to"])}</div>'
         f"<div>{escape(mail['subject'])}</div>"
-        f'<div><a href="{escape(mail["link"])}">Sign in</a> or enter the code '
+        f'<div><a href="{escape(mail.get("page") or mail["link"])}">Sign in</a> or enter the code '
         f"<code>{escape(mail['token'])}</code></div></li>"
         for mail in mails
     )

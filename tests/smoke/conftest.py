@@ -22,7 +22,7 @@ COMPOSE = (ROOT / "services/compose.yaml").read_text()
 APPS = declared_services(COMPOSE)
 DECLARED = yaml.safe_load((ROOT / "services/settings.yaml").read_text())
 DOMAINS = (
-    {name: f"{name}.cimt.localhost" for name in APPS}
+    {name: f"{name}.cimt.localhost" for name in APPS} | {"web": "app.cimt.localhost"}
     if LOCAL
     else panel_domains(COMPOSE, values(DECLARED))
 )

@@ -71,7 +71,13 @@ class Checkout:
         for name in ("services/n8n", "services/etl", "tools/services", "plugins/filter"):
             shutil.copytree(ROOT / name, self.root / name)
         shutil.copy(ROOT / "services/compose.yaml", self.root / "services")
-        (service / "Dockerfile").write_text("FROM scratch\n")
+        web = self.root / "services/web"
+        web.mkdir()
+        for folder in (service, web):
+            (folder / "Dockerfile").write_text("FROM scratch\n")
+        # What is made before the image.
+        (web / "build.sh").write_text('#!/bin/sh\necho "web is made" >>"$CALLS"\n')
+        (web / "build.sh").chmod(0o755)
         (service / "code.py").write_text("1\n")
         (self.root / ".gitignore").write_text("/.local/\n/.venv/\n__pycache__/\n")
         self.git("init", "-q")
@@ -348,10 +354,13 @@ def test_a_push_that_is_denied_says_how_the_package_is_linked(
 def test_what_is_released_by_digest_is_built_without_being_named(checkout: Checkout) -> None:
     assert checkout.services("build").returncode == 0
     calls = checkout.calls.read_text()
-    assert calls.count("buildah bud") + calls.count("\nbud ") + calls.startswith("bud ") == 1
+    assert calls.count("buildah bud") + calls.count("\nbud ") + calls.startswith("bud ") == 2
+    assert calls.index("web is made") < calls.index("web:"), (
+        "what the image takes is made before it"
+    )
     assert calls.count("skopeo inspect") == 2, "the others have a tag, which the registry has"
     built = json.loads(checkout.services("builds").stdout)
-    assert set(built) == {"api", "n8n", "etl"}
+    assert set(built) == {"api", "web", "n8n", "etl"}
     assert built["api"]["revision"] == checkout.git("rev-parse", "HEAD")
     # What the registry had is released by its digest, and attested by the run that made it.
     assert built["n8n"] == {"image": f"{REPOSITORY}/n8n@sha256:{7:064d}", "revision": f"{8:040d}"}
@@ -365,7 +374,7 @@ def test_what_is_released_by_digest_is_built_without_being_named(checkout: Check
 def test_an_app_that_is_not_declared_is_refused(checkout: Checkout) -> None:
     result = checkout.services("build", "shop'; touch x")
     assert result.returncode == 2
-    assert "Next: make build SERVICE=api (or: api, n8n, etl)" in result.stderr
+    assert "Next: make build SERVICE=api (or: api, web, n8n, etl)" in result.stderr
     assert not checkout.calls.exists()
 
 
@@ -403,7 +412,7 @@ def test_a_failed_build_keeps_the_last_result(checkout: Checkout) -> None:
     [
         ([], "which service"),
         (["api"], "not set: IMAGE_REPOSITORY"),
-        (["web"], "services/web/Dockerfile"),
+        (["shop"], "services/shop/Dockerfile"),
         (["api", "--lokal"], "--lokal"),
         (["api", "--local"], "python -m local clouds start"),
     ],

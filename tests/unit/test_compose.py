@@ -320,7 +320,11 @@ def test_an_app_that_is_left_out_asks_for_nothing_and_others_may_refer_to_it() -
 def test_the_domains_of_apps_need_their_own_variables_only() -> None:
     text = (ROOT / "services/compose.yaml").read_text()
     given = {"API_DOMAIN": "api.example.com", "INGEST_KEY": "secret"}
-    assert compose.panel_domains(text, given) == {"api": "api.example.com", "n8n": ""}
+    assert compose.panel_domains(text, given) == {
+        "api": "api.example.com",
+        "web": "",
+        "n8n": "",
+    }
 
 
 def test_n8n_never_has_two_containers_on_its_volume() -> None:

@@ -96,9 +96,12 @@ def locks() -> Iterator[str]:
     manifest = json.loads((ROOT / "package.json").read_text())
     lock_text = (ROOT / "package-lock.json").read_text()
     packages: dict[str, dict[str, object]] = json.loads(lock_text)["packages"]
-    for kind in ("dependencies", "devDependencies", "optionalDependencies"):
-        if manifest.get(kind, {}) != packages[""].get(kind, {}):
-            yield f"package-lock.json: {kind} differ from package.json. Next: make lock"
+    for folder in ("", *manifest.get("workspaces", ())):
+        source = Path(folder, "package.json")
+        given = json.loads((ROOT / source).read_text())
+        for kind in ("dependencies", "devDependencies", "optionalDependencies"):
+            if given.get(kind, {}) != packages.get(folder, {}).get(kind, {}):
+                yield f"package-lock.json: {kind} differ from {source}. Next: make lock"
     for name, package in packages.items():
         if "node_modules/" not in name or package.get("link"):
             continue  # the root, and the workspaces
