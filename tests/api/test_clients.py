@@ -49,7 +49,7 @@ def test_every_snippet_runs(shared_api: Api, clouds: Clouds, model: Model, tmp_p
                 else:
                     assert wanted in done.stdout
             ran.append(language)
-        assert sorted(ran) == ["js", "json", "python", "sh", "sh", "sh", "tsx"]
+        assert sorted(ran) == ["js", "json", "python", "sh", "sh", "sh", "tsx", "yaml"]
         for each in ann.get("/keys").json()["items"]:
             ann.delete(f"/keys/{each['id']}")
 

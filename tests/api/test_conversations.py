@@ -133,7 +133,7 @@ def test_names_search_feedback_and_export(dora: httpx.Client, clouds: Clouds) ->
     path = f"/conversations/{other['conversation_id']}"
     assert dora.patch(path, json={"title": "Guarantees"}).json()["title"] == "Guarantees"
     assert found("guarantee") == found("warranty") == [other["conversation_id"]]
-    for wrong in ({}, {"title": ""}, {"title": "x" * 201}, {"title": "a\0b"}):
+    for wrong in ({}, {"title": ""}, {"title": " \n"}, {"title": "x" * 201}, {"title": "a\0b"}):
         assert dora.patch(path, json=wrong).status_code == 422
     said = f"/chat/{one['answer_id']}/feedback"
     for rating in ("up", "down"):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
+import json
 import threading
 import time
 from collections.abc import Iterator
@@ -215,6 +217,7 @@ class OddService:
     def __init__(self) -> None:
         self.pieces: list[bytes] = []
         self.pause = 0.0
+        self.headers = {"Content-Type": "text/event-stream"}
         service = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -224,10 +227,11 @@ class OddService:
             def do_POST(self) -> None:
                 self.rfile.read(int(self.headers["Content-Length"]))
                 self.send_response(200)
-                self.send_header("Content-Type", "text/event-stream")
+                for name, value in service.headers.items():
+                    self.send_header(name, value)
                 self.end_headers()
                 for piece in service.pieces:
-                    self.wfile.write(b"data: " + piece + b"\n\n")
+                    self.wfile.write(piece)
                     time.sleep(service.pause)
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
@@ -253,7 +257,7 @@ def test_other_services_have_their_own_ways(clouds: Clouds, folder: Path) -> Non
         ):
 
             def asked(pause: float, *pieces: bytes) -> httpx.Response:
-                odd.pause, odd.pieces = pause, list(pieces)
+                odd.pause, odd.pieces = pause, [b"data: " + piece + b"\n\n" for piece in pieces]
                 return ann.post("/chat", json={"message": QUESTION})
 
             for answer in (
@@ -275,6 +279,96 @@ def test_other_services_have_their_own_ways(clouds: Clouds, folder: Path) -> Non
             used_up = asked(0, thought, length)
             assert used_up.status_code == 502
             assert used_up.json()["type"] == "urn:cimt:problem:upstream-empty"
+
+
+def said(*texts: str, **more: Any) -> bytes:
+    """Events that say these texts, and the one that ends them."""
+    deltas = [{"delta": {"content": text}, "index": 0} for text in texts]
+    chunks = [{"choices": [each]} for each in deltas]
+    chunks.append({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"} | more]})
+    return b"".join(b"data: " + json.dumps(chunk).encode() + b"\n\n" for chunk in chunks)
+
+
+WHOLE = {"choices": [{"index": 0, "message": {"content": "Two years"}, "finish_reason": "stop"}]}
+TWO_YEARS = said("Two", " years")
+NO_END = said("Two", " years").rpartition(b"data: ")[0]
+END = b"data: [DONE]\n\n"
+
+
+@pytest.fixture(scope="module")
+def odd(
+    clouds: Clouds, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[OddService, httpx.Client]]:
+    """A service of odd ways, and somebody who asks the API that asks it."""
+    folder = tmp_path_factory.mktemp("odd") / "api"
+    with contextlib.closing(OddService()) as service:
+        environment = {"OPENAI_BASE_URL": service.url, "RETRIEVAL_COUNT": "0", "OPENAI_RETRIES": "0"}  # fmt: skip
+        with (
+            api(folder, clouds.environment() | environment, until="/readyz") as own,
+            own.client(clouds.sign_in.token("ann@odd.example")) as client,
+        ):
+            yield service, client
+
+
+@pytest.mark.parametrize(
+    ("body", "headers"),
+    [
+        (TWO_YEARS.replace(b"\n", b"\r\n") + END, {}),
+        (b"\xef\xbb\xbf" + TWO_YEARS + END, {}),
+        (TWO_YEARS.replace(b"data: ", b"data:"), {}),
+        (b": OPENROUTER PROCESSING\n\nretry: 5\n\nevent: ping\ndata: {}\n\n" + TWO_YEARS + END, {}),
+        (TWO_YEARS + TWO_YEARS[TWO_YEARS.rindex(b"data:") :] * 2 + END, {}),
+        (said("Two", " years", message={"content": "Two years"}), {}),
+        (TWO_YEARS.replace(b'"index": 0', b'"index": "0"') + END, {}),
+        (TWO_YEARS + b'data: {"choices":[],"usage":null}\n\n' + END + b"data: after the end\n\n", {}),
+        (NO_END + END, {}),
+        (b'data: {"choices":[{"delta":{"content":[{"type":"thinking","thinking":[{"text":"Hm"}]},'
+         b'{"type":"reasoning","text":"Hm"},{"type":"text","text":"Two"}]}}]}\n\n' + said(" years"), {}),
+        (json.dumps(WHOLE, indent=2).encode(), {"Content-Type": "application/json"}),
+        (json.dumps(WHOLE, indent=2).encode(), {}),
+        (TWO_YEARS + END, {"Content-Type": "application/json"}),
+        (TWO_YEARS + END, {"Content-Type": "text/plain"}),
+        (gzip.compress(TWO_YEARS + END), {"Content-Type": "text/event-stream", "Content-Encoding": "gzip"}),
+    ],
+    ids=["CRLF", "BOM", "no space", "comments", "ends twice", "repeats all at its end", "index as text",
+         "after the end", "no finish reason", "thinks in parts", "no stream", "no stream, mislabelled",
+         "stream, mislabelled", "stream as text", "gzip"],
+)  # fmt: skip
+def test_an_answer_in_odd_ways_is_complete(
+    odd: tuple[OddService, httpx.Client], body: bytes, headers: dict[str, str]
+) -> None:
+    service, client = odd
+    service.headers = headers or {"Content-Type": "text/event-stream"}
+    for size in (len(body), 5):  # in one piece, and in many that end anywhere
+        service.pieces = [body[at : at + size] for at in range(0, len(body), size)]
+        answer = client.post("/chat", json={"message": QUESTION})
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["choices"][0]["message"]["content"] == "Two years"
+        assert answer.json()["cimt"]["status"] == "complete"
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        b"",
+        b'data: {"object":"error","message":"CUDA out of memory","code":500}\n\n' + END,
+        b'event: error\ndata: {"message":"overloaded"}\n\n' + END,
+        b'data: {"type":"error","message":"overloaded"}\n\n' + END,
+        b'error: {"code":500,"message":"slot unavailable"}\n\n' + END,
+        said(finish_reason="insufficient_system_resource") + END,
+        said(finish_reason="abort") + END,
+        b'data: {"choices":[{"delta":{"content":"\xc3',
+    ],
+)
+def test_an_answer_that_is_not_complete_is_not_called_so(
+    odd: tuple[OddService, httpx.Client], end: bytes
+) -> None:
+    service, client = odd
+    service.headers = {"Content-Type": "text/event-stream"}
+    service.pieces = [NO_END, end]
+    got = read(client, "POST", "/chat", json={"message": QUESTION})
+    assert (got.text, got.done, got.finish) == ("Two years", True, None)
+    assert got.error in ("upstream-failing", "upstream-broken", "upstream-malformed")
 
 
 def test_the_breaker_spares_a_model_that_fails(clouds: Clouds, model: Model, folder: Path) -> None:

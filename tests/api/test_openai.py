@@ -101,6 +101,7 @@ def test_the_clients_conversation_is_what_the_model_is_given(
         ({"messages": [*MESSAGES, {"role": "tool", "content": "x", "tool_call_id": "y"}]}, "messages"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages.0.content.0.type"),
         ({"messages": [{"role": "user", "content": 7}]}, "messages.0.content"),
+        ({"messages": [{"role": "system", "content": "x" * 32_001}, *MESSAGES]}, "messages"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )  # fmt: skip

@@ -193,9 +193,21 @@ def _complete_document(app: FastAPI) -> None:
                 **parts.get("securitySchemes", {}),
                 "bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"},
             }
+            _without_null_defaults(document)
         return app.openapi_schema or {}
 
     app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _without_null_defaults(part: Any) -> None:
+    """Take `default: null` out of a document: to generators what has a default is always there."""
+    if isinstance(part, dict):
+        if part.get("default", part) is None:
+            del part["default"]
+        part = list(part.values())
+    if isinstance(part, list):
+        for each in part:
+            _without_null_defaults(each)
 
 
 async def _retention(chats: Chats, days: int, metrics: Metrics) -> None:

@@ -68,14 +68,13 @@ KINDS: dict[str, tuple[int, str, bool, bool]] = {
 NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")  # of an error, as services call theirs
 # Ends of other services, as OpenAI calls them; what is not here is `stop`.
 FINISHES = {
-    "length": "length",
-    "max_tokens": "length",
-    "model_length": "length",
-    "content_filter": "content_filter",
-    "content-filter": "content_filter",
-    "safety": "content_filter",
-    "error": "error",
+    **dict.fromkeys(("length", "max_tokens", "max_output_tokens", "model_length"), "length"),
+    **dict.fromkeys(("content_filter", "content-filter", "safety", "sensitive"), "content_filter"),
+    **dict.fromkeys(("recitation", "blocklist", "prohibited_content", "spii"), "content_filter"),
+    **dict.fromkeys(("error", "network_error", "abort", "timeout", "cancelled"), "error"),
+    **dict.fromkeys(("insufficient_system_resource", "malformed_response"), "error"),
 }
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 class UpstreamError(Exception):
@@ -434,27 +433,32 @@ async def _read(response: httpx2.Response) -> AsyncGenerator[Delta]:
     encoded = response.headers.get("content-encoding", "identity") != "identity"
     pieces = response.aiter_bytes() if encoded else response.aiter_raw()
     rest = b""
-    finished = done = False
-    if "json" in response.headers.get("content-type", ""):  # it knows no streams
-        async for piece in pieces:
-            rest += piece
-            if len(rest) > LONGEST_LINE:
-                raise UpstreamError("upstream-malformed")
-        rest = b"data:" + rest
-    else:
-        async for piece in pieces:
-            if done:
-                continue  # the rest only lets the connection be used again
-            *lines, rest = (rest + piece if rest else piece).split(b"\n")
-            delta = _delta(lines)
+    begun = said = finished = done = whole = False
+    async for piece in pieces:
+        if done:
+            continue  # the rest only lets the connection be used again
+        rest = rest + piece if rest else piece
+        if not begun:
+            rest = rest.lstrip()
+            if len(rest) < len(BYTE_ORDER_MARK):
+                continue
+            begun, rest = True, rest.removeprefix(BYTE_ORDER_MARK).lstrip()
+            # It knows no streams. Its body tells: relays call either by the name of the other.
+            whole = rest.startswith(b"{")
+        if not whole:
+            *lines, rest = rest.split(b"\n")
+            delta = _delta(lines, said)
+            said = said or bool(delta.text)
             finished = finished or delta.finish is not None
             done = delta.done
             if delta != NOTHING:
                 yield delta
-            if delta.error or len(rest) > LONGEST_LINE:
-                raise UpstreamError(delta.error or "upstream-malformed")
+            if delta.error:
+                raise UpstreamError(delta.error)
+        if len(rest) > LONGEST_LINE:
+            raise UpstreamError("upstream-malformed")
     if not done:
-        delta = _delta([rest])
+        delta = _delta([(b"data:" + rest.replace(b"\n", b" ")) if whole else rest], said)
         if delta != NOTHING:
             yield delta
         if delta.error or not (finished or delta.finish or delta.done):
@@ -464,9 +468,10 @@ async def _read(response: httpx2.Response) -> AsyncGenerator[Delta]:
             yield Delta(done=True)
 
 
-def _delta(lines: list[bytes]) -> Delta:
+def _delta(lines: list[bytes], said: bool) -> Delta:
     """Return what whole lines of an event stream say, up to the first that cannot be read.
 
+    `said`: there was text before. A message then only repeats what its deltas have said.
     Services and relays differ in all that they need not say: what is missing, null, or of another shape is passed over.
     """
     text: list[str] = []
@@ -477,6 +482,11 @@ def _delta(lines: list[bytes]) -> Delta:
     error: str | None = None
     for line in lines:
         if not line.startswith(b"data:"):
+            if line.startswith(b"error:") or (
+                line.startswith(b"event:") and line[6:].strip() == b"error"
+            ):
+                error = "upstream-failing"
+                break
             continue
         data = line[5:].strip()
         if not data:
@@ -485,20 +495,22 @@ def _delta(lines: list[bytes]) -> Delta:
             done = True
             break
         chunk = _object(data)
-        if chunk is None or chunk.get("error"):
+        if chunk is None or _failed(chunk):
             # What came before it in the same read still counts.
             error = "upstream-malformed" if chunk is None else "upstream-failing"
             break
         choices = chunk.get("choices")
         for choice in choices if isinstance(choices, list) else ():
-            if not isinstance(choice, dict) or choice.get("index"):
+            if not isinstance(choice, dict) or choice.get("index") not in (None, 0, "0"):
                 continue
-            delta = choice.get("delta") or choice.get("message")
+            delta = choice.get("delta")
+            if not delta and not said and not text:
+                delta = choice.get("message")
             if isinstance(delta, dict):
                 if piece := _text(delta.get("content")) or _text(delta.get("refusal")):
                     text.append(piece)
                 else:
-                    thought += len(_text(delta.get("reasoning_content") or delta.get("reasoning")))
+                    thought += _thought(delta)
             if (reason := choice.get("finish_reason")) and isinstance(reason, str):
                 finish = FINISHES.get(reason.lower(), "stop")
                 if finish == "error":
@@ -524,10 +536,28 @@ def _object(data: bytes) -> dict[str, Any] | None:
     return chunk if isinstance(chunk, dict) else None
 
 
+def _failed(chunk: dict[str, Any]) -> bool:
+    """Tell whether an event is an error, as OpenAI says it or as vLLM, FastChat and Anthropic do."""
+    named = "error" in (chunk.get("object"), chunk.get("type"))
+    return named or bool(chunk.get("error") or chunk.get("error_code"))
+
+
+def _thought(delta: dict[str, Any]) -> int:
+    """Return how many characters a delta has of what is thought and not said; Mistral's are parts of the content."""
+    content = delta.get("content")
+    parts = [part for part in content if isinstance(part, dict)] if isinstance(content, list) else []  # fmt: skip
+    thinking = "".join(_text(part.get("thinking") or part.get("text")) for part in parts)
+    return len(_text(delta.get("reasoning_content") or delta.get("reasoning")) or thinking)
+
+
 def _text(content: Any) -> str:
     """Return the text of a delta's content: a string, or a list of parts of which some have text."""
     if isinstance(content, list):
-        texts = (part.get("text") for part in content if isinstance(part, dict))
+        texts = (
+            part.get("text")
+            for part in content
+            if isinstance(part, dict) and part.get("type") not in ("reasoning", "thinking")
+        )
         content = "".join(text for text in texts if isinstance(text, str))
     if not isinstance(content, str):
         return ""

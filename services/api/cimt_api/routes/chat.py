@@ -361,7 +361,7 @@ async def stop_running_answer(request: Request, chat_id: ChatId, user: CurrentUs
 
 
 def _accepts_events(request: Request) -> bool:
-    return "text/event-stream" in request.headers.get("accept", "")
+    return "text/event-stream" in request.headers.get("accept", "").lower()
 
 
 def _ui(request: Request, *, default: bool = False) -> bool:

@@ -71,7 +71,9 @@ class ConversationChange(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    title: Annotated[Text, Field(min_length=1, max_length=200)] = Field(examples=["Passwords"])
+    title: Annotated[Text, Field(min_length=1, max_length=200, pattern=r"\S")] = Field(
+        examples=["Passwords"]
+    )
 
 
 class Feedback(BaseModel):

@@ -123,6 +123,12 @@ class CompletionRequest(BaseModel):
             raise unfit(
                 "messages", f"the last one is not a user's, of 1 to {QUESTION_LENGTH} characters"
             )
+        instructions = "\n\n".join(
+            one.words for one in self.messages if one.role in ("system", "developer")
+        )
+        if len(instructions) > QUESTION_LENGTH:  # which are paid for with every question
+            why = f"the system's are longer than {QUESTION_LENGTH} characters"
+            raise unfit("messages", why)
         return Question(
             user=user,
             id=uuid4(),
@@ -130,9 +136,7 @@ class CompletionRequest(BaseModel):
             text=text,
             named=False,
             stored=bool(self.store),
-            instructions="\n\n".join(
-                one.words for one in self.messages if one.role in ("system", "developer")
-            ),
+            instructions=instructions,
             turns=_turns(said[:-1]),
             tokens=self.max_completion_tokens or self.max_tokens,
         )
