@@ -576,7 +576,8 @@ def on_github(patient: Patient) -> Iterator[Finding]:
             found = github_settings.Settings(client, name, patient.environment).plan(want)
     except github.NotDone as error:
         what, _, following = github_settings.told(str(error), token).partition(". Next: ")
-        yield wrong(f"GitHub: {what}", following)
+        # A token that may not look proves nothing about GitHub.
+        yield (soon if ": 403 " in what else wrong)(f"GitHub: {what}", following)
         return
     for change in found:
         if change.do:

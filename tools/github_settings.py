@@ -168,6 +168,8 @@ class Settings(github.Repository):
                 {"type": one["type"], "id": one["reviewer"]["id"]}
                 for one in rule.get("reviewers", ())
             ]
+        # What is not used is not said: a plan without reviewers or timers would refuse it.
+        body = {name: value for name, value in body.items() if value}
         body["deployment_branch_policy"] = policy
         if there is None or there["deployment_branch_policy"] != policy:
             sign = "+" if there is None else "~"
