@@ -239,6 +239,9 @@ def test_what_is_not_set_is_named_and_what_is_left_out_is_not(well: Patient) -> 
         one.what for one in found(changed(well, LEAVE_OUT="n8n,etl", API_DOMAIN=""), "settings")
     ]
     assert any(line.startswith("API_DOMAIN is not set") for line in less)
+    empty = replace(well, known=dict.fromkeys(well.known, ""), pinned="")
+    told = [one.what for one in examine(empty) if "is not set" not in one.what]
+    assert told == ["alerts reach nobody"], "what is not there is named once, and not asked"
     assert not any(line.startswith("N8N_") for line in less)
 
 
