@@ -334,7 +334,9 @@ def droplet(patient: Patient) -> Iterator[Finding]:
         told = (done.stderr.strip().splitlines() or ["no answer"])[-1].replace(folder, "…")
         yield wrong(
             f"SSH lets {patient['DROPLET_USER'] or 'nobody'} not in: {told}",
-            "its public half into ~cimt/.ssh/authorized_keys",
+            "its public half into ~cimt/.ssh/authorized_keys"
+            if "denied" in told
+            else "is the droplet on, and its address DROPLET_HOST?",
         )
         return
     facts = dict(part.split("=", 1) for part in shlex.split(done.stdout) if "=" in part)
@@ -576,7 +578,8 @@ def on_github(patient: Patient) -> Iterator[Finding]:
             found = github_settings.Settings(client, name, patient.environment).plan(want)
     except github.NotDone as error:
         what, _, following = github_settings.told(str(error), token).partition(". Next: ")
-        yield wrong(f"GitHub: {what}", following)
+        # A token that may not look proves nothing about GitHub.
+        yield (soon if ": 403 " in what else wrong)(f"GitHub: {what}", following)
         return
     for change in found:
         if change.do:
@@ -605,6 +608,15 @@ CHECKS: tuple[Callable[[Patient], Iterator[Finding]], ...] = (
     *(settings, names, certificates, host_key, droplet, registry, database),
     *(sign_in, model, mail, alerts, on_github, tokens),
 )
+# Without these a check asks nothing: `settings` names them.
+ASKED_WITH = {
+    "names": "DROPLET_HOST",
+    "host_key": "DROPLET_HOST",
+    "droplet": "DROPLET_HOST",
+    "registry": "IMAGE_REPOSITORY",
+    "sign_in": "SUPABASE_URL",
+    "model": "OPENAI_API_KEY",
+}
 
 
 def examine(patient: Patient) -> Iterator[Finding]:
@@ -612,6 +624,8 @@ def examine(patient: Patient) -> Iterator[Finding]:
 
     def ask(check: Callable[[Patient], Iterator[Finding]]) -> list[Finding]:
         found: list[Finding] = []
+        if (needed := ASKED_WITH.get(check.__name__)) and not patient[needed]:
+            return found
         try:
             found.extend(check(patient))
         except (OSError, httpx.HTTPError, subprocess.TimeoutExpired) as error:

@@ -168,6 +168,8 @@ class Settings(github.Repository):
                 {"type": one["type"], "id": one["reviewer"]["id"]}
                 for one in rule.get("reviewers", ())
             ]
+        # What is not used is not said: a plan without reviewers or timers would refuse it.
+        body = {name: value for name, value in body.items() if value}
         body["deployment_branch_policy"] = policy
         if there is None or there["deployment_branch_policy"] != policy:
             sign = "+" if there is None else "~"
@@ -255,7 +257,8 @@ class Settings(github.Repository):
             yield Change("?", f"secret {name}: {told}; it stays")
 
     def _rule(self) -> Iterator[Change]:
-        found = [one for one in self._all("/rulesets") if one["name"] == RULESET]
+        own = self._all("/rulesets", includes_parents="false")  # not an organisation's of that name
+        found = [one for one in own if one["name"] == RULESET]
         there = self._ask("GET", f"/rulesets/{found[0]['id']}") if found else {}
         before = {one["type"]: one.get("parameters") or {} for one in there.get("rules", ())}
         rules = dict(before)

@@ -309,7 +309,10 @@ def lacking(
     known = values.read(ROOT / f"{environment}.env")
     for name in first_day(declared):
         setting = declared["settings"][name]
-        if name in known and not (setting.get("secret") and name not in there):
+        ours = known.get(name, "").startswith(
+            f"op://{VAULT}/{environment}/"
+        )  # else it is of another vault
+        if name in known and not (ours and name not in there):
             continue
         if name in known:
             where = (
@@ -333,6 +336,13 @@ def init(
     known = values.read(path)
     if found := values.problems(known, declared):
         raise values.Refused(f"{path.name}: {found[0]}")
+    plain = {
+        name: os.environ[name]
+        for name, one in settings.items()
+        if not one.get("secret") and os.environ.get(name)
+    }
+    if found := values.problems(plain, declared):
+        raise values.Refused(f"in the shell, {found[0]}")
     answered = answers(text, declared, ask)
     file = File(environment)
     store: Store = OnePassword(environment) if shutil.which("op") else file
@@ -369,10 +379,8 @@ def init(
     certain = {name: hint for name, hint in hints.items() if "needed_by" in settings[name]}
     if derived := for_api(there.get("SUPABASE_DB_URL", "")):
         certain["API_DATABASE_URL"] = derived
-    certain |= {name: os.environ[name] for name in settings if os.environ.get(name)}
-    secret = [name for name in settings if settings[name].get("secret")]
-    certain = {name: value for name, value in certain.items() if name not in secret}
-    certain |= {name: hints[name] for name in secret if name in there}
+    certain = {name: hint for name, hint in certain.items() if not settings[name].get("secret")}
+    certain |= plain | {name: hints[name] for name in there if name in settings}
     key = there.get("DROPLET_SSH_KEY", "")
     public = public_half(key) if key.startswith(PRIVATE_KEY) else ""
     wanted = text_of(text or HEAD.format(environment=environment), declared, certain, hints)

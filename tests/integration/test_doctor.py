@@ -26,7 +26,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from local.certificate import make_certificate
-from testbed.api import Clouds, clouds
+from testbed.api import Clouds, clouds, stand_in
 from testbed.tree import ROOT, copy_tree
 from tools import doctor
 from tools.doctor import CHECKS, SUPPORTED, Finding, Patient, discreet, examine, production
@@ -239,6 +239,9 @@ def test_what_is_not_set_is_named_and_what_is_left_out_is_not(well: Patient) -> 
         one.what for one in found(changed(well, LEAVE_OUT="n8n,etl", API_DOMAIN=""), "settings")
     ]
     assert any(line.startswith("API_DOMAIN is not set") for line in less)
+    empty = replace(well, known=dict.fromkeys(well.known, ""), pinned="")
+    told = [one.what for one in examine(empty) if "is not set" not in one.what]
+    assert told == ["alerts reach nobody"], "what is not there is named once, and not asked"
     assert not any(line.startswith("N8N_") for line in less)
 
 
@@ -335,6 +338,12 @@ def test_sign_in_and_the_model(well: Patient, elsewhere: Clouds) -> None:
     assert signs(well, "model") == "!✓"
     elsewhere.model.shut_down({})
     assert signs(changed(well, CHAT_MODEL="gpt-4-forgotten"), "model") == "✗✓"
+    elsewhere.model.behave("failing", status=401, code="invalid_api_key", paths=["/v1/models"])
+    (finding,) = found(well, "model")
+    elsewhere.model.reset()
+    assert str(finding).startswith(
+        "✗ OpenAI refuses OPENAI_API_KEY (401). Next: platform.openai.com"
+    )
 
 
 def test_alerts_and_mail(well: Patient, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -360,6 +369,36 @@ def test_tokens_of_clouds(
     (finding,) = found(well, "tokens")
     assert str(finding).startswith("✗ DIGITALOCEAN_TOKEN is refused (404")
     assert "dop_v1" not in str(finding)
+
+
+def test_github(well: Patient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `make github` would change is wrong; a token that may not look says nothing about it."""
+    token = "ghp_of-a-person"
+    monkeypatch.delenv("GITHUB_ACTIONS")
+    for name in ("GITHUB_TOKEN", "GH_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "gh").write_text("#!/bin/sh\nexit 1\n")  # nobody is signed in
+    (tmp_path / "gh").chmod(0o755)
+    monkeypatch.setenv("GITHUB_REPOSITORY", "example/cimt")
+    (finding,) = found(well, "on_github")
+    assert str(finding) == "! GitHub was not asked. Next: gh auth login"
+    monkeypatch.setenv("GITHUB_TOKEN", token)
+    rights = {"metadata": "read", "actions": "read", "environments": "read", "variables": "read"}
+    options = ("--folder", str(tmp_path), "--state", str(tmp_path))
+    with stand_in(tmp_path, "github", *options) as url:
+        monkeypatch.setenv("GITHUB_API_URL", f"{url}/api")
+        (tmp_path / "tokens.json").write_text(json.dumps({token: {"permissions": rights}}))
+        lines = [str(one) for one in found(well, "on_github")]
+        assert "✗ GitHub differs: + variable API_DOMAIN. Next: make github ENV=production" in lines
+        assert (
+            "✗ GitHub differs: + secret OPENAI_API_KEY. Next: make github ENV=production" in lines
+        )
+        (tmp_path / "tokens.json").write_text(
+            json.dumps({token: {"permissions": {"checks": "read"}}})
+        )
+        (finding,) = found(well, "on_github")
+        assert finding.sign == "!"
+        assert "403" in finding.what
 
 
 def test_nothing_answers_and_no_secret_is_told(well: Patient) -> None:

@@ -229,7 +229,12 @@ def test_what_is_not_answered_is_named_at_once(clone: Clone) -> None:
     wrong = clone.init(**ANSWERS | {"DOMAIN": "https://example.com"})
     assert wrong.returncode == 2
     assert "DOMAIN='https://example.com' is none." in wrong.stderr
+    raw = clone.init(**ANSWERS, CORS_ORIGINS="https://ops:hunter2@app.example.com")
+    assert raw.returncode == 2
+    assert "CORS_ORIGINS holds a secret" in raw.stderr
+    assert "hunter2" not in raw.stderr
     assert json.loads(clone.account.read_text()).get("vaults", {}) == {}
+    assert not clone.env.exists()
 
 
 def test_nobody_signed_in_or_may_write(clone: Clone) -> None:
