@@ -300,7 +300,9 @@ def summary(settings: Settings, done: dict[str, float], total: float, console: C
     url = f"https://api.cimt.localhost:{settings.ports['https']}"
     console.print(f"  curl --cacert .local/ca.crt {url}/healthz")
     console.print(f"  curl --cacert .local/ca.crt -X POST {url}/chat")
-    console.print("Sign in and ask, streamed:")
+    page = f"https://app.cimt.localhost:{settings.ports['https']}"
+    console.print(f"Open {page} in a browser (its authority is .local/ca.crt), sign in, and ask.")
+    console.print("Or without a browser, streamed:")
     python = os.path.relpath(sys.executable)
     console.print(
         f"  curl --cacert .local/ca.crt -N {url}/chat -H 'Content-Type: application/json' \\\n"
