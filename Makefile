@@ -111,6 +111,10 @@ n8n-pull: setup ## Bring edits of n8n's editor into n8n_workflows/; ARGS=--check
 	@$(call play,n8n-pull)
 	@python -m tools.workflows pull --input .local/n8n-$(ENV).json $(ARGS)
 
+.PHONY: auth
+auth: setup ## How people sign in, as supabase/config.toml says: shows what differs in Supabase; CONFIRM=yes makes it so
+	@$(with)python -m tools.auth $(ARGS)
+
 .PHONY: seed
 seed: setup ## Fill the knowledge base from services/etl/sources.yaml; ACCEPT=SOURCE confirms removals that wait
 	@$(with)python -m tools.seed

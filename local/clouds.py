@@ -24,6 +24,7 @@ from local.settings import (
     Settings,
     check_ports,
     check_tools,
+    domain,
     save_ports,
     write_atomic,
 )
@@ -188,7 +189,7 @@ def _supabase(ports: Ports, folder: Path) -> list[str]:
     for app in ("http://localhost:*", "http://localhost:*/**"):  # a web app in development
         options += ["--allow", app]
     if "https" in ports:  # of the droplet
-        options += ["--page", f"https://app.cimt.localhost:{ports['https']}"]
+        options += ["--page", f"https://{domain('web')}:{ports['https']}"]
     return options
 
 

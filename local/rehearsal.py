@@ -20,7 +20,7 @@ from local.droplet import machine
 from local.github.runner import REPOSITORY
 from local.images import base
 from local.registry.rights import grant
-from local.settings import LocalError, Settings, write_atomic
+from local.settings import LocalError, Settings, domain, write_atomic
 
 OWNER = REPOSITORY.partition("/")[0]
 PANEL_CA = "/etc/easypanel/traefik/ca.crt"  # of the stand-in panel; Let's Encrypt in production
@@ -82,7 +82,7 @@ def values(settings: Settings) -> dict[str, str]:
         "CONNECT_TO": ",".join(f"{port}=127.0.0.1:{ports[name]}" for port, name in doors.items()),
         "DOCKER_SOURCE": "distribution",
         "API_DOMAIN": "api.cimt.localhost",
-        "WEB_DOMAIN": "app.cimt.localhost",
+        "WEB_DOMAIN": domain("web"),
         "N8N_DOMAIN": "n8n.cimt.localhost",
         "IMAGE_REPOSITORY": f"{registry(settings)}/{REPOSITORY}",
         "REGISTRY_USERNAME": OWNER,

@@ -128,6 +128,11 @@ def load(
     )
 
 
+def domain(app: str) -> str:
+    """The name under which the local droplet serves an app."""
+    return f"{'app' if app == 'web' else app}.cimt.localhost"
+
+
 def cache(env: Mapping[str, str] = os.environ) -> Path:
     """Where what takes long to make is kept; may be deleted."""
     return Path(env.get("CIMT_CACHE") or Path(env.get("HOME", "~")).expanduser() / ".cache/cimt")

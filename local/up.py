@@ -25,6 +25,7 @@ from local.settings import (
     LocalError,
     Settings,
     check_ports,
+    domain,
     save_ports,
     write_atomic,
 )
@@ -300,7 +301,9 @@ def summary(settings: Settings, done: dict[str, float], total: float, console: C
     url = f"https://api.cimt.localhost:{settings.ports['https']}"
     console.print(f"  curl --cacert .local/ca.crt {url}/healthz")
     console.print(f"  curl --cacert .local/ca.crt -X POST {url}/chat")
-    console.print("Sign in and ask, streamed:")
+    page = f"https://{domain('web')}:{settings.ports['https']}"
+    console.print(f"Open {page} in a browser (its authority is .local/ca.crt), sign in, and ask.")
+    console.print("Or without a browser, streamed:")
     python = os.path.relpath(sys.executable)
     console.print(
         f"  curl --cacert .local/ca.crt -N {url}/chat -H 'Content-Type: application/json' \\\n"

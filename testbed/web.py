@@ -43,6 +43,10 @@ def served(environment: Mapping[str, str], port: int = 0) -> Iterator[str]:
         with process([str(folder / "start.sh")], log, cwd=folder, env=env) as started:
             url = f"http://127.0.0.1:{port}"
             answers(f"{url}/healthz", started, log)
-            yield url
+            try:
+                yield url
+            finally:
+                started.terminate()  # killed it would leave its worker behind
+                started.wait()
     finally:
         shutil.rmtree(folder)

@@ -21,6 +21,7 @@ from typing import Any
 import httpx
 import yaml
 
+from local.settings import domain
 from plugins.filter.compose import declared_services, panel_domains
 from plugins.filter.settings import doors, values
 from tools.step import ROOT, read
@@ -72,7 +73,7 @@ def serving() -> Iterator[str]:
         place = "{}:{}".format(*places[443]) if 443 in places else domains[name]
         try:
             if ENV == "local":
-                domains[name], authority = f"{name}.cimt.localhost", ROOT / ".local/ca.crt"
+                domains[name], authority = domain(name), ROOT / ".local/ca.crt"
                 ports = json.loads((ROOT / ".local/ports.json").read_text())
                 place = f"127.0.0.1:{ports['https']}"
             tls = ssl.create_default_context(cafile=authority)

@@ -20,7 +20,7 @@ from starlette.routing import Route
 
 from local.clouds import PUBLISHABLE_KEY, SECRET_KEY
 
-from . import accounts
+from . import accounts, mails
 from .errors import AuthError, GatewayError, OAuthError
 from .inbox import Inbox, inbox_page, signed_in_page
 from .keys import Keys
@@ -155,15 +155,16 @@ class Auth:
         wanted = request.query_params.get("redirect_to") or request.headers.get("referer") or ""
         leads_to = target(wanted, self.options.site, self.options.allowed)
         query = urlencode({"token": hashed, "type": kind, "redirect_to": leads_to})
+        values = {"Token": code, "TokenHash": hashed, "SiteURL": self.options.page, "Email": email}
+        subject, text, page = mails.mail(kind, values)
         self.inbox.put(
             {
                 "to": email,
-                "subject": "Confirm your email" if kind == "signup" else "Your magic link",
+                "subject": subject,
+                "html": text,
                 "sent_at": datetime.now(UTC).isoformat(timespec="seconds"),
                 "link": f"{self.options.issuer}/verify?{query}",
-                "page": f"{self.options.page}/sign-in#token_hash={hashed}&type=email"
-                if self.options.page
-                else "",
+                "page": page if self.options.page else "",
                 "token": code,
                 "token_hash": hashed,
                 "type": kind,

@@ -42,4 +42,4 @@ add_header Referrer-Policy no-referrer always;
 add_header Permissions-Policy "camera=(), geolocation=(), microphone=(), payment=(), usb=()" always;
 add_header Cross-Origin-Opener-Policy same-origin always;
 END
-exec nginx -p "$PWD" -c nginx.conf -e /dev/stderr
+exec nginx -p "$PWD" -c nginx.conf -e stderr

@@ -36,12 +36,13 @@ const UNUSED: Record<string, string> = {
   'GoTrueAdminApi.js': `
     import { _request } from './lib/fetch'
     import { isAuthError } from './lib/errors'
+    import { resolveFetch } from './lib/helpers'
     export default class {
       constructor(options) { this.options = options }
       async signOut(jwt, scope) {
         const { url, headers, fetch } = this.options
         try {
-          await _request(fetch, 'POST', url + '/logout?scope=' + scope, { headers, jwt, noResolveJson: true })
+          await _request(resolveFetch(fetch), 'POST', url + '/logout?scope=' + scope, { headers, jwt, noResolveJson: true })
           return { data: null, error: null }
         } catch (error) {
           if (isAuthError(error)) return { data: null, error }

@@ -29,8 +29,10 @@ def settings() -> Iterator[Settings]:
     """A checkout of its own, so that a `make dev` that runs here is left alone."""
     root = Path(tempfile.mkdtemp(prefix="cimt-dev-"))  # pytest's own are closed to Postgres' user
     root.chmod(0o755)
-    for name in ("local", "tools", "services", "migrations", "supabase", "node_modules"):
+    for name in ("local", "tools", "services", "migrations", "node_modules"):
         (root / name).symlink_to(ROOT / name)
+    # The Supabase CLI reads no file that lies outside the project.
+    shutil.copytree(ROOT / "supabase", root / "supabase", symlinks=True)
     yield Settings(root=root, cache=root, ports={})
     shutil.rmtree(root)
 

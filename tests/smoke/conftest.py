@@ -13,6 +13,7 @@ import httpx
 import pytest
 import yaml
 
+from local.settings import domain
 from plugins.filter.compose import declared_services, panel_domains
 from plugins.filter.settings import doors, values
 
@@ -22,9 +23,7 @@ COMPOSE = (ROOT / "services/compose.yaml").read_text()
 APPS = declared_services(COMPOSE)
 DECLARED = yaml.safe_load((ROOT / "services/settings.yaml").read_text())
 DOMAINS = (
-    {name: f"{name}.cimt.localhost" for name in APPS} | {"web": "app.cimt.localhost"}
-    if LOCAL
-    else panel_domains(COMPOSE, values(DECLARED))
+    {name: domain(name) for name in APPS} if LOCAL else panel_domains(COMPOSE, values(DECLARED))
 )
 RELEASED = [name for name, app in APPS.items() if app["released"] and app["domain"]]
 DOMAIN = DOMAINS["api"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
@@ -50,15 +51,17 @@ def test_the_sums_add_up() -> None:
     assert same["droplet `s-2vcpu-2gb`"] == seed[0][2]
 
 
-def test_the_models_of_the_settings_have_prices_that_the_alarms_page_repeats() -> None:
+def test_the_models_of_the_settings_cost_what_the_api_counts() -> None:
     (models,) = [table for table in tables(PAGE) if table[0][0].startswith("`gpt-")]
     priced = {re.findall(r"`([^`]+)`", row[0])[0]: row[1:4] for row in models}
     for name in ("CHAT_MODEL", "EMBEDDING_MODEL"):
         assert SETTINGS[name]["default"] in priced
         assert f"`{SETTINGS[name]['default']}` (the default of `{name}`)" in PAGE
-    alarms = (ROOT / "docs/operations/alarms.md").read_text()
-    for model, prices in priced.items():
-        assert f"`{model}` {', '.join(filter(None, prices))}" in alarms
+    table = json.loads((ROOT / "services/api/cimt_api/prices.json").read_text())
+    counted = table["chat"] | table["embedding"]
+    for model, told in priced.items():
+        price = counted[model]["prices"][-1]
+        assert told == [price.get(part, "") for part in ("input", "cached", "output")], model
     into, _, out = (float(price) for price in priced[SETTINGS["CHAT_MODEL"]["default"]])
     month = 30 * 1000 * (3000 * into + 400 * out) / 1e6
     assert f"are {month:.0f} a month with" in PAGE

@@ -194,11 +194,11 @@ def test_a_plan_is_data_with_its_count(
 
 @pytest.fixture
 def healthz(tmp_path: Path) -> Iterator[int]:
-    """The port of a proxy that serves api.cimt.localhost alone, by an authority of its own in .local/ca.crt."""
+    """The port of a proxy that serves two names, by an authority of its own in .local/ca.crt."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "proxy")])
     now = datetime.datetime.now(datetime.UTC)
-    names = [x509.DNSName("api.cimt.localhost")]
+    names = [x509.DNSName("api.cimt.localhost"), x509.DNSName("app.cimt.localhost")]
     certificate = (
         x509.CertificateBuilder()
         .subject_name(name)
@@ -221,7 +221,8 @@ def healthz(tmp_path: Path) -> Iterator[int]:
 
     class Proxy(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            right = (self.headers["host"], self.path) == ("api.cimt.localhost", "/healthz")
+            known = ("api.cimt.localhost", "app.cimt.localhost")
+            right = self.headers["host"] in known and self.path == "/healthz"
             self.send_response(200 if right else 404)
             self.end_headers()
             self.wfile.write(json.dumps({"revision": REVISION} if right else {}).encode())
@@ -246,11 +247,12 @@ def test_what_serves_now_is_asked(
 ) -> None:
     monkeypatch.setattr(receipt, "ENV", "local")
     (tmp_path / ".local/ports.json").write_text(json.dumps({"https": healthz}))
-    known = [f"**Serves now**, api: revision `{REVISION}`"]
+    known = [f"**Serves now**, {app}: revision `{REVISION}`" for app in ("api", "web")]
     assert list(receipt.serving()) == known
 
     monkeypatch.setattr(receipt, "ENV", "production")
     monkeypatch.setenv("API_DOMAIN", "api.cimt.localhost")
+    monkeypatch.setenv("WEB_DOMAIN", "app.cimt.localhost")
     monkeypatch.setenv("CONNECT_TO", f"443=127.0.0.1:{healthz}")
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / ".local/ca.crt"))
     assert list(receipt.serving()) == known

@@ -50,11 +50,13 @@ export async function open(browser, options = {}) {
   return { page, context, problems }
 }
 
-/** The newest mail to an address: {token, page}. */
-export async function mail(to, after = null) {
+const inbox = async (to) => (await fetch(`${SUPABASE_URL}/inbox.json?to=${encodeURIComponent(to)}`)).json()
+
+/** The newest mail to an address, {token, page}, once there are more than so many. */
+export async function mail(to, before = 0) {
   for (const until = Date.now() + 20_000; Date.now() < until; ) {
-    const [newest] = await (await fetch(`${SUPABASE_URL}/inbox.json?to=${encodeURIComponent(to)}`)).json()
-    if (newest && newest.token !== after) return newest
+    const mails = await inbox(to)
+    if (mails.length > before) return mails[0]
     await new Promise((resolve) => setTimeout(resolve, 100))
   }
   throw new Error(`no mail to ${to}`)
@@ -62,9 +64,10 @@ export async function mail(to, after = null) {
 
 export async function signIn(page, email) {
   await page.goto(WEB_URL)
+  const before = (await inbox(email)).length
   await page.locator('input[name=email]').fill(email)
   await page.locator('button.primary').click()
-  await page.locator('input[name=code]').fill((await mail(email)).token)
+  await page.locator('input[name=code]').fill((await mail(email, before)).token)
   await page.locator('button.primary').click()
   await page.locator('#message').waitFor()
 }
@@ -131,5 +134,5 @@ export async function inspect(page) {
 
 export async function shot(page, name) {
   mkdirSync(SHOTS, { recursive: true })
-  await page.screenshot({ path: join(SHOTS, `${name}.png`) })
+  await page.screenshot({ path: join(SHOTS, `${name}.png`), animations: 'disabled' })
 }

@@ -61,7 +61,9 @@ test('a person signs in, asks, loses the connection and reads on, stops, and sig
   assert.deepEqual(await inspect(page), [])
 
   await page.getByRole('button', { name: /Account and settings/ }).click()
+  const ended = page.waitForResponse((response) => /\/logout\?scope=local$/.test(response.url()))
   await page.getByRole('menuitem', { name: 'Sign out', exact: true }).click()
+  assert.equal((await ended).status(), 204) // the server has ended it, not the page alone
   await page.getByRole('heading', { name: 'Sign in' }).waitFor()
   assert.deepEqual(await page.evaluate(() => window.violations), [])
   assert.deepEqual(problems, [])

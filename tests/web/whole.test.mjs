@@ -132,7 +132,9 @@ test('at a desk: a wrong code, Markdown, again, otherwise, worth, renamed, found
   await finished(page, 0).waitFor()
   assert.equal(await page.locator('.markdown tbody tr').count(), 3)
   await page.mouse.move(700, 30)
-  await shot(page, 'desk-answer')
+  await page.setViewportSize({ width: 1280, height: 880 })
+  await shot(page, 'desk-answer') // docs/web.png
+  await page.setViewportSize({ width: 1280, height: 800 })
   await page.getByRole('button', { name: 'Copy code' }).click()
   assert.match(await page.evaluate(() => navigator.clipboard.readText()), /^curl -s/)
   await page.emulateMedia({ colorScheme: 'dark' })

@@ -201,7 +201,11 @@ def push(url: str, *flags: str) -> int:
     with subprocess.Popen(
         [cli(), "db", "push", f"--remote={bare}", "--skip-vault", *flags],
         cwd=ROOT,
-        env=environment | password | {"PGOPTIONS": options, "SUPABASE_TELEMETRY_DISABLED": "1"},
+        env=environment
+        | password
+        # The CLI reads the whole of config.toml, of which nothing is pushed here, and wants a truth value in it.
+        | {"ALLOW_SIGN_UP": "true"}
+        | {"PGOPTIONS": options, "SUPABASE_TELEMETRY_DISABLED": "1"},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -1,0 +1,172 @@
+"""`make auth`: the real Supabase CLI against a stand-in of Supabase's management API, and the mail it declares.
+
+The stand-in answers what the CLI 3.1 asks; what it writes was learnt by running it. auth_config.json is the shape of
+the answer that the CLI wants then, every value empty.
+"""
+
+from __future__ import annotations
+
+import http.server
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from local.supabase import mails
+
+ROOT = Path(__file__).parents[2]
+REF = "abcdefghijklmnopqrst"
+EMPTY = json.loads(Path(__file__).with_name("auth_config.json").read_text())
+GIVEN = {
+    "ENV": "production",
+    "SUPABASE_URL": f"https://{REF}.supabase.co",
+    "SUPABASE_ACCESS_TOKEN": "sbp_" + "a1" * 20,
+    "WEB_DOMAIN": "app.example.com",
+    "SMTP_HOST": "smtp.example.com",
+    "SMTP_USER": "mailer",
+    "SMTP_PASSWORD": "a-password-of-mails",
+    "SMTP_FROM": "no-reply@example.com",
+}
+
+
+class Management:
+    """What Supabase keeps of one project."""
+
+    def __init__(self) -> None:
+        self.auth: dict[str, Any] = {"site_url": "http://localhost:3000", "jwt_expiry": 3600}
+        self.written: list[dict[str, Any]] = []
+        self.tokens: set[str] = set()
+
+    def answer(self, method: str, path: str, body: bytes) -> dict[str, Any]:
+        if method == "PATCH" and path == f"/v1/projects/{REF}/config/auth":
+            self.written.append(json.loads(body))
+            return {**EMPTY, **self.written[-1]}
+        if path == f"/v2/projects/{REF}/config":
+            attributes = {"auth": self.auth}
+            return {"data": {"type": "project_config", "id": REF, "attributes": attributes}}
+        if path == f"/v1/projects/{REF}/billing/addons":
+            return {"selected_addons": [], "available_addons": []}
+        database = {"host": "x", "version": "17", "postgres_engine": "17", "release_channel": "ga"}
+        about = {"id": REF, "ref": REF, "name": "cimt", "region": "sa-east-1", "database": database}
+        owner = {"organization_id": "o", "organization_slug": "o"}
+        since = {"status": "ACTIVE_HEALTHY", "created_at": "2026-01-01T00:00:00Z"}
+        return about | owner | since
+
+
+@pytest.fixture
+def management(tmp_path: Path) -> Iterator[tuple[Management, Path]]:
+    """The stand-in, and the profile by which the CLI finds it."""
+    kept = Management()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            kept.tokens.add(self.headers.get("Authorization", ""))
+            data = json.dumps(kept.answer(self.command, self.path, body)).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def do_PATCH(self) -> None:
+            self.do_GET()
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}"
+    profile = tmp_path / "profile.yaml"
+    profile.write_text(
+        f"name: stand-in\napi_url: {url}\ndashboard_url: {url}\nproject_host: supabase.co\n"
+    )
+    yield kept, profile
+    server.shutdown()
+
+
+def auth(profile: Path | None, **given: str) -> subprocess.CompletedProcess[str]:
+    options = ["--profile", str(profile)] if profile else []
+    known = {key: os.environ[key] for key in ("PATH", "HOME") if key in os.environ}
+    return subprocess.run(
+        [sys.executable, "-m", "tools.auth", *options],
+        cwd=ROOT,
+        env={**known, **GIVEN, **given},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_it_shows_what_differs_and_changes_nothing_until_it_is_told_to(
+    management: tuple[Management, Path],
+) -> None:
+    kept, profile = management
+    plan = auth(profile)
+    assert plan.returncode == 2, plan.stdout + plan.stderr
+    assert '"https://app.example.com"' in plan.stdout
+    assert "http://localhost:3000" in plan.stdout
+    assert "secrets and the text of mails are not compared" in plan.stdout
+    assert "Next: make auth ENV=production CONFIRM=yes" in plan.stdout
+    assert kept.written == []
+    made = auth(profile, CONFIRM="yes", SIGN_UP="invited")
+    assert made.returncode == 0, made.stdout + made.stderr
+    (written,) = kept.written
+    assert written["site_url"] == "https://app.example.com"
+    assert (written["smtp_host"], written["smtp_pass"]) == (
+        "smtp.example.com",
+        GIVEN["SMTP_PASSWORD"],
+    )
+    assert written["disable_signup"] is True
+    assert written["mailer_otp_length"] == 6
+    assert "{{ .TokenHash }}" in written["mailer_templates_confirmation_content"]
+    assert (
+        written["mailer_templates_confirmation_content"]
+        == written["mailer_templates_magic_link_content"]
+    )
+    assert kept.tokens == {f"Bearer {GIVEN['SUPABASE_ACCESS_TOKEN']}"}
+    for said in (plan, made):
+        assert GIVEN["SMTP_PASSWORD"] not in said.stdout + said.stderr
+        assert GIVEN["SUPABASE_ACCESS_TOKEN"] not in said.stdout + said.stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (
+            {"SMTP_HOST": "", "SMTP_PASSWORD": ""},
+            "not set: SMTP_HOST, SMTP_PASSWORD. Supabase's own mail sends two",
+        ),
+        ({"WEB_DOMAIN": ""}, "not set: WEB_DOMAIN"),
+        ({"SUPABASE_URL": "https://auth.example.com"}, "names no project"),
+        ({"ENV": "local"}, "make auth ENV=production"),
+    ],
+)
+def test_what_would_leave_people_outside_is_refused(given: dict[str, str], says: str) -> None:
+    done = auth(None, **given)
+    assert done.returncode == 1
+    assert says in done.stderr
+    assert "Next: " in done.stderr
+
+
+@pytest.mark.parametrize("kind", ["signup", "magiclink"])
+def test_the_mail_has_a_code_and_a_link_in_both_languages(kind: str) -> None:
+    values = {"Token": "123456", "TokenHash": "ab&c", "SiteURL": "https://app.example.com"}
+    subject, text, link = mails.mail(kind, values)
+    assert "123456" in subject
+    assert link == "https://app.example.com/sign-in#token_hash=ab&c&type=email"
+    words = re.sub(r"<[^>]+>", " ", text)
+    assert "O seu código" in words
+    assert "Your code" in words
+    assert words.count("123456") == 2
+    assert "{{" not in text + subject
+    # Nothing that a mail program would fetch, or a filter dislike; nothing that a scanner's GET uses up.
+    assert not re.search(r"<(img|script|link|style)|url\(|/verify|ConfirmationURL", text)

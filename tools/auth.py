@@ -1,0 +1,112 @@
+"""`make auth`: signing in, as supabase/config.toml declares it, in the Supabase project of SUPABASE_URL.
+
+Usage: [CONFIRM=yes] python -m tools.auth [--profile FILE]
+
+Shows by the locked Supabase CLI what differs; with CONFIRM=yes it is made so. The values come from the settings; a
+secret is never compared, because Supabase does not give it back: a new SMTP_PASSWORD takes effect with CONFIRM=yes.
+Exit codes: 0 nothing differs, or it was made so; 2 something differs; 1 refused, or Supabase failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+
+import yaml
+
+from plugins.filter.settings import of_verb
+from tools.database.address import ROOT, Refused, hide_secrets, told
+from tools.database.migrate import cli
+
+DIFFERS = 2  # of `supabase config diff --exit-code`
+
+
+def project(url: str) -> str:
+    """The project that an address of Supabase names. Raises Refused for another one."""
+    found = re.fullmatch(r"https://([a-z0-9]{20})\.supabase\.co/?", url)
+    if not found:
+        raise Refused(
+            f"SUPABASE_URL={url!r} names no project. Next: the address as in Supabase → Settings → Data API, "
+            "https://….supabase.co, not a domain of yours"
+        )
+    return found[1]
+
+
+def variables(given: Mapping[str, str]) -> dict[str, str]:
+    """What config.toml takes by `env(…)`. Raises Refused, naming what is missing and why it has to be there."""
+    declared = yaml.safe_load((ROOT / "services/settings.yaml").read_text())
+    missing = [name for name in of_verb(declared, "auth", "needed_by") if not given.get(name)]
+    if missing:
+        mail = (
+            " Supabase's own mail sends two an hour, to members of your organisation alone: "
+            "with it, nobody else can sign in."
+            if any(name.startswith("SMTP_") for name in missing)
+            else ""
+        )
+        raise Refused(
+            f"not set: {', '.join(missing)}.{mail} Next: docs/setup.md says where each comes from"
+        )
+    invited = given.get("SIGN_UP", "") == "invited"
+    made = {
+        "SITE_URL": f"https://{given['WEB_DOMAIN']}",
+        "ALLOW_SIGN_UP": "false" if invited else "true",
+    }
+    return made | {name: given[name] for name in given if name.startswith("SMTP_")}
+
+
+def run(arguments: list[str], environment: Mapping[str, str]) -> int:
+    """Exit code of the CLI; its output goes through ours."""
+    with subprocess.Popen(
+        [cli(), "config", *arguments, "--agent", "no"],
+        cwd=ROOT,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    ) as process:
+        for line in process.stdout or ():
+            print(line, end="", flush=True)
+    return process.returncode
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit code."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--profile", default="", help="another management API than Supabase's own")
+    profile = parser.parse_args(argv).profile
+    try:
+        if os.environ.get("ENV", "local") == "local":
+            raise Refused(
+                "the local sign-in is a stand-in, which has nothing to set. Next: make auth ENV=production"
+            )
+        environment = {**os.environ, **variables(os.environ), "SUPABASE_TELEMETRY_DISABLED": "1"}
+        target = [f"--remote={project(os.environ['SUPABASE_URL'])}", "--workdir", str(ROOT)]
+        target += ["--profile", profile] if profile else []
+        if os.environ.get("CONFIRM") == "yes":
+            code = run(["push", "--yes", *target], environment)
+            if code:
+                raise Refused("the settings were not changed (see above). Next: the same again")
+            return 0
+        code = run(["diff", "--exit-code", *target], environment)
+        if code == DIFFERS:
+            print("auth: secrets and the text of mails are not compared here.", flush=True)
+            print("auth: nothing was changed. Next: make auth ENV=production CONFIRM=yes")
+        elif code:
+            raise Refused("Supabase did not say how it is set (see above). Next: the same again")
+        return code
+    except Refused as reason:
+        print(f"auth: {told(reason)}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    hide_secrets("stdout", "stderr")
+    sys.exit(main())
