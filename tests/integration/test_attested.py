@@ -55,6 +55,7 @@ def deploy(folder: Path, **environment: str) -> tuple[list[str], str]:
         "ALLOW_OLDER": "true",  # the revision is nobody's
         "DROPLET_HOST": "192.0.2.1",
         "API_DOMAIN": "api.example.com",
+        "WEB_DOMAIN": "app.example.com",
         "REGISTRY_USERNAME": "me",
         "REGISTRY_PASSWORD": "a-token-to-pull",
         "BUILDS": json.dumps({"api": {"image": IMAGE, "revision": REVISION}}),

@@ -161,6 +161,7 @@ def test_what_has_come_since_is_taken(clone: Clone) -> None:
         DROPLET_HOST="203.0.113.7",
         DROPLET_KNOWN_HOSTS="203.0.113.7 ssh-ed25519 AAAA",
         OPENAI_API_KEY=MODEL_KEY,
+        SUPABASE_PUBLISHABLE_KEY="sb_publishable_x",
     )
     assert done.returncode == 0, done.stderr
     values = clone.values()
