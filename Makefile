@@ -234,7 +234,7 @@ lock: .venv/.installed ## Compile the lock files again after editing a *.in
 .venv/audit/.installed: requirements/audit.txt .venv/.installed
 	@tools/setup.sh audit
 	@touch $@
-node_modules/.installed: package.json services/web/package.json package-lock.json | preflight
+node_modules/.installed: package.json package-lock.json | preflight
 	@tools/setup.sh npm
 	@touch $@
 

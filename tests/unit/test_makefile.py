@@ -32,9 +32,8 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("a folder with a space") / "a clone"
     (folder / ".venv/bin").mkdir(parents=True)
     shutil.copy(ROOT / "Makefile", folder)
-    (folder / "services/web").mkdir(parents=True)
-    for name in ("package.json", "services/web/package.json", "package-lock.json"):
-        shutil.copy(ROOT / name, folder / name)
+    for name in ("package.json", "package-lock.json"):
+        shutil.copy(ROOT / name, folder)
     for name in ("inventory", "requirements"):
         shutil.copytree(ROOT / name, folder / name)
     scripts = [*ROOT.glob("*/*.sh"), *ROOT.glob("services/*/*.sh")]
