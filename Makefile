@@ -195,7 +195,7 @@ n8n-test: mmdebstrap n8n-install ## The workflows and their role on the real n8n
 	@python -m pytest -q -p no:cacheprovider -n 2 --dist loadfile tests/n8n --ignore tests/n8n/test_upgrade.py
 n8n-upgrade: mmdebstrap setup ## Upgrade from N8N_FROM (default 2.40.7) to the pinned n8n, on a volume with data
 	@python -m pytest -q -p no:cacheprovider tests/n8n/test_upgrade.py
-test: packages setup ## A pull request with its `check`, the real n8n, a registry; then, on a real droplet, its merge
+test: packages browser setup ## A pull request with its `check`, the real n8n, a registry; then, on a real droplet, its merge
 	@python -m local clouds start
 	@# What takes long to fetch is fetched meanwhile; whoever needs it then waits for it, or makes it.
 	@{ nice python -m local image; nice python -m local.images.n8n; } >.local/logs/fetched.log 2>&1 & python -m local.pipeline propose
@@ -216,7 +216,7 @@ faults: packages setup ## Break the running local droplet on purpose: bad images
 	@python -m pytest -v -p no:cacheprovider tests/acceptance/test_second_app.py tests/acceptance/test_undo.py tests/acceptance/test_faults.py tests/acceptance/test_backup_faults.py $(if $(wildcard .local/build/n8n.json),tests/acceptance/test_n8n.py)
 pipeline: packages setup ## From a clone to a live release, as on GitHub: docs/setup.md, a pull request, its merge
 	@python -m local.pipeline
-drills: faults restore-drill pins pipeline ## Everything that takes long: faults, the update bot's dry run, the whole pipeline and what must not go live
+drills: browser faults restore-drill pins pipeline ## Everything that takes long: faults, the update bot's dry run, the whole pipeline and what must not go live
 	@python -m pytest -v -p no:cacheprovider tests/acceptance/test_pipeline.py tests/acceptance/test_pipeline_faults.py
 clean: ## Remove what `setup` installed (the droplet: make down)
 	rm -rf .venv node_modules

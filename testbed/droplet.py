@@ -17,7 +17,8 @@ from typing import Any
 import httpx
 
 from local.droplet import machine
-from local.settings import LocalError, load
+from local.settings import LocalError, domain, load
+from local.waiting import eventually
 
 ROOT = pathlib.Path(__file__).parents[1]
 LOCAL = ROOT / ".local"
@@ -167,6 +168,48 @@ class Traffic:
         """No request failed, and there were enough of them to say so."""
         assert self.failures == []
         assert self.answered >= 10
+
+
+class Reader:
+    """A person with the page open in Chromium, whose answers stream all the while (tests/acceptance/reader.mjs)."""
+
+    def __enter__(self) -> Reader:
+        ports = json.loads((LOCAL / "ports.json").read_text())
+        self._log = LOCAL / "logs/reader.log"
+        with self._log.open("w") as log:
+            self._process = subprocess.Popen(
+                ["node", ROOT / "tests/acceptance/reader.mjs"],
+                env=os.environ
+                | {
+                    "WEB_URL": f"https://{domain('web')}",
+                    "SUPABASE_URL": f"http://127.0.0.1:{ports['supabase']}",
+                    "HTTPS_PORT": str(ports["https"]),
+                    "SHOTS": str(LOCAL / "screenshots"),
+                },
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        eventually(self.answered, "an answer in the browser", GENEROUS, self._process)
+        return self
+
+    def answered(self) -> int:
+        """How many answers were read to their end."""
+        return self._log.read_text().count("answered ")
+
+    def __exit__(self, *exception: object) -> None:
+        assert self._process.stdin
+        self._process.stdin.close()
+        try:
+            self._process.wait(GENEROUS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def assert_whole(self) -> None:
+        """Every answer was, also those that a release met; there were some."""
+        assert self._process.returncode == 0, self._log.read_text()
+        assert self.answered() >= 5
 
 
 @dataclasses.dataclass(frozen=True)

@@ -31,6 +31,8 @@ SETTINGS = {
     "OPENAI_API_KEY": "none",
     "INGEST_KEY": "x" * 32,
 }
+# What is always null, as 3.0 says it.
+NULL = {"type": "string", "nullable": True, "enum": [None]}
 
 
 def generate() -> str:
@@ -102,9 +104,11 @@ def _older(part: Any) -> Any:
         made["example"] = made.pop("examples")[0]
     if "const" in made:
         made["enum"] = [made.pop("const")]
+    if made.get("type") == "null":
+        made |= NULL
     choices = made.get("anyOf")
-    if isinstance(choices, list) and {"type": "null"} in choices:
-        rest = [one for one in choices if one != {"type": "null"}]
+    if isinstance(choices, list) and NULL in choices:
+        rest = [one for one in choices if one != NULL]
         del made["anyOf"]
         # Beside a reference 3.0 reads nothing.
         same = rest[0] if len(rest) == 1 and "$ref" not in rest[0] else {"anyOf": rest}

@@ -14,7 +14,7 @@ from local.github.repository import Repository
 from local.github.runner import REPOSITORY, Run
 from local.registry.rights import PACKAGES, change
 from local.settings import Settings, load
-from testbed.droplet import Client, Traffic, ledger, running_image
+from testbed.droplet import Client, Reader, Traffic, ledger, running_image
 
 
 @pytest.fixture(scope="module")
@@ -29,14 +29,15 @@ def repository(settings: Settings) -> Repository:
 
 @pytest.fixture(scope="module")
 def deploy(settings: Settings, repository: Repository) -> Run:
-    """The Deploy of what `make test` has proposed, or of a harmless change; no user notices it."""
+    """The Deploy of what `make test` has proposed, or of a harmless change; no user notices it, nor one who reads."""
     opened = [pull["number"] for pull in repository.known()["pulls"] if not pull["merged_at"]]
     pipeline.prepare(settings)
     pipeline.environment(settings)
     number = opened[-1] if opened else pipeline.propose(settings)
-    with Traffic(Client()) as users:
+    with Traffic(Client()) as users, Reader() as reader:
         run = pipeline.live(settings, number)
     users.assert_no_gap()
+    reader.assert_whole()
     return run
 
 

@@ -11,6 +11,7 @@ import psycopg
 import pytest
 
 from testbed.postgres import ROOT, Server, apply, server
+from tools.database.migrate import CLI_ENVIRONMENT
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +26,7 @@ def advice(url: str) -> tuple[int, list[str]]:
     done = subprocess.run(
         [ROOT / "node_modules/.bin/supabase", "db", "advisors", f"--remote={url}", *levels],
         cwd=ROOT,
-        env=os.environ | {"SUPABASE_TELEMETRY_DISABLED": "1"},
+        env=os.environ | CLI_ENVIRONMENT,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

@@ -24,10 +24,10 @@ const FLAGS = [
   '--disable-sync',
 ]
 
-export async function launch() {
+export async function launch(flags = []) {
   if (!program) throw new Error(`no Chromium: none of ${NAMES.join(', ')}. Next: local/packages.sh chromium`)
   const home = mkdtempSync(join(tmpdir(), 'cimt-chromium-'))
-  return chromium.launch({ executablePath: program, args: FLAGS, env: { ...process.env, HOME: home } })
+  return chromium.launch({ executablePath: program, args: [...FLAGS, ...flags], env: { ...process.env, HOME: home } })
 }
 
 /** A window of its own person: {page, context, problems}. `problems`: what the page's console and its policy complained of. */

@@ -42,6 +42,8 @@ LOCK_WAIT = 300  # seconds that a second runner waits for the first
 PASSWORDS = {"cimt_api": "API_DATABASE_PASSWORD", "cimt_backup": "BACKUP_DATABASE_PASSWORD"}
 # Seconds. While a migration waits for a lock, everybody else who wants the table waits behind it.
 LOCK_SECONDS = int(os.environ.get("MIGRATE_LOCK_SECONDS", "10"))
+# Of the Supabase CLI beside a database. It reads the whole of config.toml, where it wants a truth value.
+CLI_ENVIRONMENT = {"ALLOW_SIGN_UP": "true", "SUPABASE_TELEMETRY_DISABLED": "1"}
 STATEMENT_SECONDS = int(os.environ.get("MIGRATE_STATEMENT_SECONDS", "900"))
 
 
@@ -201,11 +203,7 @@ def push(url: str, *flags: str) -> int:
     with subprocess.Popen(
         [cli(), "db", "push", f"--remote={bare}", "--skip-vault", *flags],
         cwd=ROOT,
-        env=environment
-        | password
-        # The CLI reads the whole of config.toml, of which nothing is pushed here, and wants a truth value in it.
-        | {"ALLOW_SIGN_UP": "true"}
-        | {"PGOPTIONS": options, "SUPABASE_TELEMETRY_DISABLED": "1"},
+        env=environment | password | CLI_ENVIRONMENT | {"PGOPTIONS": options},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
