@@ -198,7 +198,7 @@ n8n-upgrade: mmdebstrap setup ## Upgrade from N8N_FROM (default 2.40.7) to the p
 test: packages browser setup ## A pull request with its `check`, the real n8n, a registry; then, on a real droplet, its merge
 	@python -m local clouds start
 	@# What takes long to fetch is fetched meanwhile; whoever needs it then waits for it, or makes it.
-	@{ nice python -m local image; nice python -m local.images.n8n; } >.local/logs/fetched.log 2>&1 & python -m local.pipeline propose
+	@mkdir -p .local/logs; { nice python -m local image; nice python -m local.images.n8n; } >.local/logs/fetched.log 2>&1 & python -m local.pipeline propose
 	@make --no-print-directory kernel n8n-test
 	@python -m pytest -q -p no:cacheprovider tests/acceptance/test_registry.py
 	@if [ ! -e .local/droplet/disk.qcow2 ]; then \
