@@ -28,7 +28,7 @@ def test_a_second_provision_changes_nothing() -> None:
 def environment() -> dict[str, str]:
     """The api's environment as the panel has it."""
     kept = panel("inspectAppService", query="?projectName=cimt&serviceName=api")
-    return dict(line.split("=", 1) for line in kept["env"].split())
+    return dict(line.split("=", 1) for line in kept["env"].splitlines())
 
 
 def test_an_edit_in_the_panel_shows_in_the_plan_and_is_put_right(

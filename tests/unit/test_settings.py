@@ -76,7 +76,7 @@ def test_the_api_knows_what_it_is_given_and_has_the_same_defaults() -> None:
     assert set(own) <= set(fields), "OTEL_… alone are read by OpenTelemetry itself"
     for variable, text in own.items():
         if variable == "CORS_ORIGINS":  # of the web page, and others
-            assert text == "${WEB_DOMAIN:+https://${WEB_DOMAIN}} ${CORS_ORIGINS}"
+            assert text == "${WEB_DOMAIN:+https://${WEB_DOMAIN},}${CORS_ORIGINS}"
             continue
         setting, field = SETTINGS[text.strip("${}")], fields[variable]
         assert field.is_required() == ("needed_by" in setting), variable
