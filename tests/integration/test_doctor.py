@@ -19,7 +19,6 @@ from pathlib import Path
 
 import psycopg
 import pytest
-import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse
@@ -27,6 +26,7 @@ from starlette.routing import Route
 
 from local.certificate import make_certificate
 from testbed.api import Clouds, clouds, stand_in
+from testbed.served import served
 from testbed.tree import ROOT, copy_tree
 from tools import doctor
 from tools.doctor import CHECKS, SUPPORTED, Finding, Patient, discreet, examine, production
@@ -124,13 +124,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
     folder = tmp_path_factory.mktemp("servers")
     make_certificate(folder, HOST)
     options = {"ssl_certfile": folder / "ca.crt", "ssl_keyfile": folder / "server.key"}
-    config = uvicorn.Config(registry(), port=0, log_level="error", **options)  # type: ignore[arg-type]
-    server = uvicorn.Server(config)
-    bound = config.bind_socket()
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
-    thread.start()
-    port = bound.getsockname()[1]
-    with listening(mail, folder) as smtp:
+    with served(registry(), **options) as port, listening(mail, folder) as smtp:
         yield {
             "SSL_CERT_FILE": str(folder / "ca.crt"),
             "CONNECT_TO": f"443=127.0.0.1:{port}",
@@ -138,9 +132,6 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
             "NOTIFY_SMTP_HOST": f"127.0.0.1:{smtp}",
             "SLACK": f"https://127.0.0.1:{port}",
         }
-    server.should_exit = True
-    thread.join()
-    bound.close()
 
 
 @pytest.fixture

@@ -16,9 +16,9 @@ from typing import Any
 from unittest import mock
 
 import pytest
-import uvicorn
 
 from local.github.__main__ import application
+from testbed.served import served
 from tools import github
 
 TOKEN = "ghs_a-token-that-nobody-may-see"
@@ -72,15 +72,8 @@ class Repository:
 
 @pytest.fixture
 def there(tmp_path: Path) -> Iterator[Repository]:
-    config = uvicorn.Config(application(tmp_path, tmp_path), port=0, log_level="error")
-    server = uvicorn.Server(config)
-    listening = config.bind_socket()
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-    thread.start()
-    yield Repository(tmp_path, f"http://127.0.0.1:{listening.getsockname()[1]}/api")
-    server.should_exit = True
-    thread.join()
-    listening.close()
+    with served(application(tmp_path, tmp_path)) as port:
+        yield Repository(tmp_path, f"http://127.0.0.1:{port}/api")
 
 
 def refused(done: Told, *words: str) -> None:

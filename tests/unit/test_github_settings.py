@@ -8,7 +8,6 @@ import json
 import os
 import re
 import subprocess
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,10 @@ from unittest import mock
 
 import httpx
 import pytest
-import uvicorn
 
 from local.github.__main__ import application
 from plugins.filter.settings import of_verb
+from testbed.served import served
 from tools import github_settings
 from tools.github_settings import wanted
 from tools.init import first_day
@@ -85,15 +84,8 @@ class Repository:
 
 @pytest.fixture
 def there(tmp_path: Path) -> Iterator[Repository]:
-    config = uvicorn.Config(application(tmp_path, tmp_path), port=0, log_level="error")
-    server = uvicorn.Server(config)
-    listening = config.bind_socket()
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-    thread.start()
-    yield Repository(tmp_path, f"http://127.0.0.1:{listening.getsockname()[1]}/api")
-    server.should_exit = True
-    thread.join()
-    listening.close()
+    with served(application(tmp_path, tmp_path)) as port:
+        yield Repository(tmp_path, f"http://127.0.0.1:{port}/api")
 
 
 def refused(done: Done, *words: str, code: int = 1) -> None:
