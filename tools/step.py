@@ -65,12 +65,21 @@ def main() -> int:
     facts = FOLDER / f"{name}.{os.getpid()}.facts"  # two at once keep apart
     (FOLDER / f"{name}.json").unlink(missing_ok=True)
     started = time.monotonic()
-    with subprocess.Popen(command, env=os.environ | {"RECEIPT_FACTS": str(facts)}) as process:
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, lambda got, _: process.send_signal(got))
-        # A Ctrl-C reaches the command too: it is of the same group.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-    code = process.returncode
+    # Who ends this step ends its command, also while that begins: until it is there, what came waits for it.
+    process: subprocess.Popen[bytes] | None = None
+    waiting: list[int] = []
+
+    def end(got: int, _: object) -> None:
+        process.send_signal(got) if process else waiting.append(got)
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, end)
+    process = subprocess.Popen(command, env=os.environ | {"RECEIPT_FACTS": str(facts)})
+    for got in waiting:
+        process.send_signal(got)
+    # A Ctrl-C reaches the command too: it is of the same group.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    code = process.wait()
     kept = json.loads(facts.read_text()) if facts.exists() else {}
     facts.unlink(missing_ok=True)
     kept |= {"step": name, "env": os.environ.get("ENV", "local"), "code": code}
