@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import subprocess
 import sys
 from collections.abc import Mapping
 
@@ -20,8 +19,9 @@ import yaml
 
 from plugins.filter.settings import of_verb
 from tools.database.address import ROOT, Refused, hide_secrets, told
-from tools.database.migrate import cli
+from tools.database.migrate import run_cli
 
+UNASKED = ("--agent", "no")
 DIFFERS = 2  # of `supabase config diff --exit-code`
 
 
@@ -58,23 +58,6 @@ def variables(given: Mapping[str, str]) -> dict[str, str]:
     return made | {name: given[name] for name in given if name.startswith("SMTP_")}
 
 
-def run(arguments: list[str], environment: Mapping[str, str]) -> int:
-    """Exit code of the CLI; its output goes through ours."""
-    with subprocess.Popen(
-        [cli(), "config", *arguments, "--agent", "no"],
-        cwd=ROOT,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-    ) as process:
-        for line in process.stdout or ():
-            print(line, end="", flush=True)
-    return process.returncode
-
-
 def main(argv: list[str] | None = None) -> int:
     """Exit code."""
     parser = argparse.ArgumentParser(
@@ -91,11 +74,11 @@ def main(argv: list[str] | None = None) -> int:
         target = [f"--remote={project(os.environ['SUPABASE_URL'])}", "--workdir", str(ROOT)]
         target += ["--profile", profile] if profile else []
         if os.environ.get("CONFIRM") == "yes":
-            code = run(["push", "--yes", *target], environment)
+            code = run_cli(["config", "push", "--yes", *target, *UNASKED], environment)
             if code:
                 raise Refused("the settings were not changed (see above). Next: the same again")
             return 0
-        code = run(["diff", "--exit-code", *target], environment)
+        code = run_cli(["config", "diff", "--exit-code", *target, *UNASKED], environment)
         if code == DIFFERS:
             print("auth: secrets and the text of mails are not compared here.", flush=True)
             print("auth: nothing was changed. Next: make auth ENV=production CONFIRM=yes")

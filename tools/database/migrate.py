@@ -25,7 +25,7 @@ import sys
 import threading
 import time
 import urllib.parse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import psycopg
@@ -200,10 +200,17 @@ def push(url: str, *flags: str) -> int:
     options = " ".join(f"-c {name}={seconds}s" for name, seconds in limits.items())
     options = f"{os.environ.get('PGOPTIONS', '')} {options}".strip()
     # --skip-vault: secrets are not this command's business.
+    arguments = ["db", "push", f"--remote={bare}", "--skip-vault", *flags]
+    given = environment | password | CLI_ENVIRONMENT | {"PGOPTIONS": options}
+    return int(run_cli(arguments, given) != 0)
+
+
+def run_cli(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
+    """Exit code of the Supabase CLI; its output goes through ours."""
     with subprocess.Popen(
-        [cli(), "db", "push", f"--remote={bare}", "--skip-vault", *flags],
+        [cli(), *arguments],
         cwd=ROOT,
-        env=environment | password | CLI_ENVIRONMENT | {"PGOPTIONS": options},
+        env=environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -212,7 +219,7 @@ def push(url: str, *flags: str) -> int:
     ) as process:
         for line in process.stdout or ():
             print(line, end="", flush=True)
-    return int(process.returncode != 0)
+    return process.returncode
 
 
 def apply(connection: psycopg.Connection, url: str, todo: list[Pending]) -> int:
