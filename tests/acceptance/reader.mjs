@@ -1,7 +1,7 @@
 // A person at the droplet's page who asks one question after the other, until their input ends: every answer is whole.
 // WEB_URL and SUPABASE_URL as browsers see them; HTTPS_PORT is where the page's port 443 is on this machine.
 import assert from 'node:assert/strict'
-import { launch, open, shot, signIn } from '../web/browser.mjs'
+import { launch, open, shot, signIn, wholeConversation } from '../web/browser.mjs'
 
 // The stand-in of the model writes for 15 seconds, less than a container may go on for (SHUTDOWN_SECONDS).
 const QUESTION = 'Count [stand-in: slow; first=0.1; delay=0.15; chunks=100]'
@@ -28,6 +28,7 @@ try {
   const read = await answers.allInnerTexts()
   assert.equal(await page.locator('.turn .note:not([role])').count(), 0, 'an answer was cut short')
   await page.reload()
+  await wholeConversation(page, read.length)
   await answers.nth(read.length - 1).waitFor()
   assert.deepEqual(await answers.allInnerTexts(), read, 'what was read is not what is kept')
   assert.deepEqual(await page.evaluate(() => window.violations), [])

@@ -72,6 +72,19 @@ export async function signIn(page, email) {
   await page.locator('#message').waitFor()
 }
 
+/** The open conversation from its first turn on: the page shows the newest of them, and earlier ones when asked. */
+export async function wholeConversation(page, turns) {
+  const shown = page.locator('.turn')
+  const earlier = page.locator('button.older')
+  for (;;) {
+    await shown.nth(turns - 1).or(earlier).first().waitFor()
+    const before = await shown.count()
+    if (before >= turns) return
+    await earlier.click()
+    await shown.nth(before).waitFor()
+  }
+}
+
 /** How the model answers from now on; see `python -m local.openai --help`. */
 export async function model(behaviour) {
   const reset = await fetch(`${OPENAI_URL}/stand-in/behaviour`, { method: 'DELETE' })

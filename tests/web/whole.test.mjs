@@ -1,7 +1,7 @@
 // What a person does with the page over days, in both languages, on a phone and at a desk.
 import assert from 'node:assert/strict'
 import test, { after, afterEach, before } from 'node:test'
-import { asked, inspect, launch, line, mail, model, open, shot, signIn, WEB_URL } from './browser.mjs'
+import { asked, inspect, launch, line, mail, model, open, shot, signIn, WEB_URL, wholeConversation } from './browser.mjs'
 
 const PHONE = { viewport: { width: 390, height: 844 }, isMobile: true, hasTouch: true, deviceScaleFactor: 2 }
 const MARKDOWN = `Two years from the day of delivery [1]. In short:
@@ -278,6 +278,28 @@ test('a reload, a lost network and a lost session: nothing that was written or a
   })
   await page.reload()
   await page.getByRole('heading', { name: 'Sign in' }).waitFor()
+  await fine(one)
+})
+
+test('a long conversation: the newest turns after a reload, the earlier ones when asked, in order and in place', async () => {
+  const one = await open(browser)
+  const { page } = one
+  await signIn(page, 'long@example.com')
+  await model({ text: 'Noted.' })
+  const said = Array.from({ length: 32 }, (_, at) => `Remark ${at + 1}`)
+  for (const [at, words] of said.entries()) {
+    await send(page, words)
+    await finished(page, at).waitFor()
+  }
+  await page.reload()
+  await page.getByText('Remark 32', { exact: true }).waitFor()
+  const third = page.locator('.turn').filter({ has: page.getByText('Remark 3', { exact: true }) })
+  await page.locator('button.older').scrollIntoViewIfNeeded()
+  const { y } = await third.boundingBox()
+  await wholeConversation(page, said.length)
+  assert.deepEqual(await page.locator('.turn .bubble').allInnerTexts(), said)
+  assert.equal(await page.locator('button.older').count(), 0)
+  assert.ok(Math.abs((await third.boundingBox()).y - y) < 2, 'what was read has moved')
   await fine(one)
 })
 

@@ -134,6 +134,7 @@ export class Chat {
     if (!cursor) return
     try {
       const page = await this.api.conversation(this.id, cursor)
+      if (this.#latest.older !== cursor) return // asked for twice
       const answers = [...page.items.map(fromStore).reverse(), ...this.#latest.answers]
       this.#show({ ...this.#latest, older: page.next, answers })
     } catch {
