@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -22,6 +23,11 @@ from local.waiting import eventually, free_port
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 60
+# What the page suggests to ask, by the first source of its answer.
+SUGGESTED = {
+    "en": ["en/warranty.md", "en/warranty.md", "en/delivery.md", "en/accounts.md"],
+    "pt-BR": ["pt/garantia.md", "pt/garantia.md", "pt/entregas.md", "pt/faturas.md"],
+}
 
 
 @pytest.fixture
@@ -73,6 +79,11 @@ def test_one_signs_in_and_asks_and_a_second_run_finds_its_data(settings: Setting
         answer, sources = ask(one.url("api"), token, "Qual é o prazo de entrega no Brasil?")
         assert "cinco dias úteis no Brasil" in answer
         assert sources[0] == "pt/entregas.md"
+        for language, found in SUGGESTED.items():
+            page = (ROOT / f"services/web/src/messages/{language}.ts").read_text()
+            suggestions = re.findall(r"'(.+)'", page.split("suggestions: [")[1].split("]")[0])
+            sources = [ask(one.url("api"), token, words)[1][0] for words in suggestions]
+            assert sources == found, suggestions
         answer, sources = ask(one.url("api"), token, "Who won the world cup?")
         assert (answer, sources) == ("No document that I was given supports an answer to this.", [])
         with pytest.raises(LocalError, match=rf"{ports['api']}.*DEV_API_PORT=\d+ make dev"):
