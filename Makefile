@@ -10,7 +10,7 @@ ENV ?= local
 PYTHON ?= python3
 # Values of people go through the environment, where no shell reads them, and as they were typed: make expands none.
 people := SERVICE NAME IMAGE REVISION ACCEPT ACCEPT_NO_BACKUP CONFIRM START WHAT FROM INTO MAX_AGE_HOURS USER_ID MONTH BASE PYTHON \
-  DOMAIN REGION REPOSITORY EMAIL PROJECT ROTATE
+  DOMAIN REGION REPOSITORY EMAIL PROJECT ROTATE SINCE FOLLOW
 $(foreach name,$(people),$(if $(value $(name)),$(eval override export $(name) := $$(value $(name)))))
 export ENV
 export GOALS := $(MAKECMDGOALS)
@@ -48,13 +48,9 @@ browser: preflight # what the web page is tested in
 up: packages setup ## From nothing to a running product: VM, panel, services, smoke test, audit
 	@python -m local up
 
-.PHONY: down status logs ssh
+.PHONY: down ssh
 down: .venv/.installed ## Remove the local droplet and the local clouds (caches stay)
 	@python -m local down
-status: .venv/.installed ## What runs here, and where
-	@python -m local status
-logs: .venv/.installed ## Last lines of every local log; NAME=provision for one of them
-	@python -m local logs "$${NAME:-}"
 ssh: .venv/.installed ## A shell on the local droplet
 	@python -m local ssh
 
@@ -76,6 +72,13 @@ doctor: setup ## Try every value of ENV live, all at once, and change nothing: w
 	@$(with)python -m tools.doctor
 
 ##@ Daily verbs (ENV=local or ENV=production)
+.PHONY: status logs
+status: setup ## What runs on the host of ENV, since when; memory, disk, backups, alarms; ARGS=--json for programs
+	@$(if $(filter local,$(ENV)),python -m local status)
+	@$(with)python -m tools.host.status $(ARGS)
+logs: setup ## Logs of SERVICE=api (or of a unit), SINCE=1h, FOLLOW=1; none named: which there are, locally `make up`'s
+	@$(if $(filter local,$(ENV)),$(if $(value SERVICE),,exec python -m local logs "$${NAME:-}";))$(with)python -m tools.host.logs
+
 .PHONY: provision plan
 provision: setup ## Make the host and its panel what the files here say
 	@$(call play,provision) $(ARGS)

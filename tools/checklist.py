@@ -21,6 +21,7 @@ import psycopg
 import yaml
 
 from tools.database.address import Refused, database_url
+from tools.host.way_in import NoWayIn, way_in
 from tools.receipt import cases
 from tools.step import ROOT, hidden, note, secret_values
 
@@ -58,21 +59,15 @@ def judged(code: int, seen: str, expect: str = "") -> Proven:
 
 def droplet(commands: list[str]) -> list[tuple[int, str]]:
     """What each command says on the droplet, as root."""
-    host, port = os.environ.get("DROPLET_HOST", ""), os.environ.get("DROPLET_PORT") or "22"
-    user = os.environ.get("DROPLET_USER") or "cimt"
-    there = ["-F", str(ROOT / ".local/ssh_config"), "droplet"]
-    if ENV != "local":
-        if not host or host.startswith("-"):
-            return [(2, "DROPLET_HOST não está definido")] * len(commands)
-        there = ["-o", "StrictHostKeyChecking=yes", "-p", port, f"{user}@{host}"]
-    elif not (ROOT / ".local/ssh_config").exists():
-        return [(2, "não há droplet local: make up")] * len(commands)
     script = "".join(
         f"echo; echo '{MARK}'; (\n{command}\n) 2>&1 </dev/null; code=$?; echo; echo $code\n"
         for command in commands
     )
-    ssh = ["ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=30", *there]
-    code, told = run([*ssh, "sudo -n bash -s"], script)
+    try:
+        with way_in(ENV, os.environ) as ssh:
+            code, told = run([*ssh, "sudo -n bash -s"], script)
+    except NoWayIn as error:
+        return [(2, f"sem acesso ao droplet: {error}")] * len(commands)
     answers = told.split(MARK)[1:]
     if code or len(answers) != len(commands):
         return [(code or 1, (told.splitlines() or ["ssh"])[-1])] * len(commands)

@@ -20,7 +20,6 @@ import socket
 import ssl
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -37,6 +36,7 @@ from tools import github, github_settings
 from tools.database.address import Refused as Unfit
 from tools.database.address import database_url
 from tools.database.address import secrets as spelled
+from tools.host.way_in import way_in
 from tools.init import first_day
 from tools.settings.__main__ import read, refused
 
@@ -112,7 +112,6 @@ class Patient:
         "",
         None,
     )  # address in place of the registry's, and its authority
-    ssh: list[str] = field(default_factory=list)  # options that reach it without a key of ours
     pinned: str = ""  # lines of known_hosts
 
     def __getitem__(self, name: str) -> str:
@@ -170,7 +169,6 @@ def local() -> Patient:
         places=doors(known["CONNECT_TO"]),
         authority=str(authority) if authority.exists() else None,
         registry=(f"127.0.0.1:{ports['registry']}", str(LOCAL / "clouds/ghcr/ca.crt")),
-        ssh=["-F", str(config), "droplet"],
         pinned=f"[127.0.0.1]:{ports['ssh']} {host_key}",
     )
 
@@ -307,31 +305,16 @@ def host_key(patient: Patient) -> Iterator[Finding]:
 
 def droplet(patient: Patient) -> Iterator[Finding]:
     """The admin user gets in, and the system gets updates."""
-    with tempfile.TemporaryDirectory() as folder:
-        options = patient.ssh
-        if not options:
-            known = Path(folder, "known_hosts")
-            known.write_text(patient.pinned + "\n")
-            options = [
-                "-o",
-                f"UserKnownHostsFile={known}",
-                "-o",
-                "StrictHostKeyChecking=yes",
-                "-p",
-                patient["DROPLET_PORT"] or "22",
-            ]
-            if patient["DROPLET_SSH_KEY"]:
-                key = Path(folder, "key")
-                key.touch(0o600)
-                key.write_text(patient["DROPLET_SSH_KEY"].replace("\r", "").rstrip("\n") + "\n")
-                options += ["-F", "none", "-o", "IdentitiesOnly=yes", "-i", str(key)]
-            options += ["--", f"{patient['DROPLET_USER']}@{patient['DROPLET_HOST']}"]
-        command = ["ssh", "-o", "BatchMode=yes", "-o", f"ConnectTimeout={SECONDS}", *options, SHOW]
+    with way_in(patient.environment, patient.known) as ssh:
         done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=3 * SECONDS
+            [*ssh, SHOW],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=3 * SECONDS,
         )
     if done.returncode:
-        told = (done.stderr.strip().splitlines() or ["no answer"])[-1].replace(folder, "…")
+        told = (done.stderr.strip().splitlines() or ["no answer"])[-1]
         yield wrong(
             f"SSH lets {patient['DROPLET_USER'] or 'nobody'} not in: {told}",
             "its public half into ~cimt/.ssh/authorized_keys"

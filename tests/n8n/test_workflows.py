@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socketserver
 import subprocess
 import sys
@@ -107,13 +108,28 @@ def checks(world: World, times: int) -> Any:
     return answer
 
 
+def assert_cards(text: str, count: int) -> None:
+    """Each alarm of a message leads to a heading of the page of cards, in both languages."""
+    cards = re.findall(r"^→ docs/operations/alarms\.md#(.+)$", text, re.MULTILINE)
+    assert len(cards) == count
+    for page in ("alarms.md", "alarms.pt-BR.md"):
+        content = (ROOT / "docs/operations" / page).read_text()
+        # As GitHub makes an anchor of a heading, but that a card says its own where the language differs.
+        there = re.findall(r"^## `?([\w ]+?)`?$", content, re.MULTILINE)
+        there = [one.lower().replace(" ", "-") for one in there]
+        there += re.findall(r'<a id="([^"]+)">', content)
+        assert set(cards) <= set(there), page
+
+
 def test_an_alarm_is_raised_once_and_recovers_once_across_a_restart(world: World) -> None:
     outside = world.outside
     outside.forget()
     assert checks(world, 1)["failing"] == []
     outside.broken["/readyz"] = 503
     assert checks(world, 3)["failing"] == ["api"]
-    assert [one["text"] for one in outside.messages] == ["DOWN api: HTTP 503: broken for a test"]
+    assert [one["text"] for one in outside.messages] == [
+        "DOWN api: HTTP 503: broken for a test\n→ docs/operations/alarms.md#api"
+    ]
     # What it knows survives a restart and a converge.
     world.n8n.stop()
     world.n8n.start()
@@ -140,23 +156,32 @@ def test_one_bad_check_is_no_alarm(world: World) -> None:
 
 
 def test_what_the_host_reports_is_checked(world: World) -> None:
+    """Every bound of the file: one report beyond all of them, and each is told with what it is of."""
     outside = world.outside
     outside.forget()
-    full = {"host": {"disk_used_percent": 91, "certificate_left_percent": 80}}
-    world.call("alerts", full)
+    (settings,) = (
+        json.loads(node["parameters"]["jsonOutput"])["host"]
+        for node in json.loads((ROOT / "n8n_workflows/alerts.json").read_text())["nodes"]
+        if node["name"] == "Settings"
+    )
+    bad = {name: bound + 1 for name, bound in settings["limits"].items()}
+    bad |= {name: bound - 1 for name, bound in settings["at_least"].items()}
+    named = {"disk_used_percent": "/", "failed_units": "cimt-backup.service"}
+    world.call("alerts", {"host": bad, "named": named})
     assert checks(world, 4)["failing"] == [], (
         "one report is one opinion, however often it is looked at"
     )
     for _ in range(2):
-        answer = world.call("alerts", full)
-    assert answer["failing"] == ["host disk_used_percent"]
-    assert [one["text"] for one in outside.messages] == [
-        "DOWN host disk_used_percent: 91, more than 85"
-    ]
+        answer = world.call("alerts", {"host": bad, "named": named})
+    assert sorted(answer["failing"]) == sorted(f"host {name}" for name in bad)
+    (message,) = outside.messages
+    assert "DOWN host disk_used_percent: 86, more than 85 (/)" in message["text"]
+    assert "DOWN host failed_units: 1, more than 0 (cimt-backup.service)" in message["text"]
+    assert "DOWN host certificate_left_percent: 14, less than 15" in message["text"]
+    assert_cards(message["text"], len(bad))
+    good = dict.fromkeys(settings["limits"], 0) | dict.fromkeys(settings["at_least"], 100)
     for _ in range(3):
-        answer = world.call(
-            "alerts", {"host": {"disk_used_percent": 40, "certificate_left_percent": 80}}
-        )
+        answer = world.call("alerts", {"host": good, "named": named})
     assert answer["failing"] == []
 
 

@@ -3,7 +3,8 @@
 
 Usage: cimt-host-report [--dry-run] [--settings FILE]
 
-Prints the figures and posts them as {"host": {...}}. Percentages are of what may be used, as df counts it. Exit
+Prints the figures and posts them as {"host": {...}, "named": {...}}: the second says of some figures which disk, name
+or units they are of. Percentages are of what may be used, as df counts it. Exit
 code 1 and one line when they could not be posted: the next run of the timer tries again, and Alerts tells that the
 reports stay away.
 """
@@ -24,6 +25,7 @@ from typing import Any
 
 SETTINGS = Path("/etc/cimt/host-report.json")
 ITSELF = "cimt-host-report.service"
+REBOOT = Path("/run/reboot-required")
 WAIT_SECONDS = 10.0
 WRONG_KEY = "it has another key"
 ANSWER_SECONDS = 60.0
@@ -40,13 +42,14 @@ def main() -> int:
     # The host's own proxy: the same certificates and the same way in as for everybody else, without a look at DNS.
     proxy = ("127.0.0.1", settings["port"])
     context = ssl.create_default_context(cafile=settings["ca_file"] or None)
-    figures = look(settings, context, proxy)
-    print(json.dumps(figures), flush=True)
+    figures, named = look(settings, context, proxy)
+    report = {"host": figures, "named": named}
+    print(json.dumps(report), flush=True)
     if given.dry_run:
         return 0
     key = (Path(os.environ["CREDENTIALS_DIRECTORY"]) / "key").read_text().strip()
     deadline = time.monotonic() + settings["patience_seconds"]
-    while why := post(figures, settings["n8n"], key, context, proxy):
+    while why := post(report, settings["n8n"], key, context, proxy):
         if WRONG_KEY in why or time.monotonic() > deadline:
             break
         time.sleep(WAIT_SECONDS)
@@ -58,21 +61,35 @@ def main() -> int:
 
 def look(
     settings: dict[str, Any], context: ssl.SSLContext, proxy: tuple[str, int]
-) -> dict[str, int | float]:
-    """Every figure that can be had now."""
+) -> tuple[dict[str, int | float], dict[str, str]]:
+    """Every figure that can be had now, and whose it is where that is not the host's."""
+    disks = {path: disk_used_percent(path) for path in filter(os.path.exists, settings["disks"])}
+    fullest = max(disks, key=lambda path: disks[path])
+    units = failed_units()
     figures: dict[str, int | float] = {
-        "disk_used_percent": max(map(disk_used_percent, filter(os.path.exists, settings["disks"]))),
+        "disk_used_percent": disks[fullest],
         "memory_used_percent": memory_used_percent(Path("/proc/meminfo").read_text()),
-        "failed_units": len(failed_units()),
+        "failed_units": len(units),
+        "reboot_waits_days": days_since(REBOOT) if REBOOT.exists() else 0,
     }
+    named = {"disk_used_percent": fullest, "failed_units": ", ".join(units)}
     if settings["domains"]:
-        left = [certificate_left_percent(name, context, proxy) for name in settings["domains"]]
-        figures["certificate_left_percent"] = min(left)
-    for figure, seconds in (("backup_age_hours", 3600), ("drill_age_days", 86400)):
+        left = {
+            name: certificate_left_percent(name, context, proxy) for name in settings["domains"]
+        }
+        next_ = min(left, key=lambda name: left[name])
+        figures["certificate_left_percent"] = left[next_]
+        named["certificate_left_percent"] = next_
+    for figure, in_days in (("backup_age_hours", 24), ("drill_age_days", 1)):
         stamp = Path(settings["stamps"][figure])
         if stamp.exists():
-            figures[figure] = round((time.time() - stamp.stat().st_mtime) / seconds, 1)
-    return figures
+            figures[figure] = round(days_since(stamp) * in_days, 1)
+    return figures, named
+
+
+def days_since(path: Path) -> float:
+    """Days since a file was written."""
+    return round((time.time() - path.stat().st_mtime) / 86400, 3)
 
 
 def disk_used_percent(directory: str) -> int:
@@ -127,13 +144,13 @@ def certificate_left_percent(domain: str, context: ssl.SSLContext, proxy: tuple[
 
 
 def post(
-    figures: dict[str, int | float],
+    report: dict[str, Any],
     domain: str,
     key: str,
     context: ssl.SSLContext,
     proxy: tuple[str, int],
 ) -> str:
-    """Give the figures to Alerts; what went wrong, or nothing."""
+    """Give the report to Alerts; what went wrong, or nothing."""
     try:
         # The socket is ours, so that no name is looked up; the rest is HTTP as usual.
         client = http.client.HTTPConnection(domain)
@@ -141,7 +158,7 @@ def post(
         client.request(
             "POST",
             "/webhook/alerts",
-            json.dumps({"host": figures}),
+            json.dumps(report),
             {"Authorization": f"Bearer {key}", "Content-Type": "application/json"},
         )
         answer = client.getresponse()

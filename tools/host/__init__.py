@@ -1,0 +1,1 @@
+"""A host as its owners look at it: `make status`, `make logs`."""
