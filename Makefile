@@ -216,7 +216,7 @@ pins: setup ## The update bot sees every pinned version: Renovate's own dry run 
 	@python -m tools.pins
 faults: packages setup ## Break the running local droplet on purpose: bad images, races, a full disk, a kill, a reboot
 	@python -m local up
-	@python -m pytest -v -p no:cacheprovider tests/acceptance/test_second_app.py tests/acceptance/test_undo.py tests/acceptance/test_faults.py tests/acceptance/test_backup_faults.py $(if $(wildcard .local/build/n8n.json),tests/acceptance/test_n8n.py)
+	@python -m pytest -v -p no:cacheprovider tests/acceptance/test_second_app.py tests/acceptance/test_undo.py tests/acceptance/test_faults.py tests/acceptance/test_lockout.py tests/acceptance/test_backup_faults.py $(if $(wildcard .local/build/n8n.json),tests/acceptance/test_n8n.py)
 pipeline: packages setup ## From a clone to a live release, as on GitHub: docs/setup.md, a pull request, its merge
 	@python -m local.pipeline
 drills: browser faults restore-drill pins pipeline ## Everything that takes long: faults, the update bot's dry run, the whole pipeline and what must not go live

@@ -12,6 +12,7 @@ import subprocess
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -49,6 +50,21 @@ def make(*arguments: str, timeout: float = GENEROUS) -> subprocess.CompletedProc
 def on_droplet(command: str, timeout: float = 120) -> str:
     """Output of a shell command on the droplet, as root. Raises LocalError, subprocess.TimeoutExpired."""
     return machine.as_root(load(running=True), command, timeout)
+
+
+@contextlib.contextmanager
+def full_disk() -> Iterator[None]:
+    """Not one block free on the droplet's disk, not even for root."""
+    # fallocate takes what is left in one go; dd then takes the crumbs and ends on "no space left".
+    on_droplet(
+        "fallocate -l $(df -B1 --output=avail / | tail -1) /var/tmp/filler && "
+        "{ dd if=/dev/zero of=/var/tmp/crumbs bs=64k 2>/dev/null || test -s /var/tmp/crumbs; }",
+        timeout=600,
+    )
+    try:
+        yield
+    finally:
+        on_droplet("rm -f /var/tmp/filler /var/tmp/crumbs")
 
 
 def reboot() -> None:

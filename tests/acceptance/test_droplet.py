@@ -25,6 +25,19 @@ def test_a_second_provision_changes_nothing() -> None:
     assert re.search(r"droplet\s+: ok=\d+\s+changed=0\s", done.stdout)
 
 
+def test_its_owners_see_how_it_is_and_what_it_writes(live_build: Image) -> None:
+    done = make("status")
+    assert done.returncode == 0, done.stdout
+    assert re.search(rf"cimt_api +1/1 .* {live_build.revision[:12]} ", done.stdout)
+    assert "all is well" in done.stdout
+    done = make("logs", "SERVICE=api", "SINCE=1d")
+    assert done.returncode == 0
+    assert "Application startup complete" in done.stdout
+    done = make("logs", "SERVICE=nothing")
+    assert done.returncode != 0
+    assert re.search(r"^api 1/1$", done.stdout + done.stderr, re.MULTILINE)
+
+
 def environment() -> dict[str, str]:
     """The api's environment as the panel has it."""
     kept = panel("inspectAppService", query="?projectName=cimt&serviceName=api")

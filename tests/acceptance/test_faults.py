@@ -19,6 +19,7 @@ from testbed.droplet import (
     Client,
     Image,
     Traffic,
+    full_disk,
     ledger,
     make,
     on_droplet,
@@ -137,21 +138,6 @@ def test_of_two_releases_at_once_one_is_told_who_holds_the_lock(
     assert make("rollback").returncode == 0
     assert client.revision() == live_build.revision
     traffic.assert_no_gap()
-
-
-@contextlib.contextmanager
-def full_disk() -> Iterator[None]:
-    """Not one block free on the droplet's disk, not even for root."""
-    # fallocate takes what is left in one go; dd then takes the crumbs and ends on "no space left".
-    on_droplet(
-        "fallocate -l $(df -B1 --output=avail / | tail -1) /var/tmp/filler && "
-        "{ dd if=/dev/zero of=/var/tmp/crumbs bs=64k 2>/dev/null || test -s /var/tmp/crumbs; }",
-        timeout=600,
-    )
-    try:
-        yield
-    finally:
-        on_droplet("rm -f /var/tmp/filler /var/tmp/crumbs")
 
 
 def test_a_full_disk_stops_a_release_before_it_starts(

@@ -30,10 +30,11 @@ if systemctl cat "$unit" >/dev/null 2>&1; then
   exec journalctl --no-pager --output short-iso --since "-$2s" $3 --unit "$unit"
 fi
 echo "logs: the host has no service and no unit '$1', but:" >&2
-exec sh -c "$4" >&2
+sh -c "$4" >&2
+exit 2
 """
 NAMES = (
-    "docker service ls --format '  {{.Name}} {{.Replicas}}' | sed 's/  cimt_/  /'; "
+    "docker service ls --format '{{.Name}} {{.Replicas}}' | sed 's/^cimt_//'; "
     "systemctl list-units --all --plain --no-legend 'cimt-*' docker.service ssh.service | "
     'awk \'{print "  " $1 " " $3}\''
 )
