@@ -4,34 +4,56 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
-from testbed.n8n.samples import CREDENTIAL, Slow, workflow
 from testbed.n8n.server import N8n
-from tests.n8n.test_durability import call
+from testbed.n8n.world import World, running
 
 FROM = os.environ.get("N8N_FROM") or "2.40.7"
 
 
-def test_an_upgrade_keeps_workflows_credentials_and_executions(tmp_path: Path) -> None:
-    slow = Slow()
-    slow.gate.set()
-    old, new = N8n(tmp_path / "n8n", FROM), N8n(tmp_path / "n8n")
-    try:
-        old.start()
-        old.cli_import(workflow(slow.url))
-        old.cli_import_credential(CREDENTIAL)
-        old.api("POST", "/workflows/sample/publish", {})
-        call(old, slow)
-        before = old.executions("sample")
-        assert old.stop() == 0
+def kept(world: World) -> dict[str, Any]:
+    """What people and the role find in n8n: workflows, whether they run, credentials, what has run."""
+    workflows = [world.n8n.api("GET", f"/workflows/{one['id']}") for one in world.workflows()]
+    return {
+        "workflows": [(one["id"], one["active"], one["nodes"]) for one in workflows],
+        "runs": {
+            one["id"]: sorted(run["id"] for run in world.n8n.executions(one["id"]))
+            for one in workflows
+        },
+    }
 
-        new.start()
-        kept = new.api("GET", "/workflows/sample")
-        assert kept["active"]
-        assert kept["nodes"] == workflow(slow.url)["nodes"]
-        assert [one["id"] for one in new.executions("sample")] == [one["id"] for one in before]
-        call(new, slow)
-    finally:
-        old.kill()
-        new.kill()
-        slow.close()
+
+def test_an_upgrade_keeps_what_the_workflows_are_and_know(tmp_path: Path) -> None:
+    """The workflows of this repository, after a run of each, with an alarm that was told and is not over."""
+    with running(tmp_path / "n8n", version=FROM) as world:
+        outside = world.outside
+        outside.report = {"stored": 2, "failed": []}
+        assert world.call("seed-etl") == outside.report
+        outside.broken["/readyz"] = 503
+        for _ in range(2):
+            seen = world.call("alerts")
+        assert seen["failing"] == ["api"]
+        world.call("release-notice", {"service": "api", "result": "live", "revision": "0" * 40})
+        told = len(outside.messages)
+        before = kept(world)
+        assert all(runs for name, runs in before["runs"].items() if name in ("alerts", "seed-etl"))
+        assert world.n8n.stop() == 0
+
+        new = world.n8n = N8n(tmp_path / "n8n")
+        try:
+            new.start()
+            for hook in ("seed-etl", "alerts", "release-notice"):
+                world.wait_for_webhook(hook)
+            assert kept(world) == before
+            # It remembers that it was told, and by which key the api and the channel are reached.
+            assert world.call("alerts")["failing"] == ["api"]
+            assert len(outside.messages) == told
+            outside.broken.clear()
+            for _ in range(3):
+                seen = world.call("alerts")
+            assert seen["failing"] == []
+            assert [one["title"] for one in outside.messages[told:]] == ["up: api"]
+            assert world.call("seed-etl") == outside.report
+        finally:
+            new.kill()

@@ -5,8 +5,8 @@
 when it holds a secret itself.
 
 In a workflow, `# settings: plain of VERB …` is followed by the settings of those verbs that may be shown, and
-`# settings: secret of VERB …` by their secret ones, as an `env:` block wants them. docs/setup.md has a table of all
-settings, production.env.example a line for each.
+`# settings: secret of VERB …` by their secret ones, as an `env:` block wants them. docs/setup.md and its Portuguese
+twin have a table of all settings, production.env.example a line for each.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ ROOT = Path(__file__).parents[2]
 FILE = ROOT / "services/settings.yaml"
 EXAMPLE = ROOT / "production.env.example"
 SETUP = ROOT / "docs/setup.md"
+IN_PORTUGUESE = ROOT / "services/settings.pt-BR.yaml"
+SETUP_IN_PORTUGUESE = ROOT / "docs/setup.pt-BR.md"
 WORKFLOW_BLOCK = re.compile(
     r"^(?P<indent> *)# settings: (?P<kind>plain|secret) of (?P<verbs>[a-z0-9 -]+)\n"
     r"(?P<block>.*?)^(?P=indent)# end of settings\n",
@@ -74,27 +77,61 @@ def workflow(declared: Mapping[str, Any], text: str) -> str:
     return WORKFLOW_BLOCK.sub(block, text)
 
 
-def verbs_of(declared: Mapping[str, Any], name: str) -> str:
-    """The verbs that take a setting, for people."""
-    taking = [verb for verb in declared["verbs"] if name in of_verb(declared, verb)]
-    return ", ".join(taking) or "GitHub only"
+@dataclass(frozen=True)
+class Words:
+    """What the table says beside names and values, in one language."""
+
+    head: str
+    default: str
+    example: str
+    github_only: str
+    github: Mapping[str, str] = field(
+        default_factory=dict
+    )  # where it is kept; else the English word
 
 
-def table(declared: Mapping[str, Any]) -> Iterator[str]:
-    """Lines of the table in docs/setup.md."""
-    yield "| name | what it is | where it comes from | used by | GitHub |"
+ENGLISH = Words(
+    "| name | what it is | where it comes from | used by | GitHub |",
+    *("default", "such as", "GitHub only"),
+    {"workflow": "set by the workflow"},
+)
+PORTUGUESE = Words(
+    "| nome | o que é | de onde vem | usado por | GitHub |",
+    *("padrão", "como", "só o GitHub"),
+    {
+        "workflow": "dado pelo workflow",
+        "variable": "variável",
+        "secret": "segredo",
+        "variable of the repository": "variável do repositório",
+    },
+)
+
+
+def table(
+    declared: Mapping[str, Any],
+    words: Words = ENGLISH,
+    translated: Mapping[str, Sequence[str]] | None = None,
+) -> Iterator[str]:
+    """Lines of the table in docs/setup.md; ``translated`` holds what and from of each setting in another language.
+
+    Raises KeyError for a setting that is not translated.
+    """
+    yield words.head
     yield "|---|---|---|---|---|"
     for name, setting in declared["settings"].items():
-        what, source = str(setting["what"]), str(setting["from"])
+        what, source = translated[name] if translated else (setting["what"], setting["from"])
         if "default" in setting:
-            what += f"; default `{setting['default']}`"
+            what += f"; {words.default} `{setting['default']}`"
         if "example" in setting:
-            what += f", such as `{setting['example']}`"
+            what += f", {words.example} `{setting['example']}`"
         if "make" in setting:
             source = f"`{setting['make']}`, {source}"
+        taking = [verb for verb in declared["verbs"] if name in of_verb(declared, verb)]
         kind = github(setting)
-        where = "set by the workflow" if kind == "workflow" else kind
-        yield f"| `{name}` | {what} | {source} | {verbs_of(declared, name)} | {where} |"
+        yield (
+            f"| `{name}` | {what} | {source} | {', '.join(taking) or words.github_only} "
+            f"| {words.github.get(kind, kind)} |"
+        )
 
 
 def example(declared: Mapping[str, Any]) -> Iterator[str]:
@@ -106,14 +143,32 @@ def example(declared: Mapping[str, Any]) -> Iterator[str]:
         yield f"{name}={f'op://cimt/production/{name}' if setting.get('secret') else value}"
 
 
+def with_table(page: Path, lines: Iterable[str]) -> str:
+    """A page with its table written again."""
+    rows = "".join(f"{line}\n" for line in lines)
+    return TABLE.sub(lambda match: f"{match['head']}{rows}{match['tail']}", page.read_text())
+
+
+def translations(declared: Mapping[str, Any]) -> dict[str, Sequence[str]]:
+    """What and from of every setting in Portuguese. Raises values.Refused when one is missing or is none."""
+    found: dict[str, Sequence[str]] = yaml.safe_load(IN_PORTUGUESE.read_text())
+    if strange := sorted(found.keys() ^ declared["settings"].keys()):
+        raise values.Refused(
+            f"services/settings.pt-BR.yaml and settings.yaml differ in {', '.join(strange)}. "
+            "Next: write there what it is and where it comes from, in Portuguese"
+        )
+    return found
+
+
 def texts(declared: Mapping[str, Any]) -> dict[Path, str]:
     """Every file that is written from the declaration, with the text that it must have."""
-    rows = "".join(f"{line}\n" for line in table(declared))
-    setup = TABLE.sub(lambda match: f"{match['head']}{rows}{match['tail']}", SETUP.read_text())
     found = {
-        SETUP: setup,
+        SETUP: with_table(SETUP, table(declared)),
         EXAMPLE: EXAMPLE_HEAD + "".join(f"{line}\n" for line in example(declared)),
     }
+    if SETUP_IN_PORTUGUESE.exists():
+        lines = table(declared, PORTUGUESE, translations(declared))
+        found[SETUP_IN_PORTUGUESE] = with_table(SETUP_IN_PORTUGUESE, lines)
     for path in sorted((ROOT / ".github/workflows").glob("*.yml")):
         found[path] = workflow(declared, path.read_text())
     return found
@@ -160,9 +215,14 @@ def main(argv: list[str] | None = None) -> int:
             print(f"settings: {reason}", file=sys.stderr)
             return 2
     check = given.verb == "check"
+    try:
+        written = texts(read())
+    except values.Refused as reason:
+        print(f"settings: {reason}", file=sys.stderr)
+        return 1
     stale = {
         path: text
-        for path, text in texts(read()).items()
+        for path, text in written.items()
         if not path.exists() or path.read_text() != text
     }
     for path, text in stale.items():
