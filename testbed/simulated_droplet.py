@@ -100,6 +100,7 @@ class Host:
         ] = {}  # by operation: what the next calls answer, or raise
         self.drops: set[str] = set()  # operations that are taken and not done
         self.pull_seconds = 0.0
+        self.engine_seconds = 0.0  # until Docker answers
         self.extra: dict[str, Any] = {}  # keys of a newer panel
         self.tags: dict[str, str] = {}
         self.hooks = 0
@@ -258,6 +259,7 @@ class Host:
 
     def engine(self, path: str, query: Any = None, body: Any = None, **__: Any) -> Any:
         """Docker's answer on its socket."""
+        self.clock.sleep(self.engine_seconds)
         from ansible.module_utils.swarm_service import EngineError
 
         kind, _, name = path[1:].partition("/")

@@ -211,11 +211,12 @@ class Release:
         known_actions = {action["id"] for action in self._patiently(self.actions)}
         self._patiently(lambda: self.panel.fire_hook(self.app.hook()))
         self.say("deploy hook fired")
-        timeout = self.params["timeout"]
-        deadline, longest = (time.monotonic() + times * timeout for times in (1, 3))
+        begun, timeout = time.monotonic(), self.params["timeout"]
+        deadline, longest = (begun + times * timeout for times in (1, 3))
         completed_at: float | None = None
         steady, seen, status = 0, "nothing yet", ""
-        while time.monotonic() < deadline:
+        # What still is on its way would come up after all: it is not given up.
+        while time.monotonic() < (deadline if status in ("", "done") else longest):
             if status != "done":
                 new = (a for a in self._patiently(self.actions) if a["id"] not in known_actions)
                 action = next(new, None)
@@ -225,9 +226,6 @@ class Release:
                 if status == "done":
                     self.say("panel: deploy done")
                     deadline = max(deadline, time.monotonic() + self.params["revision_timeout"])
-                elif status:
-                    # What still is on its way would come up after all: it is not given up.
-                    deadline = max(deadline, min(time.monotonic() + 2 * POLL, longest))
             if status and completed_at is None:
                 if failure := self.swarm.failure(before):
                     raise Failed(failure)
@@ -249,7 +247,10 @@ class Release:
                         f"the new container runs, but reports {seen}; wanted revision {revision}"
                     )
             time.sleep(0.5 if steady else POLL)
-        raise Failed(f"not live after {timeout} s; last seen: {seen}\n{self.swarm.last_words()}")
+        waited = f"not live after {time.monotonic() - begun:.0f} s"
+        if status not in ("", "done"):
+            waited += ", and the panel's deploy still runs"
+        raise Failed(f"{waited}; last seen: {seen}\n{self.swarm.last_words()}")
 
     def _why(self, action: str) -> str:
         """The words of a deploy that the panel calls failed."""
