@@ -363,7 +363,7 @@ def test_a_host_that_answers_slowly_is_not_given_up_while_it_pulls(droplet: Drop
     """Docker takes longer than the pause between two looks: an emulated droplet pulled n8n for 12 minutes."""
     host = droplet.host
     host.pull_seconds = 1000
-    host.engine_seconds = 40
+    host.engine_seconds = 8
     assert droplet("deploy", "a", app=app())["switched"]
 
 
