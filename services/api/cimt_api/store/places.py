@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import socket
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -178,6 +179,9 @@ class Places(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Yield what all replicas have, as far as the database told it last."""
+        own = GaugeMetricFamily("cimt_replica", "1: whose figures these are.", labels=["host"])
+        own.add_metric([socket.gethostname()], 1.0)
+        yield own
         yield GaugeMetricFamily("cimt_replicas", "That are alive.", value=self._alive)
         yield GaugeMetricFamily(
             "cimt_all_save_queue",
