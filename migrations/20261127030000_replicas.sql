@@ -24,11 +24,11 @@ comment on column private.asked.second is 'That of the first count, since 1970.'
 comment on column private.asked.counts is 'Of this second and of the sixty before it, the newest first.';
 
 create unlogged table private.counters (
-  name text primary key,
+  counter text primary key,
   value bigint not null
 );
 comment on table private.counters is 'What all processes of the API have counted together.';
-comment on column private.counters.name is 'What is counted.';
+comment on column private.counters.counter is 'What is counted.';
 comment on column private.counters.value is 'How many there were.';
 
 -- For the functions below alone.
@@ -162,15 +162,15 @@ begin
   on conflict (id) do update set
     alive_until = excluded.alive_until, alone = excluded.alone, save_queue = excluded.save_queue;
   delete from private.replicas p where p.alive_until < moment - interval '1 day';
-  insert into private.counters as c (name, value)
+  insert into private.counters as c (counter, value)
   select g.key, g.value::pg_catalog.int8 from jsonb_each_text(grown) g order by g.key
-  on conflict (name) do update set value = c.value + excluded.value;
+  on conflict (counter) do update set value = c.value + excluded.value;
   -- Made for a request of which this process heard nothing any more.
   update private.reservations r set let_go = 'abandoned'
   where r.replica = itself and r.let_go is null and r.id <> all (known)
     and r.expires_at < moment + make_interval(secs => lost_seconds);
   return query select others.alive, others.queued,
-    (select coalesce(jsonb_object_agg(c.name, c.value), '{}') from private.counters c), ending.stopped, ending.abandoned
+    (select coalesce(jsonb_object_agg(c.counter, c.value), '{}') from private.counters c), ending.stopped, ending.abandoned
   from (
     select count(*)::pg_catalog.int4 as alive,
       coalesce(sum(p.save_queue) filter (where p.id <> itself), 0)::pg_catalog.int8 as queued
