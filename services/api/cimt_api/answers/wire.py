@@ -227,6 +227,7 @@ class AnswerResponse(Response):
                 if gone.done():
                     await Response(status_code=LEFT)(scope, receive, send)
                 elif answer.problem is not None and (wire is None or not answer.text):
+                    await self._answers.kept(answer)
                     raise problem_with_id(answer, self._extra)
                 elif wire is None:
                     await self._answers.kept(answer)
