@@ -10,7 +10,7 @@ ENV ?= local
 PYTHON ?= python3
 # Values of people go through the environment, where no shell reads them, and as they were typed: make expands none.
 people := SERVICE NAME IMAGE REVISION ACCEPT ACCEPT_NO_BACKUP CONFIRM START WHAT FROM INTO MAX_AGE_HOURS USER_ID MONTH BASE PYTHON \
-  DOMAIN REGION REPOSITORY EMAIL PROJECT ROTATE SINCE FOLLOW
+  DOMAIN REGION REPOSITORY EMAIL PROJECT ROTATE SINCE FOLLOW REPLICAS
 $(foreach name,$(people),$(if $(value $(name)),$(eval override export $(name) := $$(value $(name)))))
 export ENV
 export GOALS := $(MAKECMDGOALS)
@@ -101,6 +101,10 @@ adopt: setup ## A Compose file from what a panel has, secrets as references, in 
 	@python -m tools.adopt
 prune: setup ## Show what the panel has and the file does not name; CONFIRM='NAME, NAME' removes it, never a volume
 	@$(call play,prune) $(if $(value CONFIRM),,--check --diff) $(ARGS)
+
+.PHONY: scale
+scale: setup ## Another number of replicas in services/compose.yaml, and what it takes: SERVICE=api REPLICAS=3
+	@$(with)python -m tools.scale
 
 .PHONY: build
 build: setup ## Build and push the images of the apps, or of SERVICE alone (MISSING=1: unless it is there)

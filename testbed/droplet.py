@@ -277,7 +277,7 @@ def release(image: Image, **settings: str) -> subprocess.CompletedProcess[str]:
     named = (f"IMAGE={image.reference}", f"REVISION={image.revision}")
     if not settings:
         return make("deploy", *named)
-    made = {"N8N_TAG": "none", "ETL_TAG": "none", "ETL_SOURCES": "[]"}
+    made = {"N8N_TAG": "none", "ETL_TAG": "none", "ETL_SOURCES": "[]", "DATABASE_POOL": "7"}
     given = json.dumps({**made, **settings})
     values = "{{ declared_settings | settings_of_apps(setting) | combine(" + given + ") }}"
     return make("deploy", *named, f"ARGS=-e '{json.dumps({'services_environment': values})}'")

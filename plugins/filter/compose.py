@@ -46,6 +46,7 @@ DOMAIN_TEXTS = {
 MB = 2**20
 LEAST_LIMIT = 6 * MB  # Docker's own
 PANEL_PORTS = {22: "sshd", 80: "the panel's proxy", 443: "the panel's proxy", 3000: "the panel"}
+LEAST_POOL = 2  # connections of one process: a statement that takes long, and all others
 GRACE_SECONDS = 10  # Docker's own; the panel cannot set another
 
 # What the panel can say, and where what it says is looked at closer, by path. Everything else is refused.
@@ -814,6 +815,39 @@ def panel_domains(text: str, environment: dict[str, str]) -> dict[str, str]:
     return {name: read.document["services"][name]["environment"]["host"] for name in hosts}
 
 
+def database_pool(text: str, connections: str | int) -> int:
+    """How many connections each process of the app that gets ``DATABASE_POOL`` may hold, so that they fit together.
+
+    ``connections`` is what the database's pooler gives its role. A release that starts the new tasks first may run
+    as many of them beside the old ones. Raises AnsibleFilterError, with the arithmetic, where too few are left.
+    """
+    for name, service in yaml.safe_load(text)["services"].items():
+        if "${DATABASE_POOL}" not in (service.get("environment") or {}).values():
+            continue
+        deploy = service.get("deploy") or {}
+        replicas = int(deploy.get("replicas", 1))
+        twice = (deploy.get("update_config") or {}).get("order") == "start-first"
+        each = 2 if twice else 1
+        processes = max(replicas, 1) * each
+        try:
+            pool = int(connections) // processes
+        except ValueError:
+            raise AnsibleFilterError(
+                f"DATABASE_CONNECTIONS is not a whole number: {connections!r}"
+            ) from None
+        if pool < LEAST_POOL:
+            most = int(connections) // LEAST_POOL // each
+            beside = ", and as many beside them while a release replaces them," if twice else ""
+            raise AnsibleFilterError(
+                f"services/compose.yaml: services.{name}.deploy.replicas: {replicas} replicas{beside} are {processes} "
+                f"processes of {LEAST_POOL} connections or more: {processes * LEAST_POOL}, and DATABASE_CONNECTIONS is "
+                f"{connections}. Next: at most {most} replicas; or a larger pool size in Supabase "
+                "(Database, Settings, Connection pooling), and the same as DATABASE_CONNECTIONS (docs/scaling.md)"
+            )
+        return pool
+    return 0
+
+
 class FilterModule:
     """Filters of the services role and of the inventory."""
 
@@ -823,4 +857,5 @@ class FilterModule:
             "panel_apps": panel_apps,
             "panel_domains": panel_domains,
             "declared_services": declared_services,
+            "database_pool": database_pool,
         }

@@ -117,6 +117,7 @@ end $$;
 UUID = "'5eed5eed-5eed-4eed-8eed-5eed5eed5eed'"
 EXAMPLES = {
     "uuid": UUID,
+    "uuid[]": f"array[{UUID}]",
     "integer": "1",
     "bigint": "1",
     "boolean": "true",

@@ -96,6 +96,18 @@ STATEMENTS = {
         "update private.reservations set held = 0",
         "insert into private.reservations select gen_random_uuid(), %s, now(), 'm', 0, now()",
     ),
+    "private.replicas": (
+        "update private.replicas set save_queue = 0",
+        "insert into private.replicas select gen_random_uuid(), now(), array[%s::uuid]",
+    ),
+    "private.asked": (
+        "update private.asked set second = 0",
+        "insert into private.asked select %s, 0, array[1]",
+    ),
+    "private.counters": (
+        "update private.counters set value = 0",
+        "insert into private.counters select %s, 0",
+    ),
     "private.spending": (
         "update private.spending set cost = 0",
         "insert into private.spending (user_id, day, model) values (%s, now(), 'm')",
@@ -157,7 +169,7 @@ EXPECTED: dict[str, dict[str, tuple[int | str, ...]]] = {
         f"private.{table}": dict.fromkeys(ACTORS, (NO, NO, NO, NO, NO))
         for table in (
             *("passage_words", "vocabulary", "embeddings", "served_embeddings"),
-            *("reservations", "spending"),
+            *("reservations", "spending", "replicas", "asked", "counters"),
         )
     },
     "private.retention_runs": {
@@ -175,6 +187,10 @@ CALLERS = {
     "private.reserve_money": {"cimt_api"},
     "private.settle_money": {"cimt_api"},
     "private.month_spent": {"cimt_api"},
+    "private.count_question": {"cimt_api"},
+    "private.begin_answer": {"cimt_api"},
+    "private.let_go": {"cimt_api"},
+    "private.renew_replica": {"cimt_api"},
     "private.export_user": {"service_role"},
     "private.erase_user": {"service_role"},
     "private.stemmed": set(),

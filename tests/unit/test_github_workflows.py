@@ -96,10 +96,12 @@ def filled(text: Any, inputs: dict[str, str], *, optional: bool) -> str:
                 if optional or any(
                     name in names for names in [*REQUIRED.values(), *NEEDED.values()]
                 ):
-                    choices = DECLARED_SETTINGS["settings"].get(name, {}).get("choices")
-                    return (
-                        choices[-1] if choices else f"{name.lower().replace('_', '-')}.example.com"
-                    )
+                    setting = DECLARED_SETTINGS["settings"].get(name, {})
+                    if "choices" in setting:
+                        return str(setting["choices"][-1])
+                    if setting.get("default", "").isdigit():
+                        return f"{setting['default']}0"
+                    return f"{name.lower().replace('_', '-')}.example.com"
             elif context == "inputs":
                 if inputs[name]:
                     return inputs[name]

@@ -585,7 +585,8 @@ def dump_postgres(settings: Settings, target: Path) -> dict[str, int]:
     bare = parts._replace(netloc=f"{parts.username}@{parts.netloc.rpartition('@')[2]}")
     command = [
         *(f"{database['programs']}/pg_dump", "--data-only", "--no-owner", "--no-privileges"),
-        *("--lock-wait-timeout=60s", f"--file={target}"),
+        # Of what is unlogged nothing is worth keeping: replicas that were alive, questions of a minute.
+        *("--no-unlogged-table-data", "--lock-wait-timeout=60s", f"--file={target}"),
         *(f"--table={pattern}" for pattern in database["tables"]),
         urllib.parse.urlunsplit(bare),
     ]

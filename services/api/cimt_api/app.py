@@ -20,7 +20,6 @@ from .answers.registry import Answers
 from .http import problems
 from .http.auth import Authenticator
 from .http.edge import Edge
-from .http.limits import Limits
 from .lifetimes import Lifetimes
 from .metrics import Metrics, Watched
 from .model import Upstream
@@ -31,6 +30,7 @@ from .store.chats import Chats
 from .store.database import Database
 from .store.keys import Keys
 from .store.money import Money
+from .store.places import Places
 from .store.retrieval import Retriever
 
 # Written when the image is built. A file and not a variable: the panel's environment must not be able to shadow it.
@@ -101,18 +101,20 @@ def create_app(settings: Settings, metrics: Metrics, built_from: str) -> FastAPI
     till = Till(settings)
     money = Money(database, settings, metrics, least=till.most())
     metrics.registry.register(money)
+    places = Places(database, settings, money)
+    metrics.registry.register(places)
     services = Services(
         settings=settings,
         database=database,
         authenticator=Authenticator(settings),
-        limits=Limits(settings),
+        places=places,
         chats=chats,
         keys=Keys(database),
         retriever=retriever,
         upstream=upstream,
         till=till,
     )
-    answers = Answers(settings, chats, retriever, upstream, metrics, money, till)
+    answers = Answers(settings, chats, retriever, upstream, metrics, money, places, till)
     breaker = upstream.breaker
     watched = Watched(answers.generating, answers.unsaved, lambda: breaker.open, database.stats)
     metrics.registry.register(watched)

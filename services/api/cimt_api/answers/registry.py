@@ -6,18 +6,18 @@ import asyncio
 import contextlib
 import logging
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from uuid import UUID
 
 from ..http.auth import User
-from ..http.limits import Admission
 from ..http.problems import Problem
 from ..metrics import Metrics
 from ..model import Upstream, problem_of_kind
 from ..settings import Settings
 from ..store.chats import Chats, Stored, id_in_use
-from ..store.money import MILLION, Money
+from ..store.money import MILLION, Charge, Money
+from ..store.places import Admission, Places
 from ..store.retrieval import Retriever
 from .answer import Answer, Question, State, problem_of
 from .bill import Till
@@ -27,6 +27,7 @@ from .writer import Writer, Writing
 TICK_SECONDS = 1.0  # between batches of one answer
 STORED_BEFORE_SECONDS = 3.0
 LEFT_SECONDS = 1.0  # that an answer is written for nobody when nobody can come back for it
+KEPT_SECONDS = 1.0  # for which the last event of an answer waits until that is stored
 KEPT = 1000  # finished answers in memory, when they are stored nowhere
 
 log = logging.getLogger(__name__)
@@ -56,24 +57,29 @@ class Answers:
         upstream: Upstream,
         metrics: Metrics,
         money: Money,
+        places: Places,
         till: Till,
     ) -> None:
         self._settings = settings
         self._chats = chats
         self._keeper = Keeper(chats, money, metrics)
-        self._writer = Writer(
-            settings, chats, self._keeper, retriever, upstream, metrics, money, till
-        )
+        self._writer = Writer(settings, chats, self._keeper, retriever, upstream, metrics)
+        self._places = places
+        self._till = till
         self._upstream = upstream
         self._metrics = metrics
         self._running: dict[UUID, Running] = {}
         self._finished: OrderedDict[UUID, Answer] = OrderedDict()
-        self._tick: asyncio.Task[None] | None = None
+        self._ticks: list[asyncio.Task[None]] = []
+        self._unused: set[asyncio.Task[None]] = set()  # give an admission back
         self._stop_at: asyncio.TimerHandle | None = None
 
     async def start(self) -> None:
         """Begin to store answers while they grow."""
-        self._tick = asyncio.create_task(self._every_second())
+        self._ticks = [
+            asyncio.create_task(self._every_second()),
+            asyncio.create_task(self._places.renew(self, self._metrics.registry)),
+        ]
 
     def stop_in(self, seconds: float) -> None:
         """Interrupt in so many seconds what is still being written then; it is stored as far as it got."""
@@ -86,9 +92,9 @@ class Answers:
         if self._stop_at is None:
             self._interrupt()
         tasks = [running.task for running in self._running.values()]
-        await asyncio.gather(*tasks, return_exceptions=True)
-        if self._tick is not None:
-            self._tick.cancel()
+        await asyncio.gather(*tasks, *self._unused, return_exceptions=True)
+        for tick in self._ticks:
+            tick.cancel()
 
     def generating(self) -> int:
         """Count the answers that this process writes."""
@@ -166,17 +172,30 @@ class Answers:
         stored = await self._chats.running(user, conversation_id)
         return None if stored is None else self._adopted(user, stored)
 
-    def ask(self, question: Question, admission: Admission) -> Answer:
-        """Begin to write the answer, and keep the admission until it ends; at once where it was begun meanwhile."""
-        if known := self.find_here(question):
-            admission.end()
-            return known
+    async def ask(self, question: Question) -> tuple[Answer, Admission]:
+        """Begin to write the answer where its user may ask, and return it with what it was admitted by.
+
+        Raises the Problems of `Places.admit`.
+        """
+        user, model = question.user, self._settings.chat_model
+        most = self._till.most(question)
+        admission = await self._places.admit(user, question.id, model, most, self.alone(user))
+        if admission.room is not None:
+            self.let_go([], [admission.room])
         stored = question.stored and self._settings.chat_log
-        answer = Answer(replace(question, stored=stored), self._settings.chat_model)
-        writing = Writing(answer)
+        answer = Answer(replace(question, stored=stored), model)
+        known: Answer | None = answer
+        try:
+            known = self.find_here(question)
+        finally:
+            if known is not None:  # begun meanwhile, or another question's
+                self._give_back(answer, admission)
+        if known is not None:
+            return known, admission
+        writing = Writing(answer, self._till.open(admission.reservation))
         before = self._running.get(question.id)
         self._run(answer, writing, admission, before)
-        return answer
+        return answer, admission
 
     async def stop(self, user: User, answer_id: UUID) -> None:
         """End an answer by its user's will, wherever it is written; one that has ended stays as it is.
@@ -192,14 +211,35 @@ class Answers:
         if followed:
             await self._chats.stop(user, answer_id)
 
-    def make_room(self, user: User) -> None:
-        """Abandon the oldest of the user's answers that nobody listens to, so that a new one can be written."""
+    def alone(self, user: User | None = None) -> list[UUID]:
+        """Return the reservations of answers, or of this user's alone, that nobody listens to any more."""
+        return [
+            running.admission.reservation
+            for running in self._running.values()
+            if running.admission is not None
+            and not running.answer.done
+            and running.met
+            and not running.listeners
+            and (user is None or running.answer.user.id == user.id)
+        ]
+
+    def let_go(self, stopped: Sequence[UUID], abandoned: Sequence[UUID]) -> None:
+        """End the answers of these reservations: another replica was told to, or needs their places."""
         for running in list(self._running.values()):
-            answer = running.answer
-            mine = answer.user.id == user.id and running.admission is not None
-            if mine and running.met and not running.listeners and answer.abandon():
+            of = None if running.admission is None else running.admission.reservation
+            if (of in stopped and running.answer.stop()) or (
+                of in abandoned and running.answer.abandon()
+            ):
                 self._let_go(running)
-                return
+
+    async def kept(self, answer: Answer) -> None:
+        """Wait until an answer that has ended is stored and its place is free, for a moment at most.
+
+        Who has read its end asks on, perhaps another replica.
+        """
+        running = self._running.get(answer.id)
+        if running is not None and running.answer is answer and running.writing is not None:
+            await asyncio.wait([running.task], timeout=KEPT_SECONDS)
 
     @contextlib.contextmanager
     def listening(self, answer: Answer) -> Iterator[None]:
@@ -251,10 +291,22 @@ class Answers:
         running.alone = asyncio.get_running_loop().call_later(max(wait, LEFT_SECONDS), abandon)
 
     def _let_go(self, running: Running) -> None:
-        """After an event from outside: the model is told to stop, and the admission ends."""
+        """After an event from outside: the model is told to stop, and the place is free."""
         if running.admission is not None:
-            running.admission.end()
+            running.admission.ended = True
         running.task.cancel()
+
+    def _give_back(self, answer: Answer, admission: Admission) -> None:
+        """Free what was held for an answer that is not written."""
+
+        async def settle() -> None:
+            await self._keeper.settle(answer, Charge(admission.reservation))
+            self._places.settled(admission)
+
+        admission.ended = True
+        task = asyncio.create_task(settle())
+        self._unused.add(task)
+        task.add_done_callback(self._unused.discard)
 
     def _run(
         self,
@@ -278,13 +330,15 @@ class Answers:
                 answer.fail(problem_of("internal"))
             answer.fail(problem_of("interrupted"))  # unless it has ended
             if admission is not None:
-                admission.end()
+                admission.ended = True
             if running.alone is not None:
                 running.alone.cancel()
             try:
                 if writing is not None:
                     await self._after(writing)
             finally:
+                if admission is not None:
+                    self._places.settled(admission)
                 if self._running.get(answer.id) is running:
                     del self._running[answer.id]
 
@@ -307,22 +361,19 @@ class Answers:
     async def _after(self, writing: Writing) -> None:
         """Count the answer and what it cost, and store how it ended."""
         answer, bill = writing.answer, writing.bill
-        charge = None if bill is None else bill.charge(answer.text, answer.usage)
         if answer.question.stored and writing.row is None:
             # It was refused, or is another process's, who pays for it.
-            if bill is not None:
-                await self._keeper.settle(answer, bill.nothing())
+            await self._keeper.settle(answer, bill.nothing())
             return
+        charge = bill.charge(answer.text, answer.usage)
         self._metrics.answers.labels(answer.status).inc()
-        if charge is not None:
-            for kind in ("prompt", "cached", "completion", "embedding"):
-                self._metrics.tokens.labels(kind).inc(getattr(charge, kind))
-            self._metrics.cost.labels(answer.model).inc(charge.micro_usd / MILLION)
+        for kind in ("prompt", "cached", "completion", "embedding"):
+            self._metrics.tokens.labels(kind).inc(getattr(charge, kind))
+        self._metrics.cost.labels(answer.model).inc(charge.micro_usd / MILLION)
         if writing.row is not None:
             await self._keeper.save_end(writing.row)
             return
-        if charge is not None:
-            await self._keeper.settle(answer, charge)
+        await self._keeper.settle(answer, charge)
         self._finished[answer.id] = answer
         if len(self._finished) > KEPT:
             self._finished.popitem(last=False)

@@ -227,8 +227,10 @@ class AnswerResponse(Response):
                 if gone.done():
                     await Response(status_code=LEFT)(scope, receive, send)
                 elif answer.problem is not None and (wire is None or not answer.text):
+                    await self._answers.kept(answer)
                     raise problem_with_id(answer, self._extra)
                 elif wire is None:
+                    await self._answers.kept(answer)
                     await json(completion(answer), self._extra)(scope, receive, send)
                 else:
                     await self._stream(wire, send, gone)
@@ -263,6 +265,7 @@ class AnswerResponse(Response):
                 self._sent = size
                 await _write(send, wire.text(piece, size))
             elif answer.done:
+                await self._answers.kept(answer)
                 for event in wire.end(answer, self._sent):
                     await _write(send, event)
                 await _write(send, b"", more=False)

@@ -15,11 +15,10 @@ from ..metrics import Metrics
 from ..model import Upstream, UpstreamError
 from ..settings import Settings
 from ..store.chats import Chats, Turn
-from ..store.money import Money
 from ..store.retrieval import Passage, Retriever
 from . import prompt
 from .answer import Answer
-from .bill import EMBEDDED_BYTES, Bill, Till
+from .bill import EMBEDDED_BYTES, Bill
 from .keeper import Keeper, Row
 
 if TYPE_CHECKING:
@@ -35,8 +34,8 @@ class Writing:
     """An answer that this process writes: its row, once there may be one, and when the model was heard last."""
 
     answer: Answer
+    bill: Bill
     row: Row | None = None
-    bill: Bill | None = None  # once money is held for it
     # When text or thought came, or the model was asked (monotonic); None: not asked yet.
     heard: float | None = None
 
@@ -52,8 +51,6 @@ class Writer:
         retriever: Retriever,
         upstream: Upstream,
         metrics: Metrics,
-        money: Money,
-        till: Till,
     ) -> None:
         self._settings = settings
         self._chats = chats
@@ -61,17 +58,12 @@ class Writer:
         self._retriever = retriever
         self._upstream = upstream
         self._metrics = metrics
-        self._money = money
-        self._till = till
 
     async def write(self, writing: Writing) -> None:
         """Write an answer to its end; follow it where the store shows that it was asked before."""
-        answer, question = writing.answer, writing.answer.question
+        answer, question, bill = writing.answer, writing.answer.question, writing.bill
         try:
             turns: Sequence[Turn] = question.turns or []
-            most = self._till.most(question)
-            held = await self._money.reserve(answer.user, answer.model, most)
-            writing.bill = bill = self._till.open(held)
             if question.stored:
                 writing.row = row = Row(answer, bill)
                 begun = await self._chats.begin(

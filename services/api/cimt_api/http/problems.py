@@ -15,6 +15,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 MEDIA_TYPE = "application/problem+json"
+BUSY_SECONDS = 5  # when to come back where nobody can say
 LEFT = 499  # status of a request whose client left before it was answered: for the log alone
 # As OpenAI calls them, by status.
 ERROR_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}

@@ -29,13 +29,13 @@ def answers_of(request: Request) -> Answers:
     return found
 
 
-async def may_ask(request: Request, user: User) -> None:
-    """Raise Problem 429 or 503 for who may not ask now, before a body is read.
+def may_ask(request: Request, user: User) -> None:
+    """Raise Problem 429 or 503 for who is known not to be able to ask now, before a body is read.
 
     Who may be coming back for an answer passes: that takes no place and asks nothing. `begin` looks closer.
     """
     try:
-        await services_of(request).limits.check(user.id)
+        services_of(request).places.check(user)
     except Problem:
         if "last-event-id" not in request.headers and not answers_of(request).writes_for(user):
             raise
@@ -51,7 +51,7 @@ async def body_of(
     except ValueError:
         value = None
     if not isinstance(value, dict):
-        await services_of(request).limits.count(user.id)
+        await services_of(request).places.count(user)
         raise invalid_request([{"loc": ("body",), "msg": "It is not a JSON object."}])
     return value
 
@@ -61,7 +61,7 @@ async def checked(request: Request, user: User, body: dict[str, Any], as_: type[
     try:
         return as_.model_validate(body)
     except ValidationError as error:
-        await services_of(request).limits.count(user.id)
+        await services_of(request).places.count(user)
         raise invalid_request(error.errors(include_url=False, include_input=False)) from None
 
 
@@ -74,16 +74,13 @@ async def begin(
     Problems of `Answers.known`, and those of who may not ask.
     """
     services, answers = services_of(request), answers_of(request)
-    user = question.user
     if (answer := await answers.known(question, sent)) is not None:
         return answer, {}
     services.upstream.check()
-    if services.limits.full(user.id):
-        answers.make_room(user)
-    admission = await services.limits.admit(user.id)
+    answer, admission = await answers.ask(question)
     if services.settings.log_content:
         log.info("question", extra={"fields": {"question": question.text}})
-    return answers.ask(question, admission), admission.headers
+    return answer, admission.headers
 
 
 def respond(

@@ -262,7 +262,7 @@ async def ask(request: Request) -> Response:
     if not declared and not first_piece:
         return json({"message": GREETING}, {})
     user = await services_of(request).authenticator.user(request.headers.get("authorization"))
-    await may_ask(request, user)
+    may_ask(request, user)
     body = await body_of(request, user, pieces, first_piece)
     if ui := "messages" in body:
         request.state.plain_errors = True

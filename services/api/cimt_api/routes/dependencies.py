@@ -12,11 +12,11 @@ from fastapi.routing import APIRoute
 
 from ..answers.bill import Till
 from ..http.auth import Authenticator, User
-from ..http.limits import Limits
 from ..settings import Settings
 from ..store.chats import Chats
 from ..store.database import Database
 from ..store.keys import Keys
+from ..store.places import Places
 from ..store.retrieval import Retriever
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class Services:
     settings: Settings
     database: Database
     authenticator: Authenticator
-    limits: Limits
+    places: Places
     chats: Chats
     keys: Keys
     retriever: Retriever

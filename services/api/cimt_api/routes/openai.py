@@ -207,14 +207,14 @@ COMPLETED: dict[int | str, dict[str, Any]] = {
 async def create_completion(request: Request) -> Response:
     """Answer the last message from our documents; who leaves stops the model."""
     user: User = request.state.admitted
-    await may_ask(request, user)
+    may_ask(request, user)
     services = services_of(request)
     body = await body_of(request, user, request.stream())
     try:
         asked = _checked(body, (NAME, services.settings.chat_model))
         question = asked.question(user)
     except Problem:
-        await services.limits.count(user.id)
+        await services.places.count(user)
         raise
     answer, limits = await begin(request, question)
     if not asked.stream:

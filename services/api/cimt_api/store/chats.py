@@ -255,8 +255,9 @@ class Chats:
         return await cursor.fetchone()
 
     async def stop(self, user: User, answer_id: UUID) -> None:
-        """End an answer that another process writes; that one finds out when it stores more of it."""
+        """End an answer that another process writes, and free its place; that one is told at its next renewal."""
         async with self._database.as_user(user) as connection:
+            await connection.execute("select private.let_go(%s)", (answer_id,))
             await connection.execute(
                 "update public.chat_logs set status = 'cancelled', error = 'stopped' "
                 "where id = %s and status = 'streaming'",

@@ -8,15 +8,14 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import Decimal
-from uuid import UUID, uuid4
+from uuid import UUID
 
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from psycopg import errors
 
-from ..http.auth import User, refusal
-from ..http.limits import BUSY_SECONDS
-from ..http.problems import Problem
+from ..http.auth import User
+from ..http.problems import BUSY_SECONDS, Problem
 from ..metrics import Metrics
 from ..settings import Settings
 from .database import Connection, Database
@@ -57,8 +56,23 @@ class Charge:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What `private.begin_answer` says; the sums are missing where money was not even looked at."""
+
+    verdict: str  # granted, or what refuses: streams, rate, money
+    room: UUID | None  # the reservation of an answer that has to end for this one
+    remaining: int  # questions that the user may still ask now
+    again: int  # seconds until there are more
+    month_spent: int  # in millionths of a US dollar, as all of these
+    month_held: int
+    day_spent: int
+    day_held: int
+    at: datetime.datetime
+
+
 class Money(Collector):
-    """Reserves and settles, and tells in the figures how much of the month's budget is spent."""
+    """Judges what may be held, settles it, and tells in the figures how much of the month's budget is spent."""
 
     def __init__(
         self, database: Database, settings: Settings, metrics: Metrics, *, least: int
@@ -66,43 +80,26 @@ class Money(Collector):
         self._database = database
         self._least = least  # that is held for any question, in millionths of a US dollar
         self._metrics = metrics
-        self._month = int(settings.budget_month_usd * MILLION)
-        self._day = int(settings.budget_user_day_usd * MILLION)
-        self._seconds = settings.answer_seconds + SETTLE_SECONDS
+        self.month = int(settings.budget_month_usd * MILLION)  # the caps
+        self.day = int(settings.budget_user_day_usd * MILLION)
+        self.seconds = settings.answer_seconds + SETTLE_SECONDS  # until what is held lapses
         self._spent: int | None = None  # this month, by all; None: not known yet
 
-    async def reserve(self, user: User, model: str, micro_usd: int) -> UUID:
-        """Hold so much for an answer to this user, in one round trip, and return the reservation's id.
-
-        It lapses by itself when nobody settles it. Raises Problem 429 where it would go over a cap, 401 when the
-        account is gone, 503 when the database does not answer: what cannot be counted is not asked.
-        """
-        reservation = uuid4()
-        try:
-            async with self._database.as_user(user) as connection:
-                held = await connection.execute(
-                    "select granted, month_spent, month_held, day_spent, day_held, at "
-                    "from private.reserve_money(%s, %s, %s, %s, %s, %s)",
-                    (reservation, model, micro_usd, self._seconds, self._day, self._month),
-                )
-        except errors.ForeignKeyViolation:
-            raise refusal("The account does not exist any more.") from None
-        row = await held.fetchone()
-        assert row is not None  # noqa: S101 - the function returns one
-        granted, month_spent, month_held, day_spent, day_held, at = row
-        self._spent = month_spent
-        if granted:
-            return reservation
-        today = at.astimezone(datetime.UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    def judge(self, row: Verdict, micro_usd: int) -> Problem | None:
+        """Return why so much is not held: the Problem 429 of the cap that refuses. None: it is held."""
+        self._spent = row.month_spent
+        if row.verdict == "granted":
+            return None
+        today = row.at.astimezone(datetime.UTC).replace(hour=0, minute=0, second=0, microsecond=0)
         tomorrow = today + datetime.timedelta(days=1)
         next_month = (today.replace(day=1) + datetime.timedelta(days=32)).replace(day=1)
-        month = Cap("month", self._month, month_spent, month_held, next_month)
-        day = Cap("user-day", self._day, day_spent, day_held, tomorrow)
+        month = Cap("month", self.month, row.month_spent, row.month_held, next_month)
+        day = Cap("user-day", self.day, row.day_spent, row.day_held, tomorrow)
         # Where both refuse, the one that does for longer.
         over = [cap for cap in (month, day) if cap.spent + cap.held + micro_usd > cap.most]
         cap = next((one for one in over if one.spent + micro_usd > one.most), over[0])
         self._metrics.budget_refusals.labels(cap.name).inc()
-        raise cap.problem(micro_usd, at)
+        return cap.problem(micro_usd, row.at)
 
     async def settle(self, user: User, charge: Charge) -> None:
         """Spend a charge, in one round trip. Raises Problem 503 when the database does not answer."""
@@ -132,18 +129,18 @@ class Money(Collector):
         yield GaugeMetricFamily(
             "cimt_budget_month_usd",
             "What may be spent on answers in a month (UTC), in US dollars.",
-            value=self._month / MILLION,
+            value=self.month / MILLION,
         )
         if self._spent is not None:
             yield GaugeMetricFamily(
                 "cimt_budget_month_used_ratio",
                 "Of that, the part that was spent this month, by all processes.",
-                value=self._spent / self._month,
+                value=self._spent / self.month,
             )
             yield GaugeMetricFamily(
                 "cimt_budget_month_reached",
                 "1 when what is left of it is too little for any question.",
-                value=float(self._spent + self._least > self._month),
+                value=float(self._spent + self._least > self.month),
             )
 
 
