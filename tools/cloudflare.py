@@ -2,8 +2,8 @@
 
 usage: python -m tools.cloudflare [--write]   are Cloudflare's networks those of the file? `--write` makes the file so
 
-Asked is CLOUDFLARE_API_URL (api.cloudflare.com), with CLOUDFLARE_API_TOKEN; its networks it tells anybody. Exit codes: 0
-they are the same, 1 they are not, 2 Cloudflare did not say.
+Asked is CLOUDFLARE_API_URL (api.cloudflare.com); its networks it tells anybody. Exit codes: 0 they are the same, or
+were written, 1 they are not, 2 Cloudflare did not say.
 """
 
 from __future__ import annotations
@@ -137,19 +137,27 @@ def within(address: str) -> bool:
 def main() -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tools.cloudflare")
-    parser.add_argument("--write", action="store_true", help="bring services/cloudflare.json up to date")
+    parser.add_argument(
+        "--write", action="store_true", help="bring services/cloudflare.json up to date"
+    )
     write = parser.parse_args().write
     said: Networks = {}
     if reason := patiently(lambda: said.update(published())):
         print(f"ranges: {reason}", file=sys.stderr)
         return 2
     lines = differences(kept(), said)
-    print(*lines or ["ranges: Cloudflare's networks are those of services/cloudflare.json"], sep="\n")
+    print(
+        *lines or ["ranges: Cloudflare's networks are those of services/cloudflare.json"], sep="\n"
+    )
     if lines and write:
         NETWORKS.write_text(json.dumps(said, indent=2) + "\n")
-        print("ranges: written. Next: read the change, commit it, make provision of what is proxied")
+        print(
+            "ranges: written. Next: read the change, commit it, make provision of what is proxied"
+        )
     elif lines:
-        print("ranges: nothing was changed. Next: make ranges ARGS=--write, review, make provision of what is proxied")
+        print(
+            "ranges: nothing was changed. Next: make ranges ARGS=--write, review, make provision of what is proxied"
+        )
     return 1 if lines and not write else 0
 
 

@@ -1,14 +1,14 @@
 """`make dns`: the product's names lead to the droplet, directly or through Cloudflare's proxy (DNS_PROXIED).
 
-Without CONFIRM=yes it only shows what it would change: `+` new, `~` other, `-` gone, `?` stays and is told, `!` stays and
-is in the way. With another provider than Cloudflare (DNS_PROVIDER=none) it prints the records, to be typed there.
-Ours are the records whose comment is `cimt ENV`; one of somebody else is never touched. Settings of the zone are changed
-in the proxied mode alone: they hold for every host of it.
+Without CONFIRM=yes it only shows what it would change: `+` new, `~` other, `-` gone, `?` stays and is told, `!` stays
+and is in the way. With another provider than Cloudflare (DNS_PROVIDER=none) it prints the records, to be typed there.
+Ours are the records whose comment is `cimt ENV`; one of somebody else is never touched. Settings of the zone are
+changed in the proxied mode alone: they hold for every host of it.
 
 On the way back from the proxy the droplet must first show a certificate that browsers take; until then the names stay
 behind the proxy, which meanwhile takes whatever the droplet shows (docs/decisions/0023).
 
-python -m tools.dns        the above. Exit codes: 0 done, or shown; 1 not all of it; 2 refused before Cloudflare was asked
+python -m tools.dns        the above. Exit codes: 0 done, or shown; 1 not all of it; 2 refused, nobody was asked
 python -m tools.dns sign   {"csr", "hosts", "days"} on stdin: the certificate of Cloudflare's Origin CA, on stdout
 python -m tools.dns lead   0 when every name leads to Cloudflare: what `make provision` asks before it shuts the door
 """
@@ -127,9 +127,12 @@ def shown(host: str, place: tuple[str, int]) -> str:
     Empty when nobody answers there.
     """
     try:
-        with socket.create_connection(place, SECONDS) as raw:
-            with ssl.create_default_context().wrap_socket(raw, server_hostname=host):
-                return TRUSTED
+        context = ssl.create_default_context()
+        with (
+            socket.create_connection(place, SECONDS) as raw,
+            context.wrap_socket(raw, server_hostname=host),
+        ):
+            return TRUSTED
     except ssl.SSLCertVerificationError as error:
         reason = error.verify_message
     except OSError:
@@ -320,11 +323,21 @@ class Zones(Cloudflare):
                     yield Change(
                         "+", f"{host} {kind} {address}, {how}", self._do("POST", place, new)
                     )
-                elif was := {name: mine[0].get(name) for name in body if mine[0].get(name) != body[name]}:
+                elif was := {
+                    name: mine[0].get(name) for name in body if mine[0].get(name) != body[name]
+                }:
                     told = f"{host} {kind} {mine[0]['content']} → {address}, {how}"
                     if set(was) == {"ttl"}:
                         told = f"{host} {kind} {address}: its TTL is Cloudflare's own"
-                    yield Change("~", told, self._do("PATCH", f"{place}/{mine[0]['id']}", body))
+                    yield Change(
+                        "~",
+                        told,
+                        self._do(
+                            "PATCH",
+                            f"{place}/{mine[0]['id']}",
+                            {"type": kind, "name": host, **body},
+                        ),
+                    )
         for one in spare:
             told = f"{one['name']} {one['type']} {one['content']}: ours, and no more wanted"
             yield Change("-", told, self._do("DELETE", f"{place}/{one['id']}", None))
@@ -347,7 +360,9 @@ def astray(named: list[str]) -> Iterator[str]:
     """Names that do not lead to Cloudflare alone, a line each."""
     for host in named:
         try:
-            found = {str(one[4][0]) for one in socket.getaddrinfo(host, 443, type=socket.SOCK_STREAM)}
+            found = {
+                str(one[4][0]) for one in socket.getaddrinfo(host, 443, type=socket.SOCK_STREAM)
+            }
         except OSError:
             found = set()
         if other := sorted(one for one in found if not within(one)):

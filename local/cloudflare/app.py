@@ -81,7 +81,7 @@ class Cloud:
                 "activated_on": now(),
                 "created_on": now(),
                 "modified_on": now(),
-                "owner": {"id": None, "type": "user", "name": None},
+                "owner": {"id": secrets.token_hex(16), "type": "user", "name": "example"},
                 "account": {"id": secrets.token_hex(16), "name": "example"},
                 "meta": {},
             },
@@ -117,7 +117,9 @@ class Cloud:
             Route(path, self._asked(right, handler), methods=[method])
             for path, method, right, handler in table
         ]
-        missing = Route("/{path:path}", self._missing, methods=["GET", "POST", "PUT", "PATCH", "DELETE"])
+        missing = Route(
+            "/{path:path}", self._missing, methods=["GET", "POST", "PUT", "PATCH", "DELETE"]
+        )
         return Starlette(routes=[*routes, missing])
 
     async def _missing(self, request: Request) -> Response:
@@ -219,7 +221,11 @@ class Cloud:
     def _zone(self, request: Request) -> State:
         zone = self.zones.get(request.path_params["zone"])
         if zone is None:
-            raise Refusal(404, 7003, "Could not route to that zone, perhaps your object identifier is invalid?")
+            raise Refusal(
+                404,
+                7003,
+                "Could not route to that zone, perhaps your object identifier is invalid?",
+            )
         return zone
 
     def _records(self, request: Request, _: Any) -> tuple[list[Any], State]:
@@ -261,6 +267,7 @@ class Cloud:
         record = {
             "id": secrets.token_hex(16),
             **kept,
+            "locked": False,
             "proxiable": kept["type"] in ("A", "AAAA", "CNAME"),
             "tags": [],
             "meta": {},
@@ -322,14 +329,18 @@ class Cloud:
         roots = [zone["about"]["name"] for zone in self.zones.values()]
         for host in given.hostnames:
             if not any(f".{host}".endswith(f".{root}") for root in roots):
-                told = "This zone is either not part of your account, or you do not have access to it."
+                told = (
+                    "This zone is either not part of your account, or you do not have access to it."
+                )
                 raise Refusal(400, 1010, f"Failed to validate requested hostname {host}: {told}")
         try:
             certificate, end = self._ca.sign(
                 given.csr, given.hostnames, given.request_type, given.requested_validity
             )
         except ValueError as error:
-            raise Refusal(400, 1002, f"Failed to parse the certificate signing request: {error}") from None
+            raise Refusal(
+                400, 1002, f"Failed to parse the certificate signing request: {error}"
+            ) from None
         made = {"id": str(secrets.randbits(120)), **given.model_dump()}
         made |= {"certificate": certificate, "expires_on": end}
         self.certificates[made["id"]] = made

@@ -15,13 +15,20 @@ SETTINGS: dict[str, tuple[tuple[str, ...], str]] = {
         (("on", "off"), "off"),
     ),
     **dict.fromkeys(
-        (*("automatic_https_rewrites", "http3", "websockets"), "browser_check", "email_obfuscation"),
+        (
+            *("automatic_https_rewrites", "http3", "websockets"),
+            "browser_check",
+            "email_obfuscation",
+        ),
         (("on", "off"), "on"),
     ),
     "ssl": (("off", "flexible", "full", "strict"), "full"),
     "min_tls_version": (("1.0", "1.1", "1.2", "1.3"), "1.0"),
     "tls_1_3": (("on", "off", "zrt"), "on"),
-    "security_level": (("off", "essentially_off", "low", "medium", "high", "under_attack"), "medium"),
+    "security_level": (
+        ("off", "essentially_off", "low", "medium", "high", "under_attack"),
+        "medium",
+    ),
 }
 
 

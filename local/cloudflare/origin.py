@@ -38,13 +38,16 @@ class OriginCa:
         if not isinstance(key, fits):
             raise ValueError("the request's kind of key")
         begin = datetime.datetime.now(datetime.UTC).replace(microsecond=0)
-        subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "CloudFlare Origin Certificate")])
+        subject = x509.Name(
+            [x509.NameAttribute(x509.NameOID.COMMON_NAME, "CloudFlare Origin Certificate")]
+        )
         certificate = (
             x509.CertificateBuilder(self._name, subject, key, x509.random_serial_number())
             .not_valid_before(begin - DAY)
             .not_valid_after(begin + days * DAY)
             .add_extension(
-                x509.SubjectAlternativeName([x509.DNSName(one) for one in hostnames]), critical=False
+                x509.SubjectAlternativeName([x509.DNSName(one) for one in hostnames]),
+                critical=False,
             )
             .sign(self._key, hashes.SHA256())
         )

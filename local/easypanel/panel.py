@@ -82,7 +82,9 @@ class Panel:
             "createDomain": Operation(write, m.Domain, self.create_domain),
             "updateDomain": Operation(write, m.Domain, self.update_domain),
             "deleteDomain": Operation(write, m.Id, self.delete_domain),
-            "getCustomConfig": Operation(read, m.Empty, lambda _: self.store.read()["proxy"]["config"]),
+            "getCustomConfig": Operation(
+                read, m.Empty, lambda _: self.store.read()["proxy"]["config"]
+            ),
             "setCustomConfig": Operation(
                 write, m.CustomConfig, lambda b: self.set_proxy(config=b.config)
             ),

@@ -111,7 +111,12 @@ class World:
         return {name: one["value"] for name, one in self.zone["settings"].items()}
 
     def add(self, name: str, kind: str, content: str, **more: Any) -> dict[str, Any]:
-        record = {"id": f"{len(self.zone['records']):032x}", "name": name, "type": kind, "content": content}
+        record = {
+            "id": f"{len(self.zone['records']):032x}",
+            "name": name,
+            "type": kind,
+            "content": content,
+        }
         record |= {"ttl": 1, "proxied": False, "comment": None, **more}
         self.zone["records"][record["id"]] = record
         return record
@@ -259,7 +264,11 @@ def test_through_the_proxy_the_zone_is_made_fit_first(world: World) -> None:
     there = world.settings()
     assert {name: there[name] for name in dns.SETTINGS} == dns.SETTINGS
     policy = there["security_header"]["strict_transport_security"]
-    assert (policy["enabled"], policy["max_age"], policy["include_subdomains"]) == (True, 86400, False)
+    assert (policy["enabled"], policy["max_age"], policy["include_subdomains"]) == (
+        True,
+        86400,
+        False,
+    )
     assert world.zone["bots"]["fight_mode"] is False
     # A week later it holds for a year.
     world.zone["settings"]["security_header"]["modified_on"] = "2026-01-01T00:00:00.000000Z"
@@ -276,7 +285,9 @@ def test_what_the_plan_of_the_zone_does_not_allow_and_what_is_stricter_stays(wor
     assert world.settings()["min_tls_version"] == "1.3"
 
 
-def test_a_certificate_that_cloudflare_refuses_is_told_before_it_is_an_error_526(world: World) -> None:
+def test_a_certificate_that_cloudflare_refuses_is_told_before_it_is_an_error_526(
+    world: World,
+) -> None:
     world.show("nobody")
     done = world.dns(**PROXIED)
     assert done.returncode == 0
@@ -284,7 +295,9 @@ def test_a_certificate_that_cloudflare_refuses_is_told_before_it_is_an_error_526
     assert "error 526" in done.stdout
 
 
-def test_names_leave_the_proxy_when_browsers_take_the_droplets_own_certificate(world: World) -> None:
+def test_names_leave_the_proxy_when_browsers_take_the_droplets_own_certificate(
+    world: World,
+) -> None:
     """Else they would lead to a shut door, or to a certificate that Cloudflare alone believes."""
     world.made(**PROXIED)
     for shown, why in (("", "nobody answers there"), ("origin", "Cloudflare alone believes it")):
@@ -323,7 +336,9 @@ def test_killed_between_two_calls_the_next_run_ends_it(world: World, after: int)
     tool.wait()
     world.cloud.hang_after = 0
     world.made(**PROXIED) if after < 10 else world.dns(**PROXIED, **CONFIRM)
-    assert {key: value[1] for key, value in world.records().items()} == {(one, "A"): True for one in HOSTS}
+    assert {key: value[1] for key, value in world.records().items()} == {
+        (one, "A"): True for one in HOSTS
+    }
     assert len(world.zone["records"]) == 3
 
 
@@ -337,7 +352,10 @@ def test_a_busy_cloudflare_is_asked_again(world: World) -> None:
     ("lacks", "says"),
     [
         ("zone", "give this one Zone Read of the zone"),
-        ("dns_records", "Authentication error (10000). Next: Cloudflare → My Profile → API Tokens: give this one DNS Edit"),
+        (
+            "dns_records",
+            "Authentication error (10000). Next: Cloudflare → My Profile → API Tokens: give this one DNS Edit",
+        ),
         ("settings", "give this one Zone Settings Edit of the zone"),
         ("bot_management", "give this one Bot Management Edit of the zone"),
     ],
@@ -354,20 +372,34 @@ def test_a_token_that_may_not_says_what_it_lacks(world: World, lacks: str, says:
     ("given", "code", "says"),
     [
         ({"CLOUDFLARE_API_TOKEN": ""}, 2, "not set: CLOUDFLARE_API_TOKEN. Next: Cloudflare →"),
-        ({"CLOUDFLARE_API_TOKEN": "short"}, 1, "Invalid request headers (6003). Next: Cloudflare →"),
+        (
+            {"CLOUDFLARE_API_TOKEN": "short"},
+            1,
+            "Invalid request headers (6003). Next: Cloudflare →",
+        ),
         ({"CLOUDFLARE_API_TOKEN": "y" * 40}, 1, "Invalid access token (9109). Next: Cloudflare →"),
-        ({"API_DOMAIN": "api.example.org"}, 1, "no zone of api.example.org: the token sees example.com. Next: "),
+        (
+            {"API_DOMAIN": "api.example.org"},
+            1,
+            "no zone of api.example.org: the token sees example.com. Next: ",
+        ),
         ({"API_DOMAIN": "api.notexample.com"}, 1, "no zone of api.notexample.com"),
         ({"DROPLET_HOST": ""}, 2, "not set: DROPLET_HOST. Next: "),
         ({"DROPLET_HOST": "droplet.example.com"}, 2, "is no IPv4 address. Next: "),
         ({"DROPLET_IPV6": "203.0.113.7"}, 2, "is no IPv6 address. Next: "),
         ({"DNS_PROVIDER": "route53"}, 2, "DNS_PROVIDER=route53. Next: one of none, cloudflare"),
         ({"DNS_PROVIDER": "none", **PROXIED}, 2, "Next: DNS_PROVIDER=cloudflare"),
-        ({"API_DOMAIN": "api.cimt.example.com", **PROXIED}, 1, "Next: a name such as api-cimt.example.com"),
+        (
+            {"API_DOMAIN": "api.cimt.example.com", **PROXIED},
+            1,
+            "Next: a name such as api-cimt.example.com",
+        ),
         ({"ENV": "local"}, 2, "Next: ENV=production"),
     ],
 )
-def test_bad_input_ends_with_what_to_do(world: World, given: dict[str, str], code: int, says: str) -> None:
+def test_bad_input_ends_with_what_to_do(
+    world: World, given: dict[str, str], code: int, says: str
+) -> None:
     done = world.dns(**CONFIRM, **given)
     assert done.returncode == code, done.stdout + done.stderr
     assert says in done.stderr
@@ -382,7 +414,9 @@ def test_a_zone_that_waits_for_its_registrar_is_told(world: World) -> None:
 
 
 def test_for_another_provider_the_records_are_printed(world: World) -> None:
-    done = world.dns(DNS_PROVIDER="", CLOUDFLARE_API_TOKEN="", DROPLET_IPV6="2001:db8::7", LEAVE_OUT="n8n")
+    done = world.dns(
+        DNS_PROVIDER="", CLOUDFLARE_API_TOKEN="", DROPLET_IPV6="2001:db8::7", LEAVE_OUT="n8n"
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[1:] == [
         "api.example.com  A     203.0.113.7",
@@ -395,7 +429,9 @@ def test_for_another_provider_the_records_are_printed(world: World) -> None:
 
 def test_origin_ca_signs_for_the_zone_alone(world: World) -> None:
     _, csr = _request(["api.example.org"])
-    done = world.dns("sign", sent=json.dumps({"csr": csr, "hosts": ["api.example.org"], "days": 5475}))
+    done = world.dns(
+        "sign", sent=json.dumps({"csr": csr, "hosts": ["api.example.org"], "days": 5475})
+    )
     assert done.returncode == 1
     assert "Failed to validate requested hostname api.example.org" in done.stderr
 
@@ -412,7 +448,9 @@ def test_the_door_is_not_shut_on_names_that_lead_past_cloudflare(
 
     monkeypatch.setattr(socket, "getaddrinfo", resolve)
     assert list(dns.astray(["cf.example"])) == []
-    assert list(dns.astray(["mixed.example"])) == ["mixed.example leads to 203.0.113.7, past Cloudflare"]
+    assert list(dns.astray(["mixed.example"])) == [
+        "mixed.example leads to 203.0.113.7, past Cloudflare"
+    ]
     assert list(dns.astray(["nowhere.example"])) == ["nowhere.example leads nowhere"]
 
 

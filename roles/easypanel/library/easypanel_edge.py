@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import datetime
 import json
 import pathlib
 import re
+import ssl
+import time
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
@@ -21,7 +22,7 @@ DOCUMENTATION = r"""
 module: easypanel_edge
 short_description: What the panel's proxy shows Cloudflare, and whom it believes about clients
 description:
-  - With C(hosts), the proxy shows a certificate of Cloudflare's Origin CA, and takes the client's address from C(trusted).
+  - With C(hosts), the proxy shows a certificate of Cloudflare's Origin CA, and believes C(trusted) about clients.
     The key is made here and never leaves the host. Where a certificate is needed, C(csr) asks for it; a second call
     brings it as C(certificate).
   - Without, what the first has done is taken back, and the panel asks Let's Encrypt again. A host that never had it is
@@ -98,7 +99,11 @@ class Edge:
         if self.days < params["renew_days"]:
             self.steps.append(f"a certificate of Cloudflare's Origin CA ({self.days} days left)")
             self.csr = "" if self._dry else self._request()
-        mark = self._openssl("x509", "-in", self._certificate, "-noout", "-serial") if self.days else ""
+        mark = (
+            self._openssl("x509", "-in", self._certificate, "-noout", "-serial")
+            if self.days
+            else ""
+        )
         self._configure(panel, mark.strip(), params["trusted"])
 
     def _openssl(self, *arguments: Any, sent: str | None = None, must: bool = True) -> str:
@@ -112,16 +117,23 @@ class Edge:
         """Days for which a certificate of this key is good for all names; 0 for any other."""
         if not certificate.exists() or not key.exists():
             return 0
-        shown = ("x509", "-in", certificate, "-noout", "-pubkey", "-enddate", "-ext", "subjectAltName")
+        shown = (
+            "x509",
+            "-in",
+            certificate,
+            "-noout",
+            "-pubkey",
+            "-enddate",
+            "-ext",
+            "subjectAltName",
+        )
         text = self._openssl(*shown, must=False)
         public = self._openssl("pkey", "-in", key, "-pubout", must=False).strip()
         names = set(re.findall(r"DNS:([^\s,]+)", text))
         end = re.search(r"^notAfter=(.*)$", text, re.MULTILINE)
         if not public or public not in text or set(self._module.params["hosts"]) - names or not end:
             return 0
-        when = datetime.datetime.strptime(end[1], "%b %d %H:%M:%S %Y %Z")
-        now = datetime.datetime.now(datetime.timezone.utc).replace(tzinfo=None)
-        return max(0, (when - now).days)
+        return max(0, int(ssl.cert_time_to_seconds(end[1]) - time.time()) // 86400)
 
     def _request(self) -> str:
         """The request for a certificate, by a key that waits for it; one that waits already is taken."""
@@ -136,7 +148,9 @@ class Edge:
     def _take(self, text: str) -> None:
         """A certificate for the key that waits for it; both in place of what was."""
         waiting = self._certificate.with_suffix(".new.crt")
-        write_file(str(waiting), text.strip() + "\n")
+        write_file(
+            str(waiting), text.strip() + "\n", 0o644
+        )  # the host's own look at its apps trusts it
         if not self._left(waiting, self._new):
             waiting.unlink()
             self._module.fail_json(
@@ -147,7 +161,7 @@ class Edge:
         waiting.replace(self._certificate)
 
     def _entry_points(self) -> list[str]:
-        """Names of the proxy's doors, by the routes that the panel writes; a variable for another one would open it."""
+        """Names of the proxy's doors, by the routes that the panel writes; a variable of another name opens one."""
         found = {"http", "https"}
         try:
             routers = json.loads(self._routes.read_text())["http"]["routers"].values()
@@ -169,7 +183,9 @@ class Edge:
             )
         after = rest if not mark else f"{rest.strip()}\n{CONFIG.format(mark=mark)}".lstrip()
         if after != before:
-            self.steps.append("the proxy shows it" if mark else "the proxy shows its own certificates")
+            self.steps.append(
+                "the proxy shows it" if mark else "the proxy shows its own certificates"
+            )
             if not self._dry:
                 panel.write("setCustomConfig", config=after)
         lines = (panel.read("getEnv") or "").replace("\r\n", "\n").split("\n")
@@ -180,7 +196,9 @@ class Edge:
             for name in (self._entry_points() if trusted else ())
         ]
         if kept + wanted != [line for line in lines if line]:
-            self.steps.append(f"the proxy believes {len(trusted)} networks about clients (it restarts)")
+            self.steps.append(
+                f"the proxy believes {len(trusted)} networks about clients (it restarts)"
+            )
             if not self._dry:
                 panel.write("setEnv", env="\n".join(kept + wanted))
                 panel.write("restart")
