@@ -63,9 +63,13 @@ panel-image: setup ## Build the stand-in panel's image and push it to the local 
 	@tools/build.sh easypanel --local
 
 ##@ Production from nothing
-.PHONY: init github doctor
+.PHONY: init dns ranges github doctor
 init: setup ## production.env and every secret that can be made, from five answers; again: what is still missing
 	@python -m tools.init
+dns: setup ## Show what the names' DNS lacks (Cloudflare; else the records to copy); CONFIRM=yes makes it so
+	@$(with)python -m tools.dns
+ranges: setup ## Are Cloudflare's networks still those of services/cloudflare.json? ARGS=--write brings the file up to date
+	@python -m tools.cloudflare $(ARGS)
 github: setup ## Show what GitHub lacks of ENV: environment, variables, secrets, Gate; CONFIRM=yes makes it so, ROTATE=NAME
 	@$(with)python -m tools.github_settings
 doctor: setup ## Try every value of ENV live, all at once, and change nothing: what is well, what is not, what to type

@@ -32,7 +32,7 @@ import httpx
 import psycopg
 
 from plugins.filter.settings import doors, values, with_password
-from tools import github, github_settings
+from tools import cloudflare, dns, github, github_settings
 from tools.database.address import Refused as Unfit
 from tools.database.address import database_url
 from tools.database.address import secrets as spelled
@@ -63,7 +63,7 @@ TOKENS = {
     ),
     "CLOUDFLARE_API_TOKEN": (
         *("https://api.cloudflare.com/client/v4/user/tokens/verify", ("result", "status")),
-        "Zone Read, DNS Edit, Zone Settings Edit of the one zone",
+        "the rights that docs/setup.md §3 says",
     ),
 }
 Sign = Literal["✓", "!", "✗"]
@@ -127,13 +127,12 @@ class Patient:
 
     def domains(self) -> dict[str, str]:
         """The names of the product by their settings."""
-        named = {name: self[name] for name in self.declared["settings"] if name.endswith("_DOMAIN")}
-        apart = self.left_out()
-        return {
-            name: value
-            for name, value in named.items()
-            if value and name.removesuffix("_DOMAIN").lower() not in apart
-        }
+        return dns.hosts(self.declared, self.known)
+
+    @property
+    def proxied(self) -> bool:
+        """Whether users come through Cloudflare."""
+        return self["DNS_PROXIED"] == "on"
 
 
 def production(environment: str) -> Patient:
@@ -199,13 +198,26 @@ def addresses(host: str) -> set[str]:
 
 
 def names(patient: Patient) -> Iterator[Finding]:
-    """Each name leads to the droplet."""
+    """Each name leads to the droplet, or to Cloudflare and nowhere else."""
+    if patient.proxied:
+        bad = {
+            line.partition(" ")[0]: line for line in dns.astray(list(patient.domains().values()))
+        }
+        for host in patient.domains().values():
+            yield (
+                wrong(bad[host], f"make dns ENV={patient.environment}")
+                if host in bad
+                else well(f"{host} leads to Cloudflare")
+            )
+        return
     if 443 in patient.places:
         yield well(f"names are reached by CONNECT_TO, as {':'.join(map(str, patient.places[443]))}")
         return
-    droplet = addresses(patient["DROPLET_HOST"])
+    droplet = addresses(patient["DROPLET_HOST"]) | {patient["DROPLET_IPV6"]}
     for name, host in patient.domains().items():
         record = f"at your DNS: {host} A {patient['DROPLET_HOST']}"
+        if patient["DNS_PROVIDER"] == "cloudflare":
+            record = f"make dns ENV={patient.environment}"
         try:
             found = addresses(host)
         except OSError:
@@ -227,7 +239,7 @@ def certificates(patient: Patient) -> Iterator[Finding]:
     """Each name shows a certificate that the world trusts, for some time yet."""
     context = ssl.create_default_context(cafile=patient.authority)
     for host in patient.domains().values():
-        place = patient.places.get(443, (host, 443))
+        place = (host, 443) if patient.proxied else patient.places.get(443, (host, 443))
         try:
             with (
                 socket.create_connection(place, SECONDS) as raw,
@@ -260,6 +272,41 @@ def certificates(patient: Patient) -> Iterator[Finding]:
             )
         else:
             yield well(f"certificate of {host}: {days} days")
+
+
+# What Cloudflare answers for a droplet that it cannot ask, and what to do about it.
+BEHIND = {
+    521: ("the droplet refuses it", "make provision: is 443 open to services/cloudflare.json"),
+    522: ("the droplet does not answer it", "make ranges, then make provision"),
+    525: ("the droplet's proxy ends the handshake", "docker service logs of the proxy"),
+    526: ("the droplet's certificate is none for it", "make provision, with CLOUDFLARE_API_TOKEN"),
+}
+
+
+def proxy(patient: Patient) -> Iterator[Finding]:
+    """Behind Cloudflare: it reaches the droplet, and the firewall lets in all of its networks."""
+    if not patient.proxied:
+        return
+    context = ssl.create_default_context(cafile=patient.authority)
+    with httpx.Client(verify=context, timeout=SECONDS) as client:
+        for host in patient.domains().values():
+            status = client.get(f"https://{host}/").status_code
+            if 520 <= status <= 527:
+                what, following = BEHIND.get(status, ("the droplet's answer is none", "make smoke"))
+                yield wrong(f"Cloudflare cannot serve {host} ({status}): {what}", following)
+            else:
+                yield well(f"Cloudflare reaches the droplet for {host}")
+    try:
+        differ = cloudflare.differences(cloudflare.kept(), cloudflare.published())
+    except github.NotDone as error:
+        yield soon(f"Cloudflare's networks: {error}", "make ranges")
+        return
+    if differ:
+        yield soon(
+            f"Cloudflare's networks changed: {', '.join(differ)}", "make ranges ARGS=--write"
+        )
+    else:
+        yield well("the firewall knows all of Cloudflare's networks")
 
 
 def keys(lines: str) -> set[tuple[str, str]]:
@@ -588,7 +635,7 @@ def tokens(_: Patient) -> Iterator[Finding]:
 
 
 CHECKS: tuple[Callable[[Patient], Iterator[Finding]], ...] = (
-    *(settings, names, certificates, host_key, droplet, registry, database),
+    *(settings, names, certificates, proxy, host_key, droplet, registry, database),
     *(sign_in, model, mail, alerts, on_github, tokens),
 )
 # Without these a check asks nothing: `settings` names them.

@@ -142,7 +142,7 @@ def patiently(do: Callable[[], None]) -> str:
         except NotDone as error:
             reason, again = str(error), error.again
         except (AttributeError, LookupError, TypeError, ValueError) as error:
-            reason, again = f"this is no answer of GitHub's API ({type(error).__name__})", -1
+            reason, again = f"this is no answer of the API ({type(error).__name__})", -1
         if not 0 <= again <= PATIENCE:
             break
     return reason

@@ -102,6 +102,18 @@ class Login(Body):
     code: str = Field(default=None)
 
 
+class CustomConfig(Body):
+    """What is added to the proxy's configuration, as YAML."""
+
+    config: str = ""
+
+
+class ProxyEnv(Body):
+    """The proxy's environment, a line a variable."""
+
+    env: str = ""
+
+
 # -- projects, services ----------------------------------------------------------------------
 
 

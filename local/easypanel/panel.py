@@ -82,6 +82,15 @@ class Panel:
             "createDomain": Operation(write, m.Domain, self.create_domain),
             "updateDomain": Operation(write, m.Domain, self.update_domain),
             "deleteDomain": Operation(write, m.Id, self.delete_domain),
+            "getCustomConfig": Operation(
+                read, m.Empty, lambda _: self.store.read()["proxy"]["config"]
+            ),
+            "setCustomConfig": Operation(
+                write, m.CustomConfig, lambda b: self.set_proxy(config=b.config)
+            ),
+            "getEnv": Operation(read, m.Empty, lambda _: self.store.read()["proxy"]["env"]),
+            "setEnv": Operation(write, m.ProxyEnv, lambda b: self.set_proxy(env=b.env)),
+            "restart": Operation(write, m.Empty, self.restart_proxy),
             "listActions": Operation(read, m.ListActions, self.actions),
             "getAction": Operation(read, m.Id, self.action),
         }
@@ -416,6 +425,15 @@ class Panel:
             state["domains"].append(domain)
         self._apply_domains()
         return domain
+
+    def set_proxy(self, **fields: str) -> None:
+        """Kept for the real proxy's sake: Caddy, which stands here, reads neither."""
+        with self.store.change() as state:
+            state["proxy"].update(fields)
+
+    def restart_proxy(self, _: Body) -> None:
+        with self.store.change() as state:
+            state["proxy"]["restarts"] += 1
 
     def update_domain(self, body: models.Domain) -> None:
         domain = self._checked(body)

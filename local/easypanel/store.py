@@ -15,11 +15,14 @@ from .errors import Internal
 
 State = dict[str, Any]
 """Keys: ``users``, ``sessions``, ``projects``, ``apps``, ``domains``, ``actions`` (lists of
-objects in the order of their creation)."""
+objects in the order of their creation), ``proxy`` (its own configuration and environment)."""
 
 
 def _empty() -> State:
-    return {key: [] for key in ("users", "sessions", "projects", "apps", "domains", "actions")}
+    lists: State = {
+        key: [] for key in ("users", "sessions", "projects", "apps", "domains", "actions")
+    }
+    return lists | {"proxy": {"config": "", "env": "", "restarts": 0}}
 
 
 class Store:

@@ -30,6 +30,8 @@ NEXT_VERSION = f"tested: {TESTED}. Next: set easypanel_version to a tested one, 
 UNAVAILABLE = (502, 503, 504)
 """What a proxy answers for a panel that restarts."""
 NOT_READY = (0, *UNAVAILABLE)
+TEXTS = ("getCustomConfig", "getEnv")
+"""Of the panel's proxy: they answer a text, or nothing for an empty one."""
 PROXY_PORTS = (80, 443)
 PANEL_PORT = 3000
 PATIENCE = 30.0
@@ -68,7 +70,9 @@ class Answer(dict[str, Any]):
 
 def of_its_shape(operation: str, answer: Any) -> Any:
     """What a read operation answered. Raises PanelError when it never should: text for a list, a list for an object."""
-    if operation.startswith("list") and operation != "listProjectsAndServices":
+    if operation in TEXTS:
+        sound = answer is None or isinstance(answer, str)
+    elif operation.startswith("list") and operation != "listProjectsAndServices":
         sound = isinstance(answer, list) and all(isinstance(one, dict) for one in answer)
     else:
         sound = isinstance(answer, bool if operation.startswith("can") else dict)

@@ -11,6 +11,7 @@ import json
 import os
 import pathlib
 import socket
+import ssl
 import stat
 import subprocess
 import sys
@@ -202,6 +203,20 @@ def docker() -> dict[str, Any]:
     }
 
 
+def shown(host: str) -> str:
+    """The certificate (PEM) that this host's proxy shows for a name, believed or not; empty without an answer."""
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    try:
+        with (
+            socket.create_connection(("127.0.0.1", 443), 30) as raw,
+            context.wrap_socket(raw, server_hostname=host) as tls,
+        ):
+            return ssl.DER_cert_to_PEM_cert(tls.getpeercert(binary_form=True) or b"")
+    except OSError:
+        return ""
+
+
 METRICS = (
     "import urllib.request as u; print(u.urlopen('http://127.0.0.1:9090/metrics').read().decode())"
 )
@@ -292,6 +307,7 @@ print(
             },
             "figures": figures(wanted["measured"]),
             "ca": text(wanted["ca_file"]) if wanted["ca_file"] else None,
+            "shown": {host: shown(host) for host in wanted["origin_hosts"]},
             "ledger": (text(state + "/releases.jsonl") or "").splitlines()[-500:],
             "backup": text(wanted["hours_since"]["backup"]),
             "hours_since": {

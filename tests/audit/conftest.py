@@ -28,6 +28,7 @@ UNITS = [
     "apt-daily-upgrade.timer",
     "containerd.service",
 ]
+ORIGIN_KEY = "/etc/easypanel/traefik/cimt-origin.key"
 # Exit code of a run with a finding about one of --released: playbooks/deploy.yml takes that release back.
 ABOUT_RELEASED = 10
 
@@ -152,6 +153,7 @@ def collected(host: Host, declared: Declared) -> dict[str, Any]:
     kept = str(Path(declared["easypanel_token_file"]).with_name("releases.json"))
     files |= {
         declared["easypanel_token_file"]: False,
+        ORIGIN_KEY: False,
         kept: False,
         declared["release_state_directory"]: False,
     }
@@ -177,6 +179,7 @@ def collected(host: Host, declared: Declared) -> dict[str, Any]:
         },
         "state_directory": declared["release_state_directory"],
         "ca_file": declared["release_ca_file"],
+        "origin_hosts": declared["easypanel_origin_hosts"],
     }
     script = Path(__file__).with_name("collect.py").read_text()
     # Script and question travel as arguments; neither holds a secret.

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import datetime
 from typing import Any
 
 import pytest
+from cryptography import x509
 
 from tools.declared import Declared
+
+from .conftest import ORIGIN_KEY
 
 
 @pytest.mark.logs("easypanel")
@@ -54,3 +58,22 @@ def test_the_token_works_and_is_root_s_alone(declared: Declared, collected: dict
     token = collected["files"][declared["easypanel_token_file"]]
     assert (token["kind"], token.get("owner"), token.get("mode")) == ("file", "0:0", "0600")
     assert collected["panel"]["token"] == 200
+
+
+@pytest.mark.logs("traefik")
+def test_cloudflare_is_shown_a_certificate_that_it_takes(
+    declared: Declared, collected: dict[str, Any]
+) -> None:
+    """Behind its proxy a bad one is error 526 for everybody. Without, the droplet keeps no key of that kind."""
+    key = collected["files"][ORIGIN_KEY]
+    assert (key["kind"] == "file") is declared["proxied"], key
+    assert key.get("mode", "0600") == "0600"
+    for host in declared["easypanel_origin_hosts"]:
+        assert collected["shown"][host], f"the proxy shows none for {host}. Next: make provision"
+        certificate = x509.load_pem_x509_certificate(collected["shown"][host].encode())
+        issuer = certificate.issuer.rfc4514_string()
+        assert "CloudFlare Origin" in issuer, f"{host}: by {issuer}. Next: make provision"
+        left = certificate.not_valid_after_utc - datetime.datetime.now(datetime.UTC)
+        assert left.days > declared["easypanel_origin_renew_days"] // 2, (
+            f"{host}: {left.days} days. Next: make provision, from a shell with CLOUDFLARE_API_TOKEN"
+        )

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import concurrent.futures
 import socket
+from typing import Any
 
+import pytest
+
+from plugins.filter.settings import doors
+from tools.cloudflare import within
 from tools.declared import Declared
 
 from .conftest import Reached
@@ -45,11 +50,12 @@ def answer(address: tuple[str, int], forwarded: bool) -> str:
 def test_only_the_declared_ports_answer(declared: Declared, reached: Reached) -> None:
     """Panel and Swarm listen on every address of the host: that they are silent here is the proof.
 
-    SSH, HTTP and HTTPS must answer in the same way, or silence would prove nothing.
+    SSH, HTTP and HTTPS must answer in the same way, or silence would prove nothing. Behind Cloudflare, SSH alone.
     """
     wanted = {declared["firewall_ssh_port"], *declared["firewall_public_tcp_ports"]}
-    doors = {port: declared.door(port) for port in sorted({*WELL_KNOWN, *wanted})}
-    addresses = {port: address for port, address in doors.items() if address is not None}
+    wanted -= {80, 443} if declared["proxied"] else set()
+    places = {port: declared.door(port) for port in sorted({*WELL_KNOWN, *wanted})}
+    addresses = {port: address for port, address in places.items() if address is not None}
     forwarded = bool(declared["setting"]["CONNECT_TO"])
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         answers = dict(
@@ -62,3 +68,20 @@ def test_only_the_declared_ports_answer(declared: Declared, reached: Reached) ->
     seen = {port: what for port, what in answers.items() if what != "silent"}
     assert set(seen) == wanted, f"port by port: {answers}"
     assert set(addresses) - wanted, "no port was tried that has to be shut"
+
+
+def test_each_name_leads_where_users_shall_go(
+    app: dict[str, Any], declared: Declared, collected: dict[str, Any]
+) -> None:
+    """DNS_PROXIED=on: to Cloudflare alone, for the droplet's door is shut. Off: to the droplet, or as CONNECT_TO says."""
+    place = doors(declared["setting"]["CONNECT_TO"]).get(443)
+    own = {str(declared["ansible_host"]), *(place or ())[:1]}
+    own |= {one.partition("/")[0] for one in collected["host_networks"]["addresses"]}
+    for domain in app["domains"]:
+        at = place[0] if place and not declared["proxied"] else domain["host"]
+        try:
+            found = {str(one[4][0]) for one in socket.getaddrinfo(at, 443, type=socket.SOCK_STREAM)}
+        except OSError:
+            pytest.fail(f"nobody knows the name {domain['host']}. Next: make dns")
+        strays = {one for one in found if not (within(one) if declared["proxied"] else one in own)}
+        assert not strays, f"{domain['host']} leads to {', '.join(strays)}. Next: make dns"

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -25,10 +26,11 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from local.certificate import make_certificate
+from local.cloudflare.app import Cloud
 from testbed.api import Clouds, clouds, stand_in
 from testbed.served import served
 from testbed.tree import ROOT, copy_tree
-from tools import doctor
+from tools import cloudflare, doctor
 from tools.doctor import CHECKS, SUPPORTED, Finding, Patient, discreet, examine, production
 
 HOST = "api.cimt.test"
@@ -40,7 +42,12 @@ SECRETS = {
     "NOTIFY_SLACK_TOKEN": "xoxb-of-slack",
     "NOTIFY_TELEGRAM_TOKEN": "123:of-telegram",
 }
-WORLD = {"images": True, "mail": "235 welcome", "telegram": True}  # how the servers below answer
+WORLD: dict[str, Any] = {
+    "images": True,
+    "front": 200,
+    "mail": "235 welcome",
+    "telegram": True,
+}  # how the servers below answer
 Server = Callable[[socket.socket], None]
 
 
@@ -67,7 +74,11 @@ def registry() -> Starlette:
         good = request.path_params["token"] == "123:of-telegram" and WORLD["telegram"]
         return JSONResponse({"ok": good, "description": "chat not found"})
 
+    def front(_: Request) -> JSONResponse:
+        return JSONResponse({}, WORLD["front"])
+
     routes = [
+        Route("/", front),
         Route("/v2/example/cimt/api/tags/list", tags),
         Route("/token", token),
         Route("/auth.test", slack, methods=["POST"]),
@@ -251,6 +262,38 @@ def test_names(well: Patient, monkeypatch: pytest.MonkeyPatch) -> None:
     nobody = replace(changed(well, DROPLET_HOST="127.0.0.1", API_DOMAIN="api.invalid"), places={})
     (finding,) = found(nobody, "names")
     assert "nobody knows the name api.invalid" in finding.what
+
+
+def test_behind_cloudflare(
+    well: Patient, servers: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = servers["SLACK"].removeprefix(
+        "https://"
+    )  # any server with TLS, in place of Cloudflare's
+    behind = changed(well, DNS_PROXIED="on", API_DOMAIN=place)
+    leads = {HOST: "203.0.113.7", "cf.test": "104.16.0.1"}
+    monkeypatch.setattr(
+        socket, "getaddrinfo", lambda host, *_, **__: [(0, 0, 0, "", (leads[host], 443))]
+    )
+    (finding,) = found(changed(behind, API_DOMAIN=HOST), "names")
+    assert str(finding) == (
+        f"✗ {HOST} leads to 203.0.113.7, past Cloudflare. Next: make dns ENV=production"
+    )
+    assert signs(changed(behind, API_DOMAIN="cf.test"), "names") == "✓"
+    monkeypatch.undo()
+    cloud = Cloud()
+    cloud.networks = {name: list(part) for name, part in cloudflare.kept().items()}
+    with served(cloud.application()) as port:
+        monkeypatch.setenv("CLOUDFLARE_API_URL", f"http://127.0.0.1:{port}/client/v4")
+        monkeypatch.setenv("SSL_CERT_FILE", servers["SSL_CERT_FILE"])
+        assert signs(behind, "proxy") == "✓✓"
+        monkeypatch.setitem(WORLD, "front", 526)
+        cloud.networks["ipv4_cidrs"].append("198.51.100.0/24")
+        refused, changes = found(behind, "proxy")
+    assert refused.sign == "✗"
+    assert "(526): the droplet's certificate is none for it" in refused.what
+    assert str(changes).startswith("! Cloudflare's networks changed: + 198.51.100.0/24. Next: ")
+    assert found(well, "proxy") == []
 
 
 def test_certificates(well: Patient, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from testbed.host import ENVIRONMENT, FIREWALL_VARIANTS, render
+from tools.cloudflare import kept
 
 CLIENT, DROPLET, CONTAINER = "192.0.2.2", "192.0.2.1", "172.18.0.2"
 OTHER_CLIENT = "198.51.100.2"
@@ -214,6 +215,23 @@ def test_web_sources_limit_the_web_and_nothing_else(site: Site) -> None:
     assert site.client.reach(
         (DROPLET, 443, OTHER_CLIENT), (DROPLET, 443, CLIENT), (DROPLET, 22, CLIENT)
     ) == ["open", "silent", "open"]
+
+
+def test_behind_cloudflare_its_networks_alone_reach_the_web(site: Site) -> None:
+    """The very list that is kept. IPv6: where nobody listens, a refusal says that the packet came through."""
+    for network, own in (
+        ("104.16.0.0/13", "104.16.0.9/32"),
+        ("2606:4700::/32", "2606:4700::9/128"),
+    ):
+        site.droplet.run("ip", "route", "add", network, "dev", "eth0")
+        site.client.run("ip", "address", "add", own, "dev", "eth0", "nodad")
+    site.load(firewall_web_sources=[one for part in kept().values() for one in part])
+    inside = [(DROPLET, 80, "104.16.0.9"), (DROPLET, 443, "104.16.0.9")]
+    outside = [(DROPLET, 80, CLIENT), (DROPLET, 443, CLIENT), (DROPLET, 3000, "104.16.0.9")]
+    assert site.client.reach(*inside) == ["open"] * 2
+    assert site.client.reach(*outside, (DROPLET6, 443, CLIENT6)) == ["silent"] * 4
+    assert site.client.reach((DROPLET6, 443, "2606:4700::9")) == ["refused"]
+    assert site.client.reach((DROPLET, 22, CLIENT), (DROPLET6, 22, CLIENT6)) == ["open"] * 2
 
 
 def test_ssh_is_limited_per_source(site: Site) -> None:

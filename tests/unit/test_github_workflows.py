@@ -38,6 +38,7 @@ NEEDED = {
     "check": set(),
     "setup": set(),
     "pull-request-plan": set(),
+    "ranges": set(),
     "sbom": set(),
     "vulnerabilities": set(),
     "checklist": {"DROPLET_HOST", "API_DOMAIN", "SUPABASE_DB_URL"},

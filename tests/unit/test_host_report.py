@@ -30,7 +30,9 @@ N8N, API = "n8n.example.com", "api.example.com"
 class Alerts:
     """n8n's webhook behind the proxy: keeps what it is told by somebody with the key."""
 
-    def __init__(self, folder: Path, *, days_ago: int, days_left: int) -> None:
+    def __init__(
+        self, folder: Path, *, days_ago: int, days_left: int, origin: bool = False
+    ) -> None:
         self.reports: list[dict[str, Any]] = []
         self.hosts: list[str] = []
         alerts = self
@@ -49,7 +51,7 @@ class Alerts:
                 self.send_header("Content-Length", "0")
                 self.end_headers()
 
-        self.ca = certificate(folder, days_ago, days_left)
+        self.ca = certificate(folder, days_ago, days_left, origin)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(self.ca, folder / "key.pem")
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
@@ -62,22 +64,22 @@ class Alerts:
         self._server.server_close()
 
 
-def certificate(folder: Path, days_ago: int, days_left: int) -> Path:
-    """A certificate for both names that is its own root."""
+def certificate(folder: Path, days_ago: int, days_left: int, origin: bool = False) -> Path:
+    """A certificate for both names that is its own root; or, as Cloudflare's, one whose root nobody has."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "tests")])
     now = datetime.datetime.now(datetime.UTC)
     made = (
         x509.CertificateBuilder()
         .subject_name(name)
-        .issuer_name(name)
+        .issuer_name(x509.Name([]) if origin else name)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - datetime.timedelta(days=days_ago))
         .not_valid_after(now + datetime.timedelta(days=days_left))
         .add_extension(x509.SubjectAlternativeName([x509.DNSName(N8N), x509.DNSName(API)]), False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), True)
-        .sign(key, hashes.SHA256())
+        .add_extension(x509.BasicConstraints(ca=not origin, path_length=None), True)
+        .sign(ec.generate_private_key(ec.SECP256R1()) if origin else key, hashes.SHA256())
     )
     form = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     (folder / "key.pem").write_bytes(key.private_bytes(serialization.Encoding.PEM, *form))
@@ -161,6 +163,13 @@ def test_a_certificate_that_no_browser_takes_counts_as_ended(
     assert "certificate of shop.example.com: " in done.stderr
     done = report(tmp_path, alerts, "--dry-run", ca_file="")
     assert json.loads(done.stdout)["host"]["certificate_left_percent"] == 0
+
+
+def test_behind_cloudflare_the_proxys_own_certificate_is_believed(tmp_path: Path) -> None:
+    alerts = Alerts(tmp_path, days_ago=60, days_left=30, origin=True)
+    done = report(tmp_path, alerts)
+    assert (done.returncode, json.loads(done.stdout)["certificate_left_percent"]) == (0, 33)
+    alerts.close()
 
 
 def test_a_wrong_key_and_an_absent_n8n_are_one_line_without_the_key(

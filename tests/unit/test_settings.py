@@ -21,7 +21,8 @@ DECLARED = tool.read()
 SETTINGS: dict[str, dict[str, Any]] = DECLARED["settings"]
 COMPOSE = (ROOT / "services/compose.yaml").read_text()
 # What the inventory makes of settings and files for compose.yaml.
-DERIVED = {"N8N_TAG", "ETL_TAG", "ETL_SOURCES", "DATABASE_POOL", "N8N_OWNER_PASSWORD_HASH"}
+DERIVED = {"N8N_TAG", "ETL_TAG", "ETL_SOURCES", "DATABASE_POOL"}
+DERIVED |= {"N8N_OWNER_PASSWORD_HASH", "N8N_PROXY_HOPS"}
 FIELDS = {"what", "from", "make", "needed_by", "used_by", "secret", "app", "audit", "default"}
 FIELDS |= {"example", "choices", "github", "init"}
 WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))

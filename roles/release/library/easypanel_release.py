@@ -75,7 +75,7 @@ options:
   accept: {type: str, default: "", description: "Those the earlier release does without; comma-separated."}
   health_url: {type: str, default: "", description: Public health address of the app; empty when it has none.}
   connect_address: {type: str, default: 127.0.0.1, description: Where to connect for it; the droplet's own proxy.}
-  ca_file: {type: str, default: "", description: CA of the proxy's certificate; empty for the system's.}
+  ca_file: {type: str, default: "", description: A certificate or its CA to trust beside the system's.}
   registry_username: {type: str, default: "", description: User that may pull the image.}
   registry_password: {type: str, default: "", description: Its password or token.}
   url: {type: str, required: true, description: Where the panel answers on this host.}
