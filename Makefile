@@ -10,7 +10,7 @@ ENV ?= local
 PYTHON ?= python3
 # Values of people go through the environment, where no shell reads them, and as they were typed: make expands none.
 people := SERVICE NAME IMAGE REVISION ACCEPT ACCEPT_NO_BACKUP CONFIRM START WHAT FROM INTO MAX_AGE_HOURS USER_ID MONTH BASE PYTHON \
-  DOMAIN REGION REPOSITORY EMAIL PROJECT ROTATE
+  DOMAIN REGION REPOSITORY EMAIL PROJECT ROTATE SIZE DISK ALSO
 $(foreach name,$(people),$(if $(value $(name)),$(eval override export $(name) := $$(value $(name)))))
 export ENV
 export GOALS := $(MAKECMDGOALS)
@@ -67,9 +67,15 @@ panel-image: setup ## Build the stand-in panel's image and push it to the local 
 	@tools/build.sh easypanel --local
 
 ##@ Production from nothing
-.PHONY: init github doctor
+.PHONY: init droplet droplet-resize droplet-destroy github doctor
 init: setup ## production.env and every secret that can be made, from five answers; again: what is still missing
 	@python -m tools.init
+droplet: setup ## Show what DigitalOcean lacks of ENV: droplet, volume, firewall, address, and the price; CONFIRM=yes makes it so
+	@$(call play,droplet) $(if $(filter yes,$(value CONFIRM)),,--check) $(ARGS)
+droplet-resize: setup ## Another SIZE=… for the droplet: prices, how long it is off, the way back; CONFIRM=yes makes it so
+	@$(call play,droplet-resize) $(if $(filter yes,$(value CONFIRM)),,--check) $(ARGS)
+droplet-destroy: setup ## Delete the droplet that NAME=… repeats; volume and address stay, unless ALSO='NAME, IP' names them
+	@$(call play,droplet-destroy) $(if $(value NAME),,--check) $(ARGS)
 github: setup ## Show what GitHub lacks of ENV: environment, variables, secrets, Gate; CONFIRM=yes makes it so, ROTATE=NAME
 	@$(with)python -m tools.github_settings
 doctor: setup ## Try every value of ENV live, all at once, and change nothing: what is well, what is not, what to type
