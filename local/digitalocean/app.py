@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 import time
 import uuid
 from collections.abc import Callable
@@ -62,20 +63,27 @@ class Refused(Exception):
 
 
 class Api:
-    """An account. ``tokens`` to their scopes (None: every one); ``busy`` calls are answered 429 first."""
+    """An account. ``tokens`` to their scopes (None: every one); ``busy`` calls are answered 429 first.
+
+    ``addresses``: that of every droplet, or the beginning of made-up ones, which ends with a dot.
+    """
 
     def __init__(self, addresses: str = "203.0.113.", state: Path | None = None) -> None:
         self.kept: dict[str, Any] = {name: [] for name in LISTS}
         self.kept |= {"actions": {}, "resources": {}, "number": 1000, "calls": 0}
         self._addresses = addresses
         self._state = state
+        self._lock = threading.Lock()
         if state and state.exists():
             self.kept = json.loads(state.read_text())
         self.tokens: dict[str, set[str] | None] = {}
-        self.busy = 0
+        self.busy, self.retry_after = 0, "1"
+        self.broken: dict[str, int] = {}  # "METHOD path": calls of it that end in 503, done or not
         self.size_of_page = 20
         self.seen: list[tuple[str, str, Any]] = []  # method, path, body
-        self.after: Callable[[str, str], None] = lambda *_: None  # each call that changed something
+        # Around each call that changes something: method, path.
+        self.before: Callable[[str, str], None] = lambda *_: None
+        self.after: Callable[[str, str], None] = lambda *_: None
 
     def application(self) -> Starlette:
         """To be served."""
@@ -99,13 +107,19 @@ class Api:
         try:
             if self.busy:
                 self.busy -= 1
-                raise Refused(429, "API Rate limit exceeded.", **{"retry-after": "1"})
+                raise Refused(429, "API Rate limit exceeded.", **{"retry-after": self.retry_after})
             name, arguments, body = self._asked(request, path, raw)
-            self.kept["calls"] += 1
-            self._pass()
-            answer = getattr(self, name)(*arguments, *([body] if body is not None else []))
+            if request.method != "GET":
+                self.before(request.method, f"/v2/{path}")
+            with self._lock:
+                self.kept["calls"] += 1
+                self._pass()
+                answer = getattr(self, name)(*arguments, *([body] if body is not None else []))
             if isinstance(answer, list):
                 answer = self._page(request, name, answer)
+            if self.broken.get(call := f"{request.method} /v2/{path}"):
+                self.broken[call] -= 1
+                raise Refused(503, "Service Unavailable")
         except Refused as reason:
             kind = {401: "Unauthorized", 403: "Forbidden", 404: "not_found", 409: "conflict"}
             kind |= {422: "unprocessable_entity", 429: "too_many_requests"}

@@ -152,6 +152,7 @@ class Environment:
         self.address: dict[str, Any] = {}
         self.sizes: dict[str, Any] = {}
         self._urns: set[str] = set()
+        self._gone: set[str | None] = {wanted.name, wanted.address}
 
     # -- what there is ---------------------------------------------------------------------------------
 
@@ -655,7 +656,8 @@ class Environment:
     def destroying(self, also: list[str]) -> list[Change]:
         """The steps that delete the droplet, and of what outlives it the volume or address that ``also`` names."""
         volume, ip = self.volume.get("name"), self.address.get("ip")
-        if strange := [one for one in also if one not in (volume, ip)]:
+        self._gone |= {volume, ip}  # what was there at first is no stranger when it is gone
+        if strange := [one for one in also if one not in self._gone]:
             known = " or ".join(filter(None, (volume, ip))) or "nothing else here"
             raise Declined(
                 0, f"ALSO={strange[0]} is neither volume nor address. Next: ALSO may be {known}"
