@@ -205,7 +205,9 @@ class Api:
 
     def _end(self, action: dict[str, Any]) -> None:
         kind, resource = action["type"], action["resource"]
-        droplet = next((one for one in self.kept["droplets"] if one["id"] == resource), {})
+        droplet: dict[str, Any] = next(
+            (one for one in self.kept["droplets"] if one["id"] == resource), {}
+        )
         if kind in ("attach", "detach", "resize_volume"):
             volume = self._one("volumes", "id", resource)
             if kind == "resize_volume":

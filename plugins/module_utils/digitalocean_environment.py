@@ -19,6 +19,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from ansible.module_utils.digitalocean_api import Client, Declined
@@ -547,12 +548,10 @@ class Environment:
             ]
             told = f"alert {body['description']}, to {self.wanted.alerts_to}"
             if not there:
-                yield Change(
-                    "+", told, lambda body=body: ask("POST", "/v2/monitoring/alerts", body)
-                )  # type: ignore[misc]
+                yield Change("+", told, partial(ask, "POST", "/v2/monitoring/alerts", body))
             elif any(there[0][field] != value for field, value in body.items()):
                 at = f"/v2/monitoring/alerts/{there[0]['uuid']}"
-                yield Change("~", told, lambda at=at, body=body: ask("PUT", at, body))  # type: ignore[misc]
+                yield Change("~", told, partial(ask, "PUT", at, body))
 
     # -- how it becomes so -----------------------------------------------------------------------------
 
@@ -678,7 +677,7 @@ class Environment:
                 continue
             if name in also:
                 what = f"{kind} {name}" + (" with n8n's data" if kind == "volume" else "")
-                steps.append(Change("-", what, lambda at=at: self._release(at)))  # type: ignore[misc]
+                steps.append(Change("-", what, partial(self._release, at)))
             else:
                 steps.append(
                     Change("=", f"{kind} {name} stays, and costs; ALSO={name} takes it away too")
