@@ -437,17 +437,11 @@ class Environment:
         for what, has, shall in (
             ("region", droplet["region"]["slug"], wanted.region),
             ("image", slug or wanted.image, wanted.image),
-            ("monitoring", "monitoring" in droplet["features"], wanted.monitoring),
-            ("IPv6", self._ipv6() and not wanted.ipv6, False),
+            ("monitoring", _on("monitoring" in droplet["features"]), _on(wanted.monitoring)),
+            ("IPv6", _on(self._ipv6()), _on(self._ipv6() and wanted.ipv6)),
         ):
             if has != shall:
-                told = ("off", "on") if isinstance(has, bool) else (str(shall), str(has))
-                shown = (
-                    f"{told[has]}, not {told[not has]}"
-                    if isinstance(has, bool)
-                    else f"{has}, not {shall}"
-                )
-                yield Change("!", f"{what}: {shown}: {new}")
+                yield Change("!", f"{what}: {has}, not {shall}: {new}")
 
     def _disk(self) -> Iterator[Change]:
         ask, wanted, name = self.client.ask, self.wanted, self.wanted.name
@@ -701,6 +695,10 @@ class Environment:
                     return
                 if reason.status not in (409, 422):
                     raise
+
+
+def _on(is_so: bool) -> str:
+    return "on" if is_so else "off"
 
 
 def _age(droplet: dict[str, Any]) -> float:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -28,7 +29,9 @@ words = " ".join(sys.argv[1:-1])
 assert "StrictHostKeyChecking=yes" in words and "ControlMaster=no" in words, words
 known = open(re.search(r"UserKnownHostsFile=(\\S+)", words)[1]).read().splitlines()
 shown = open(machine + "/shown").read().split()[:2]
-if " ".join([sys.argv[-2], *shown]) not in known:
+port = re.search(r"Port=(\\d+)", words)[1]
+host = sys.argv[-2] if port == "22" else f"[{sys.argv[-2]}]:{port}"
+if " ".join([host, *shown]) not in known:
     print("Host key verification failed.", file=sys.stderr)
     sys.exit(255)
 os.environ["PATH"] = here + ":" + os.environ["PATH"]
@@ -80,10 +83,12 @@ class Droplet:
         match = re.search(r'^DROPLET_KNOWN_HOSTS="(.*)"$', self.values.read_text(), re.MULTILINE)
         return match[1] if match else ""
 
-    def play(self, seconds: int = 60) -> subprocess.CompletedProcess[str]:
+    def play(
+        self, seconds: int = 60, environment: str = "production"
+    ) -> subprocess.CompletedProcess[str]:
         program = Path(sys.executable).with_name("ansible-playbook")
         command = [sys.executable, "-m", "tools.settings", "with", str(program)]
-        command += ["-i", "inventory/production", "playbooks/droplet.yml"]
+        command += ["-i", f"inventory/{environment}", "playbooks/droplet.yml"]
         command += ["-e", f"droplet_boot_seconds={seconds}"]
         mounted = 'mount --bind "$0" /etc/ssh && exec "$@"'
         return subprocess.run(
@@ -93,7 +98,7 @@ class Droplet:
                 "PATH": f"{self.folder / 'bin'}:{program.parent}:{os.environ['PATH']}:/usr/sbin:/sbin",
                 "HOME": str(self.folder),
                 "MACHINE": str(self.folder),
-                "ENV": "production",
+                "ENV": environment,
                 "NO_PROXY": "127.0.0.1",
                 "DIGITALOCEAN_API_URL": self.url,
                 "DIGITALOCEAN_TOKEN": "dop_v1_of-nobody",
@@ -150,3 +155,23 @@ def test_a_key_that_nobody_knows_is_not_trusted(droplet: Droplet) -> None:
     assert done.returncode != 0
     assert "was not reached by a host key that is known" in " ".join(done.stdout.split())
     assert droplet.pinned == ""
+
+
+def test_the_local_droplet_is_the_one_that_is_made(tmp_path: Path) -> None:
+    """`make droplet ENV=local`: the same play, at the stand-in; its host key is known and stays."""
+    api = Api("127.0.0.1")
+    with served(api.application()) as port:
+        droplet = Droplet(tmp_path, api, "")
+        api.after = lambda *_: None
+        local = droplet.tree / ".local"
+        (local / "droplet").mkdir(parents=True)
+        (local / "ports.json").write_text(json.dumps({"digitalocean": port, "ssh": 2222}))
+        (local / "droplet/id_ed25519").write_text(droplet.key)
+        public = (droplet.folder / "deploy.pub").read_text()
+        (local / "droplet/host_ed25519.pub").write_text(public)
+        (droplet.folder / "shown").write_text(public)
+        done = droplet.play(environment="local")
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert api.kept["droplets"][0]["name"] == "cimt-local"
+        assert not list(droplet.tree.glob("*.env"))
+        assert droplet.shown == " ".join(public.split()[:2])
