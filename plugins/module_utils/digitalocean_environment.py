@@ -174,7 +174,7 @@ class Environment:
         self.tagged = any(one["name"] == name for one in client.all("/v2/tags", "tags"))
         self.firewall = self._only("firewall", client.all("/v2/firewalls", "firewalls"))
         self.volume = self._only("volume", client.all("/v2/volumes", "volumes", name=name))
-        self.address = self._address()
+        self.address = self._address(settled)
         self.alerts = (
             client.all("/v2/monitoring/alerts", "policies") if self.wanted.alerts_to else []
         )
@@ -187,7 +187,8 @@ class Environment:
         """The droplets of our name, the oldest first. Raises Declined for one without our tag."""
         name = self.wanted.name
         found = self.client.all("/v2/droplets", "droplets", name=name)
-        if strange := [one["id"] for one in found if name not in one["tags"]]:
+        found = [one for one in found if one["name"] == name]
+        if strange := [one["id"] for one in found if name not in (one["tags"] or ())]:
             raise Declined(
                 0,
                 f"droplet {strange[0]} is called {name} and has no tag {name}, so it is not ours. "
@@ -220,25 +221,28 @@ class Environment:
             )
         return mine[0] if mine else {}
 
-    def _addresses(self) -> list[dict[str, Any]]:
-        """Reserved IPs that are ours: the droplet's, in the project, or known to be it; the droplet's first."""
-        found = self.client.all("/v2/reserved_ips", "reserved_ips")
-        own = self.project.get("id", "none"), self.wanted.address
+    def _addresses(self, settled: bool = False) -> list[dict[str, Any]]:
+        """Reserved IPs that are ours: the droplet's; else in the project, or known to be it."""
+        for _ in self.client.patiently("reserved IPs"):
+            found = self.client.all("/v2/reserved_ips", "reserved_ips")
+            # One that is still on its way to our droplet does not say so yet.
+            if not settled or not any(one.get("locked") for one in found):
+                break
+        own, known = self.project.get("id", "none"), self.wanted.address
         mine = [one for one in found if self._has(one)]
-        return mine or [
-            one for one in found if one.get("project_id") == own[0] or one["ip"] == own[1]
-        ]
+        return mine or [one for one in found if own == one.get("project_id") or known == one["ip"]]
 
     def _has(self, address: dict[str, Any]) -> bool:
         return bool(self.droplet) and (address["droplet"] or {}).get("id") == self.droplet["id"]
 
-    def _address(self) -> dict[str, Any]:
-        found = self._addresses()
+    def _address(self, settled: bool) -> dict[str, Any]:
+        found = self._addresses(settled)
+        found = [one for one in found if one["ip"] == self.wanted.address] or found
         if len(found) > 1:
             told = ", ".join(one["ip"] for one in found)
             raise Declined(
                 0,
-                f"reserved IPs {told}: which is it? Next: DROPLET_HOST=… says it, or release the others",
+                f"reserved IPs {told}: which is it? Next: DROPLET_HOST=… says it, with make droplet",
             )
         return found[0] if found else {}
 
@@ -277,7 +281,9 @@ class Environment:
     def mark(self) -> str:
         """What the droplet's first host key was made with; empty when it was not made here."""
         form = re.compile(re.escape(self.wanted.name) + r"-first-([0-9a-f]{8})")
-        marks = [match[1] for tag in self.droplet.get("tags", ()) if (match := form.fullmatch(tag))]
+        marks = [
+            match[1] for tag in self.droplet.get("tags") or () if (match := form.fullmatch(tag))
+        ]
         return marks[0] if marks else ""
 
     # -- what shall be ---------------------------------------------------------------------------------

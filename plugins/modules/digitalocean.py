@@ -149,7 +149,7 @@ def main() -> None:
             run.make()
     except Declined as reason:
         module.fail_json(msg=str(reason), lines=run.shown if run else [])
-    except (AttributeError, KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         module.fail_json(
             msg=f"an answer is not of DigitalOcean's form ({error!r}). Next: is {given['api_url']} its API?"
         )
