@@ -10,7 +10,7 @@ ENV ?= local
 PYTHON ?= python3
 # Values of people go through the environment, where no shell reads them, and as they were typed: make expands none.
 people := SERVICE NAME IMAGE REVISION ACCEPT ACCEPT_NO_BACKUP CONFIRM START WHAT FROM INTO MAX_AGE_HOURS USER_ID MONTH BASE PYTHON \
-  DOMAIN REGION REPOSITORY EMAIL PROJECT ROTATE SINCE FOLLOW REPLICAS
+  DOMAIN REGION REPOSITORY EMAIL PROJECT ROTATE SINCE FOLLOW REPLICAS SIZE DISK ALSO
 $(foreach name,$(people),$(if $(value $(name)),$(eval override export $(name) := $$(value $(name)))))
 export ENV
 export GOALS := $(MAKECMDGOALS)
@@ -63,9 +63,15 @@ panel-image: setup ## Build the stand-in panel's image and push it to the local 
 	@tools/build.sh easypanel --local
 
 ##@ Production from nothing
-.PHONY: init dns ranges github doctor
+.PHONY: init droplet droplet-resize droplet-destroy dns ranges github doctor
 init: setup ## production.env and every secret that can be made, from five answers; again: what is still missing
 	@python -m tools.init
+droplet: setup ## Show what DigitalOcean lacks of ENV: droplet, volume, firewall, address, and the price; CONFIRM=yes makes it so
+	@$(call play,droplet) $(if $(filter yes,$(value CONFIRM)),,--check) $(ARGS)
+droplet-resize: setup ## Another SIZE=… for the droplet: prices, how long it is off, the way back; CONFIRM=yes makes it so
+	@$(call play,droplet-resize) $(if $(filter yes,$(value CONFIRM)),,--check) $(ARGS)
+droplet-destroy: setup ## Delete the droplet that NAME=… repeats; volume and address stay, unless ALSO='NAME, IP' names them
+	@$(call play,droplet-destroy) $(if $(value NAME),,--check) $(ARGS)
 dns: setup ## Show what the names' DNS lacks (Cloudflare; else the records to copy); CONFIRM=yes makes it so
 	@$(with)python -m tools.dns
 ranges: setup ## Are Cloudflare's networks still those of services/cloudflare.json? ARGS=--write brings the file up to date

@@ -197,6 +197,11 @@ def _github(_: Ports, folder: Path) -> list[str]:
     return ["--folder", str(DOCUMENTS), "--state", str(folder.parent / "github")]
 
 
+def _digitalocean(_: Ports, folder: Path) -> list[str]:
+    # The machine that is "made" there is the local droplet.
+    return ["--state", str(folder / "digitalocean.json"), "--address", "127.0.0.1"]
+
+
 def _ghcr(_: Ports, folder: Path) -> list[str]:
     return ["--state", str(folder / "ghcr"), "--name", GHCR]
 
@@ -215,6 +220,10 @@ CLOUDS = {
         Cloud(
             *("github", "local.github", _github),
             "/stand-in/health",
+        ),
+        Cloud(
+            *("digitalocean", "local.digitalocean", _digitalocean),
+            *("/stand-in/health", {}, True),
         ),
         # The registry of production, where an image has owners: for `make pipeline`.
         Cloud("ghcr", "local.registry", _ghcr, asked=True),

@@ -29,6 +29,7 @@ PORTS: dict[str, tuple[str, int]] = {
     "supabase": ("SUPABASE_PORT", 54321),
     "openai": ("OPENAI_PORT", 8010),
     "github": ("GITHUB_PORT", 8012),
+    "digitalocean": ("DIGITALOCEAN_PORT", 8014),
     "ghcr": ("GHCR_PORT", 5443),
 }
 DROPLET_PORTS = {"ssh": 22, "http": 80, "https": 443, "panel": 3000, "swarm": 2377}  # in the guest

@@ -133,7 +133,7 @@ def test_five_answers_make_the_file_and_every_secret_that_can_be_made(clone: Clo
             assert line not in done.stdout + done.stderr + clone.env.read_text() + calls
     # What only a person can bring is named, with the place where it comes from.
     assert "  OPENAI_API_KEY: key of the OpenAI project (platform.openai.com" in done.stdout
-    assert "  DROPLET_HOST: address of the droplet (DigitalOcean" in done.stdout
+    assert "  DROPLET_HOST: address of the droplet (`make droplet`" in done.stdout
     # The public half is for the droplet, and in the file.
     (public,) = re.findall(r"admin user: (ssh-ed25519 \S+)", done.stdout)
     assert f"# its public half: {public}\nDROPLET_SSH_KEY=op://" in clone.env.read_text()

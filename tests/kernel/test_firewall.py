@@ -17,6 +17,7 @@ from tools.cloudflare import kept
 
 CLIENT, DROPLET, CONTAINER = "192.0.2.2", "192.0.2.1", "172.18.0.2"
 OTHER_CLIENT = "198.51.100.2"
+METADATA = "169.254.169.254"  # the cloud's, with all that a droplet was made with
 CLIENT6, DROPLET6 = "2001:db8::2", "2001:db8::1"
 # What Docker does for ports that containers publish, whether or not anyone wants them public.
 DOCKER_NAT = """
@@ -127,6 +128,7 @@ class Site:
                     f"addr add {DROPLET6}/64 dev eth0 nodad",
                     "addr add 172.18.0.1/16 dev docker_gwbridge",
                     "route add 198.51.100.0/24 dev eth0",
+                    f"route add {METADATA} dev eth0",
                 ],
             ),
             (
@@ -134,6 +136,7 @@ class Site:
                 [
                     f"addr add {CLIENT}/24 dev eth0",
                     f"addr add {OTHER_CLIENT}/32 dev eth0",
+                    f"addr add {METADATA}/32 dev eth0",
                     f"addr add {CLIENT6}/64 dev eth0 nodad",
                     f"route add 172.18.0.0/16 via {DROPLET}",
                 ],
@@ -177,6 +180,7 @@ def test_without_a_policy_docker_opens_every_hole(site: Site) -> None:
     targets = [(DROPLET, port) for port in (22, 80, 443, 2377, 3000, 8080, 8443)]
     targets += [(CONTAINER, 3000), (DROPLET6, 3000), (DROPLET6, 22)]
     assert site.client.reach(*targets) == ["open"] * len(targets)
+    assert site.container.reach((METADATA, 53)) == ["open"]
 
 
 def test_declared_ports_answer_and_no_other(firewalled: Site) -> None:
@@ -204,6 +208,11 @@ def test_containers_reach_the_world_and_the_host_reaches_itself(firewalled: Site
         firewalled.droplet.reach(("127.0.0.1", 3000), (CONTAINER, 3000), (CLIENT, 53))
         == ["open"] * 3
     )
+
+
+def test_the_clouds_metadata_is_the_hosts_alone(firewalled: Site) -> None:
+    assert firewalled.container.reach((METADATA, 53), (CLIENT, 53)) == ["silent", "open"]
+    assert firewalled.droplet.reach((METADATA, 53)) == ["open"]
 
 
 def test_containers_reach_only_declared_ports_of_the_host(firewalled: Site) -> None:

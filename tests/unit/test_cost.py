@@ -30,6 +30,7 @@ def test_the_size_that_is_priced_is_the_one_that_is_declared() -> None:
     }
     assert priced == {(machine.CPUS, machine.MEMORY_MB // 1024)}
     (cores, memory) = priced.pop()
+    assert SETTINGS["DROPLET_SIZE"]["default"] == f"s-{cores}vcpu-{memory}gb"
     assert f"{cores} vCPU, {memory} GB, 60 GB disk" in PAGE
     assert f"({cores} vCPU, {memory} GB)" in (ROOT / "README.md").read_text()
     assert f"{cores} vCPU / {memory} GB" in (ROOT / "docs/setup.md").read_text()

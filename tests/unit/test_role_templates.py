@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from testbed.host import ENVIRONMENT, FIREWALL_VARIANTS, render
+from testbed.host import ENVIRONMENT, FIREWALL_VARIANTS, ROLES, render
 
 
 @pytest.mark.parametrize("variant", FIREWALL_VARIANTS, ids=str)
@@ -53,3 +53,26 @@ def test_units_of_the_backup_are_systemd_s(tmp_path: Path) -> None:
     done = subprocess.run(command, env=ENVIRONMENT, text=True, capture_output=True)
     own = [line for line in done.stderr.splitlines() if "cimt-backup" in line]
     assert [line for line in own if "/usr/local/sbin" not in line] == []
+
+
+def test_docker_does_not_start_without_its_volume(tmp_path: Path) -> None:
+    """Where a volume is declared: n8n would begin anew in the empty directory, with another owner."""
+    path = "/etc/easypanel/projects/cimt/n8n/volumes"
+    given = {"volume_name": "cimt-production", "volume_path": path}
+    command = ["systemd-escape", "--path", "--suffix=mount", path]
+    done = subprocess.run(command, env=ENVIRONMENT, text=True, capture_output=True, check=True)
+    mount = tmp_path / done.stdout.strip()
+    disk = "/dev/disk/by-id/scsi-0DO_Volume_cimt-production"
+    mount.write_text(render("volume", "volume.mount.j2", **given, volume_device=disk))
+    docker = tmp_path / "docker.service"
+    docker.write_text("[Service]\nExecStart=/bin/true\n")
+    (tmp_path / "docker.service.d").mkdir()
+    drop_in = tmp_path / "docker.service.d/cimt-volume.conf"
+    drop_in.write_text(render("volume", "docker.conf.j2", **given))
+    command = ["systemd-analyze", "verify", "--man=no", str(mount), str(docker)]
+    done = subprocess.run(command, env=ENVIRONMENT, text=True, capture_output=True)
+    own = ("cimt-volume", mount.name, "docker.service")
+    assert [line for line in done.stderr.splitlines() if any(name in line for name in own)] == []
+    assert f"RequiresMountsFor={path}" in drop_in.read_text().splitlines()
+    task = (ROLES / "volume/tasks/configure.yml").read_text()
+    assert r"replace('-', '\\x2d') | replace('/', '-') }}.mount" in task, "as systemd-escape does"
