@@ -295,7 +295,8 @@ class Places(Collector):
 
 
 def _seconds(left: float) -> int:
-    return max(math.ceil(left), 1)
+    """Return whole seconds for a header: the window's at most, though its first second is counted whole."""
+    return min(max(math.ceil(left), 1), WINDOW_SECONDS)
 
 
 def _counted(registry: CollectorRegistry) -> dict[str, int]:
