@@ -73,7 +73,7 @@ def test_only_the_declared_ports_answer(declared: Declared, reached: Reached) ->
 def test_each_name_leads_where_users_shall_go(
     app: dict[str, Any], declared: Declared, collected: dict[str, Any]
 ) -> None:
-    """DNS_PROXIED=on: to Cloudflare alone, for the droplet's door is shut. Off: to the droplet, or as CONNECT_TO says."""
+    """DNS_PROXIED=on: to Cloudflare alone, the droplet's door is shut. Off: to the droplet, or as CONNECT_TO says."""
     place = doors(declared["setting"]["CONNECT_TO"]).get(443)
     own = {str(declared["ansible_host"]), *(place or ())[:1]}
     own |= {one.partition("/")[0] for one in collected["host_networks"]["addresses"]}

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from local.cloudflare.app import ALL_RIGHTS, Cloud
 from local.cloudflare.origin import OriginCa
 from testbed import modules
+from testbed.served import served
 from testbed.served_panel import ServedPanel
 
+ROOT = Path(__file__).parents[2]
 HOSTS = ["api.example.com", "app.example.com"]
 NETWORKS = ["173.245.48.0/20", "2400:cb00::/32"]
 BELIEVES = "TRAEFIK_ENTRYPOINTS_{}_FORWARDEDHEADERS_TRUSTEDIPS=173.245.48.0/20,2400:cb00::/32"
@@ -158,6 +165,58 @@ def test_the_way_back_leaves_what_is_somebody_elses(droplet: Droplet) -> None:
         set(),
     )
     assert droplet.edge(hosts=[], trusted=[])["changed"] is False
+
+
+PLAY = """
+- hosts: localhost
+  connection: local
+  gather_facts: false
+  tasks:
+    - ansible.builtin.include_role: {name: easypanel, tasks_from: edge}
+"""
+
+
+def test_the_role_takes_the_request_to_cloudflare_and_the_certificate_back(
+    droplet: Droplet, tmp_path: Path
+) -> None:
+    """As `make provision` does it: the token stays where Ansible runs, the key on the droplet."""
+    cloud, token = Cloud(), "t" * 40
+    cloud.tokens[token] = ALL_RIGHTS
+    cloud.add_zone("example.com")
+    (tmp_path / "play.yml").write_text(PLAY)
+    variables = {
+        "easypanel_url": droplet.panel.url,
+        "easypanel_token_file": str(droplet.token_file),
+        "easypanel_proxy_folder": str(droplet.folder),
+        "easypanel_origin_hosts": HOSTS,
+        "easypanel_trusted_networks": NETWORKS,
+        "ansible_python_interpreter": sys.executable,
+    }
+    command = ["ansible-playbook", "-i", "localhost,", "-e", json.dumps(variables), "play.yml"]
+    said = []
+    with served(cloud.application()) as port:
+        for given in ("", token, ""):
+            environment = {"CLOUDFLARE_API_URL": f"http://127.0.0.1:{port}/client/v4"}
+            environment |= {
+                "CLOUDFLARE_API_TOKEN": given,
+                "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
+            }
+            done = subprocess.run(
+                command,
+                cwd=tmp_path,
+                env={**os.environ, **environment},
+                capture_output=True,
+                text=True,
+            )
+            said.append(done.stdout + done.stderr)
+            assert token not in said[-1]
+    without, made, again = said
+    assert "not set: CLOUDFLARE_API_TOKEN. Next: " in without
+    assert "failed=0" in made, made
+    assert droplet.files() == {"cimt-origin.key", "cimt-origin.crt"}
+    assert "certFile: /data/cimt-origin.crt" in droplet.proxy["config"]
+    assert "changed=0" in again, again
+    assert "failed=0" in again
 
 
 def test_a_section_of_somebody_else_is_never_written_over(droplet: Droplet) -> None:

@@ -178,8 +178,8 @@ class Edge:
             rest = ""
         if mark and re.search(r"^(tls\s*:|\{)", rest, re.MULTILINE):
             self._module.fail_json(
-                msg="the proxy's custom configuration has a section tls of somebody else. Next: in the panel, Settings, "
-                "Traefik: take it out, or add /data/cimt-origin.crt and .key to it and set DNS_PROXIED=off here"
+                msg="the proxy's custom configuration has a section tls of somebody else. Next: in the panel, "
+                "Settings, Traefik: take it out; or leave DNS_PROXIED off"
             )
         after = rest if not mark else f"{rest.strip()}\n{CONFIG.format(mark=mark)}".lstrip()
         if after != before:
