@@ -73,7 +73,7 @@ init: setup ## production.env and every secret that can be made, from five answe
 github: setup ## Show what GitHub lacks of ENV: environment, variables, secrets, Gate; CONFIRM=yes makes it so, ROTATE=NAME
 	@$(with)python -m tools.github_settings
 doctor: setup ## Try every value of ENV live, all at once, and change nothing: what is well, what is not, what to type
-	@$(with)python -m tools.doctor
+	@$(call step,doctor) python -m tools.doctor
 
 ##@ Daily verbs (ENV=local or ENV=production)
 .PHONY: provision plan
@@ -113,7 +113,7 @@ n8n-pull: setup ## Bring edits of n8n's editor into n8n_workflows/; ARGS=--check
 
 .PHONY: auth
 auth: setup ## How people sign in, as supabase/config.toml says: shows what differs in Supabase; CONFIRM=yes makes it so
-	@$(with)python -m tools.auth $(ARGS)
+	@$(call step,auth) python -m tools.auth $(ARGS)
 
 .PHONY: seed
 seed: setup ## Fill the knowledge base from services/etl/sources.yaml; ACCEPT=SOURCE confirms removals that wait

@@ -2,7 +2,8 @@
 
 One line each: ✓, ! (look at it soon) or ✗ (it does not work), with what to type next. Nothing it prints holds a secret.
 ENV=local tries the local droplet and the local clouds. What nobody set (DIGITALOCEAN_TOKEN, CLOUDFLARE_API_TOKEN, a
-token of GitHub, channels of alerts) is not asked; GitHub's own runners do not look at GitHub.
+token of GitHub, channels of alerts) is not asked; GitHub's own runners look neither at GitHub nor for what is not set:
+a job has the settings of its verbs alone, and each verb names what it misses.
 Exit codes: 0 nothing is wrong, 1 something is, 2 there is nothing to look at.
 """
 
@@ -39,6 +40,7 @@ from tools.database.address import database_url
 from tools.database.address import secrets as spelled
 from tools.init import first_day
 from tools.settings.__main__ import read, refused
+from tools.step import note
 
 ROOT = Path(__file__).parents[1]
 LOCAL = ROOT / ".local"
@@ -185,6 +187,8 @@ def settings(patient: Patient) -> Iterator[Finding]:
     for told in refused(patient.declared):
         what, _, following = told.partition(". Next: ")
         yield wrong(what, following)
+    if os.environ.get("GITHUB_ACTIONS"):
+        return
     apart = patient.left_out()
     for name in first_day(patient.declared):
         setting = patient.declared["settings"][name]
@@ -687,10 +691,12 @@ def main() -> int:
     except ValueError as error:
         print(f"doctor: {error}. Next: mend it", file=sys.stderr)
         return 2
-    count = {"✓": 0, "!": 0, "✗": 0}
+    told: dict[Sign, list[str]] = {"✓": [], "!": [], "✗": []}
     for finding in examine(patient):
-        count[finding.sign] += 1
-        print(discreet(str(finding), patient), flush=True)
+        told[finding.sign].append(discreet(str(finding), patient))
+        print(told[finding.sign][-1], flush=True)
+    note(changed=told["✗"], notes=told["!"])
+    count = {sign: len(lines) for sign, lines in told.items()}
     took = time.monotonic() - started
     print(f"doctor: {count['✓']} well, {count['!']} to look at, {count['✗']} wrong; {took:.0f} s")
     with contextlib.suppress(BrokenPipeError):

@@ -222,7 +222,11 @@ def test_a_production_that_is_well(well: Patient) -> None:
         assert part in text
 
 
-def test_what_is_not_set_is_named_and_what_is_left_out_is_not(well: Patient) -> None:
+def test_what_is_not_set_is_named_and_what_is_left_out_is_not(
+    well: Patient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert found(well, "settings") == [], "a job of GitHub has those of its verbs alone"
+    monkeypatch.delenv("GITHUB_ACTIONS")
     lines = [one.what for one in found(well, "settings")]
     assert any(line.startswith("N8N_DOMAIN is not set") for line in lines)
     assert not any(line.startswith(("ETL_KEY", "API_DOMAIN")) for line in lines)
@@ -230,6 +234,7 @@ def test_what_is_not_set_is_named_and_what_is_left_out_is_not(well: Patient) -> 
         one.what for one in found(changed(well, LEAVE_OUT="n8n,etl", API_DOMAIN=""), "settings")
     ]
     assert any(line.startswith("API_DOMAIN is not set") for line in less)
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
     empty = replace(well, known=dict.fromkeys(well.known, ""), pinned="")
     told = [one.what for one in examine(empty) if "is not set" not in one.what]
     assert told == ["alerts reach nobody"], "what is not there is named once, and not asked"

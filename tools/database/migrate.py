@@ -205,8 +205,10 @@ def push(url: str, *flags: str) -> int:
     return int(run_cli(arguments, given) != 0)
 
 
-def run_cli(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
-    """Exit code of the Supabase CLI; its output goes through ours."""
+def run_cli(
+    arguments: Sequence[str], environment: Mapping[str, str], heard: list[str] | None = None
+) -> int:
+    """Exit code of the Supabase CLI; its output goes through ours, its lines into ``heard`` too."""
     with subprocess.Popen(
         [cli(), *arguments],
         cwd=ROOT,
@@ -219,6 +221,8 @@ def run_cli(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
     ) as process:
         for line in process.stdout or ():
             print(line, end="", flush=True)
+            if heard is not None:
+                heard.append(line)
     return process.returncode
 
 
