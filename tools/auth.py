@@ -100,7 +100,8 @@ def main(argv: list[str] | None = None) -> int:
             found = filter(None, map(DIFFERENCE.fullmatch, heard))
             note(changed=[f"{one[1]} ({one[2]})" for one in found])
             print("auth: secrets and the text of mails are not compared here.", flush=True)
-            print("auth: nothing was changed. Next: make auth ENV=production CONFIRM=yes")
+            here = os.environ["ENV"]
+            print(f"auth: nothing was changed. Next: make auth ENV={here} CONFIRM=yes")
         elif code:
             raise Refused("Supabase did not say how it is set (see above). Next: the same again")
         return code

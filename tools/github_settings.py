@@ -31,6 +31,9 @@ from tools.settings.__main__ import read
 
 ROOT = Path(__file__).parents[1]
 RULESET = "cimt"
+OF_WORKFLOWS = (
+    "production"  # their environment: what belongs to the whole repository is as that one has it
+)
 ACTIONS = 15368  # the app whose check Gate is: GitHub Actions
 RULES: dict[str, dict[str, Any]] = {
     "deletion": {},
@@ -200,6 +203,8 @@ class Settings(github.Repository):
             "variable": (self._at, want.variables),
             "variable of the repository": ("/actions", want.of_repository),
         }
+        if self._environment != OF_WORKFLOWS:
+            del places["variable of the repository"]
         for kind, (at, values) in places.items():
             place = f"{at}/variables"
             new = self._new and at == self._at

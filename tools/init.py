@@ -343,7 +343,7 @@ def init(
     }
     if found := values.problems(plain, declared):
         raise values.Refused(f"in the shell, {found[0]}")
-    answered = answers(text, declared, ask)
+    answered = answers(text, declared, ask) | {"environment": environment}
     file = File(environment)
     store: Store = OnePassword(environment) if shutil.which("op") else file
     there = store.read()

@@ -53,7 +53,7 @@ def test_init_fills_what_the_first_day_needs() -> None:
     by_hand = {name for name in first_day(DECLARED) if not {"init", "make"} & set(SETTINGS[name])}
     assert by_hand == outputs | accounts
     for setting in SETTINGS.values():
-        known = {*QUESTIONS, "owner"}
+        known = {*QUESTIONS, "owner", "environment"}
         assert set(re.findall(r"\{(\w+)\}", setting.get("init", ""))) <= known
         assert not ("init" in setting and setting.get("secret"))
 
