@@ -10,7 +10,7 @@ ENV ?= local
 PYTHON ?= python3
 # Values of people go through the environment, where no shell reads them, and as they were typed: make expands none.
 people := SERVICE NAME IMAGE REVISION ACCEPT ACCEPT_NO_BACKUP CONFIRM START WHAT FROM INTO MAX_AGE_HOURS USER_ID MONTH BASE PYTHON \
-  DOMAIN REGION REPOSITORY EMAIL PROJECT ROTATE
+  DOMAIN REGION REPOSITORY EMAIL PROJECT ROTATE SECRET
 $(foreach name,$(people),$(if $(value $(name)),$(eval override export $(name) := $$(value $(name)))))
 export ENV
 export GOALS := $(MAKECMDGOALS)
@@ -67,13 +67,15 @@ panel-image: setup ## Build the stand-in panel's image and push it to the local 
 	@tools/build.sh easypanel --local
 
 ##@ Production from nothing
-.PHONY: init github doctor
+.PHONY: init github doctor rotate
 init: setup ## production.env and every secret that can be made, from five answers; again: what is still missing
 	@python -m tools.init
 github: setup ## Show what GitHub lacks of ENV: environment, variables, secrets, Gate; CONFIRM=yes makes it so, ROTATE=NAME
 	@$(with)python -m tools.github_settings
 doctor: setup ## Try every value of ENV live, all at once, and change nothing: what is well, what is not, what to type
 	@$(call step,doctor) python -m tools.doctor
+rotate: setup ## Give SECRET=NAME a new value while the old one is still good; then CONFIRM=revoke ends the old one
+	@$(with)python -m tools.rotate
 
 ##@ Daily verbs (ENV=local or ENV=production)
 .PHONY: provision plan

@@ -34,6 +34,7 @@ from tools.doctor import CHECKS, SUPPORTED, Finding, Patient, discreet, examine,
 HOST = "api.cimt.test"
 KEY = "AAAAC3NzaC1lZDI1NTE5AAAAIFXHCVsE8hvveBIa91VpfgNDk22hC8wvSYoEB0UxGPaa"
 PASSWORD = "a password / of the api"
+INGEST = "the-key-of-the-ingest-0123456789abcdef"
 SECRETS = {
     "REGISTRY_PASSWORD": "ghp_of-the-registry",
     "NOTIFY_SMTP_PASSWORD": "of-the-mail-server",
@@ -67,7 +68,12 @@ def registry() -> Starlette:
         good = request.path_params["token"] == "123:of-telegram" and WORLD["telegram"]
         return JSONResponse({"ok": good, "description": "chat not found"})
 
+    def documents(request: Request) -> JSONResponse:
+        good = request.headers["authorization"] == f"Bearer {INGEST}"
+        return JSONResponse({}, 200 if good and request.url.hostname == HOST else 401)
+
     routes = [
+        Route("/documents", documents),
         Route("/v2/example/cimt/api/tags/list", tags),
         Route("/token", token),
         Route("/auth.test", slack, methods=["POST"]),
@@ -340,6 +346,12 @@ def test_sign_in_and_the_model(well: Patient, elsewhere: Clouds) -> None:
     assert str(finding).startswith(
         "✗ OpenAI refuses OPENAI_API_KEY (401). Next: platform.openai.com"
     )
+
+
+def test_the_api_takes_the_key_for_documents(well: Patient) -> None:
+    assert signs(changed(well, INGEST_KEY=INGEST), "ingest") == "✓"
+    (finding,) = found(changed(well, INGEST_KEY="another"), "ingest")
+    assert str(finding).startswith("✗ the api refuses INGEST_KEY (401). Next: make services")
 
 
 def test_alerts_and_mail(well: Patient, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ COMPOSE = (ROOT / "services/compose.yaml").read_text()
 # What the inventory makes of settings and files for compose.yaml.
 DERIVED = {"N8N_TAG", "ETL_TAG", "ETL_SOURCES", "N8N_OWNER_PASSWORD_HASH"}
 FIELDS = {"what", "from", "make", "needed_by", "used_by", "secret", "app", "audit", "default"}
-FIELDS |= {"example", "choices", "github", "init"}
+FIELDS |= {"example", "choices", "github", "init", "rotate"}
 WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
 
 
