@@ -10,7 +10,7 @@ ENV ?= local
 PYTHON ?= python3
 # Values of people go through the environment, where no shell reads them, and as they were typed: make expands none.
 people := SERVICE NAME IMAGE REVISION ACCEPT ACCEPT_NO_BACKUP CONFIRM START WHAT FROM INTO MAX_AGE_HOURS USER_ID MONTH BASE PYTHON \
-  DOMAIN REGION REPOSITORY EMAIL PROJECT ROTATE SINCE FOLLOW REPLICAS SIZE DISK ALSO
+  DOMAIN REGION REPOSITORY EMAIL PROJECT ROTATE SINCE FOLLOW REPLICAS SIZE DISK ALSO SECRET
 $(foreach name,$(people),$(if $(value $(name)),$(eval override export $(name) := $$(value $(name)))))
 export ENV
 export GOALS := $(MAKECMDGOALS)
@@ -63,7 +63,7 @@ panel-image: setup ## Build the stand-in panel's image and push it to the local 
 	@tools/build.sh easypanel --local
 
 ##@ Production from nothing
-.PHONY: init droplet droplet-resize droplet-destroy dns ranges github doctor
+.PHONY: init droplet droplet-resize droplet-destroy dns ranges github doctor rotate
 init: setup ## production.env and every secret that can be made, from five answers; again: what is still missing
 	@python -m tools.init
 droplet: setup ## Show what DigitalOcean lacks of ENV: droplet, volume, firewall, address, and the price; CONFIRM=yes makes it so
@@ -79,7 +79,9 @@ ranges: setup ## Are Cloudflare's networks still those of services/cloudflare.js
 github: setup ## Show what GitHub lacks of ENV: environment, variables, secrets, Gate; CONFIRM=yes makes it so, ROTATE=NAME
 	@$(with)python -m tools.github_settings
 doctor: setup ## Try every value of ENV live, all at once, and change nothing: what is well, what is not, what to type
-	@$(with)python -m tools.doctor
+	@$(call step,doctor) python -m tools.doctor
+rotate: setup ## Give SECRET=NAME a new value while the old one is still good; then CONFIRM=revoke ends the old one
+	@$(with)python -m tools.rotate
 
 ##@ Daily verbs (ENV=local or ENV=production)
 .PHONY: status logs
@@ -130,7 +132,7 @@ n8n-pull: setup ## Bring edits of n8n's editor into n8n_workflows/; ARGS=--check
 
 .PHONY: auth
 auth: setup ## How people sign in, as supabase/config.toml says: shows what differs in Supabase; CONFIRM=yes makes it so
-	@$(with)python -m tools.auth $(ARGS)
+	@$(call step,auth) python -m tools.auth $(ARGS)
 
 .PHONY: seed
 seed: setup ## Fill the knowledge base from services/etl/sources.yaml; ACCEPT=SOURCE confirms removals that wait

@@ -96,6 +96,8 @@ def values(settings: Settings) -> dict[str, str]:
         "API_DATABASE_URL": f"postgresql://cimt_api@{from_droplet}:{ports['postgres']}/postgres?sslmode=disable",
         "SUPABASE_URL": f"http://127.0.0.1:{ports['supabase']}",
         "SUPABASE_PUBLISHABLE_KEY": clouds.PUBLISHABLE_KEY,
+        "SMTP_HOST": "smtp.cimt.localhost",  # nobody is asked there: the stand-in of Supabase sends no mail
+        "SMTP_FROM": "no-reply@cimt.localhost",
         "SUPABASE_JWKS_URL": f"http://{from_droplet}:{ports['supabase']}/auth/v1/.well-known/jwks.json",
         "OPENAI_BASE_URL": f"http://{from_droplet}:{ports['openai']}/v1",
         "OPENAI_API_KEY": secret("openai-key"),

@@ -1,9 +1,10 @@
 """`make auth`: signing in, as supabase/config.toml declares it, in the Supabase project of SUPABASE_URL.
 
-Usage: [CONFIRM=yes] python -m tools.auth [--profile FILE]
+Usage: [CONFIRM=yes] python -m tools.auth [--with-token] [--profile FILE]
 
 Shows by the locked Supabase CLI what differs; with CONFIRM=yes it is made so. The values come from the settings; a
-secret is never compared, because Supabase does not give it back: a new SMTP_PASSWORD takes effect with CONFIRM=yes.
+secret is never compared, because Supabase does not give it back: a new SMTP_PASSWORD takes effect with CONFIRM=yes,
+and is wanted only then.
 Exit codes: 0 nothing differs, or it was made so; 2 something differs; 1 refused, or Supabase failed.
 """
 
@@ -20,9 +21,13 @@ import yaml
 from plugins.filter.settings import of_verb
 from tools.database.address import ROOT, Refused, hide_secrets, told
 from tools.database.migrate import run_cli
+from tools.step import note
 
 UNASKED = ("--agent", "no")
 DIFFERS = 2  # of `supabase config diff --exit-code`
+DIFFERENCE = re.compile(
+    r"(auth\.[\w.]+) \[([\w-]+)\]\n?"
+)  # a name that it lists, and how it differs
 
 
 def project(url: str) -> str:
@@ -36,10 +41,10 @@ def project(url: str) -> str:
     return found[1]
 
 
-def variables(given: Mapping[str, str]) -> dict[str, str]:
-    """What config.toml takes by `env(…)`. Raises Refused, naming what is missing and why it has to be there."""
+def variables(given: Mapping[str, str], verb: str) -> dict[str, str]:
+    """What config.toml takes by `env(…)`. Raises Refused, naming what ``verb`` misses and why it has to be there."""
     declared = yaml.safe_load((ROOT / "services/settings.yaml").read_text())
-    missing = [name for name in of_verb(declared, "auth", "needed_by") if not given.get(name)]
+    missing = [name for name in of_verb(declared, verb, "needed_by") if not given.get(name)]
     if missing:
         mail = (
             " Supabase's own mail sends two an hour, to members of your organisation alone: "
@@ -55,7 +60,8 @@ def variables(given: Mapping[str, str]) -> dict[str, str]:
         "SITE_URL": f"https://{given['WEB_DOMAIN']}",
         "ALLOW_SIGN_UP": "false" if invited else "true",
     }
-    return made | {name: given[name] for name in given if name.startswith("SMTP_")}
+    taken = {name: given[name] for name in given if name.startswith("SMTP_") and given[name]}
+    return {"SMTP_PASSWORD": "not compared"} | made | taken
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -64,24 +70,38 @@ def main(argv: list[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--profile", default="", help="another management API than Supabase's own")
-    profile = parser.parse_args(argv).profile
+    parser.add_argument(
+        "--with-token", action="store_true", help="without one: say so, and end well"
+    )
+    options = parser.parse_args(argv)
+    profile, confirmed = options.profile, os.environ.get("CONFIRM") == "yes"
+    if options.with_token and not os.environ.get("SUPABASE_ACCESS_TOKEN"):
+        told_so = "SUPABASE_ACCESS_TOKEN is not set here"
+        note(notes=[f"how people sign in was not compared: {told_so}"])
+        print(f"auth: not compared: {told_so}; docs/operations/sign-in.md says how it can be")
+        return 0
     try:
         if os.environ.get("ENV", "local") == "local":
             raise Refused(
                 "the local sign-in is a stand-in, which has nothing to set. Next: make auth ENV=production"
             )
-        environment = {**os.environ, **variables(os.environ), "SUPABASE_TELEMETRY_DISABLED": "1"}
+        taken = variables(os.environ, "auth" if confirmed else "auth-plan")
+        environment = {**os.environ, **taken, "SUPABASE_TELEMETRY_DISABLED": "1"}
         target = [f"--remote={project(os.environ['SUPABASE_URL'])}", "--workdir", str(ROOT)]
         target += ["--profile", profile] if profile else []
-        if os.environ.get("CONFIRM") == "yes":
+        if confirmed:
             code = run_cli(["config", "push", "--yes", *target, *UNASKED], environment)
             if code:
                 raise Refused("the settings were not changed (see above). Next: the same again")
             return 0
-        code = run_cli(["config", "diff", "--exit-code", *target, *UNASKED], environment)
+        heard: list[str] = []
+        code = run_cli(["config", "diff", "--exit-code", *target, *UNASKED], environment, heard)
         if code == DIFFERS:
+            found = filter(None, map(DIFFERENCE.fullmatch, heard))
+            note(changed=[f"{one[1]} ({one[2]})" for one in found])
             print("auth: secrets and the text of mails are not compared here.", flush=True)
-            print("auth: nothing was changed. Next: make auth ENV=production CONFIRM=yes")
+            here = os.environ["ENV"]
+            print(f"auth: nothing was changed. Next: make auth ENV={here} CONFIRM=yes")
         elif code:
             raise Refused("Supabase did not say how it is set (see above). Next: the same again")
         return code

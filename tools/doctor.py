@@ -2,7 +2,8 @@
 
 One line each: ✓, ! (look at it soon) or ✗ (it does not work), with what to type next. Nothing it prints holds a secret.
 ENV=local tries the local droplet and the local clouds. What nobody set (DIGITALOCEAN_TOKEN, CLOUDFLARE_API_TOKEN, a
-token of GitHub, channels of alerts) is not asked; GitHub's own runners do not look at GitHub.
+token of GitHub, channels of alerts) is not asked; GitHub's own runners look neither at GitHub nor for what is not set:
+a job has the settings of its verbs alone, and each verb names what it misses.
 Exit codes: 0 nothing is wrong, 1 something is, 2 there is nothing to look at.
 """
 
@@ -21,7 +22,7 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as TooLong
 from dataclasses import dataclass, field
@@ -36,9 +37,11 @@ from tools import cloudflare, dns, github, github_settings
 from tools.database.address import Refused as Unfit
 from tools.database.address import database_url
 from tools.database.address import secrets as spelled
+from tools.database.migrate import api_login
 from tools.host.way_in import way_in
 from tools.init import first_day
 from tools.settings.__main__ import read, refused
+from tools.step import note
 
 ROOT = Path(__file__).parents[1]
 LOCAL = ROOT / ".local"
@@ -182,6 +185,8 @@ def settings(patient: Patient) -> Iterator[Finding]:
     for told in refused(patient.declared):
         what, _, following = told.partition(". Next: ")
         yield wrong(what, following)
+    if os.environ.get("GITHUB_ACTIONS"):
+        return
     apart = patient.left_out()
     for name in first_day(patient.declared):
         setting = patient.declared["settings"][name]
@@ -444,9 +449,9 @@ def database(patient: Patient) -> Iterator[Finding]:
     password = "" if patient.environment == "local" else patient["API_DATABASE_PASSWORD"]
     migrate = f"make migrate ENV={patient.environment} (it sets the password)"
     if api:
-        urls["cimt_api"] = (with_password(api, password), migrate)
+        urls[api_login(api)] = (with_password(api, password), migrate)
     if api and patient["BACKUP_REPOSITORY"]:
-        url = re.sub(r"//cimt_api\b", "//cimt_backup", api)
+        url = re.sub(r"//cimt_api(_b)?\b", "//cimt_backup", api)
         password = "" if patient.environment == "local" else patient["BACKUP_DATABASE_PASSWORD"]
         urls["cimt_backup"] = (with_password(url, password), migrate)
     for role, (url, following) in urls.items():
@@ -512,6 +517,30 @@ def model(patient: Patient) -> Iterator[Finding]:
             yield soon(f"{name}: {patient[name]} is shut down on {end}", following)
         else:
             yield well(f"{name}: OpenAI has {patient[name]}" + (f" until {end}" if end else ""))
+
+
+def ingest(patient: Patient) -> Iterator[Finding]:
+    """The api takes INGEST_KEY, by which the etl brings documents."""
+    host = patient["API_DOMAIN"]
+    address, port = patient.places.get(443, (host, 443))
+    with httpx.Client(
+        verify=ssl.create_default_context(cafile=patient.authority), timeout=SECONDS
+    ) as client:
+        answer = client.get(
+            f"https://{address}:{port}/documents",
+            params={"limit": 1},
+            headers={"Host": host, "Authorization": f"Bearer {patient['INGEST_KEY']}"},
+            extensions={"sni_hostname": host},
+        )
+    if answer.is_success:
+        yield well("the api takes INGEST_KEY")
+    elif answer.status_code == 401:
+        yield wrong("the api refuses INGEST_KEY (401)", f"make services ENV={patient.environment}")
+    else:
+        yield soon(
+            f"the api does not list its documents ({answer.status_code})",
+            f"make smoke ENV={patient.environment}",
+        )
 
 
 def alerts(patient: Patient) -> Iterator[Finding]:
@@ -636,7 +665,7 @@ def tokens(_: Patient) -> Iterator[Finding]:
 
 CHECKS: tuple[Callable[[Patient], Iterator[Finding]], ...] = (
     *(settings, names, certificates, proxy, host_key, droplet, registry, database),
-    *(sign_in, model, mail, alerts, on_github, tokens),
+    *(sign_in, model, ingest, mail, alerts, on_github, tokens),
 )
 # Without these a check asks nothing: `settings` names them.
 ASKED_WITH = {
@@ -646,10 +675,13 @@ ASKED_WITH = {
     "registry": "IMAGE_REPOSITORY",
     "sign_in": "SUPABASE_URL",
     "model": "OPENAI_API_KEY",
+    "ingest": "INGEST_KEY",
 }
 
 
-def examine(patient: Patient) -> Iterator[Finding]:
+def examine(
+    patient: Patient, checks: Sequence[Callable[[Patient], Iterator[Finding]]] = CHECKS
+) -> Iterator[Finding]:
     """All checks at once, their findings in a fixed order."""
 
     def ask(check: Callable[[Patient], Iterator[Finding]]) -> list[Finding]:
@@ -674,8 +706,8 @@ def examine(patient: Patient) -> Iterator[Finding]:
             )
         return found
 
-    pool = ThreadPoolExecutor(len(CHECKS))
-    asked = [(check, pool.submit(ask, check)) for check in CHECKS]
+    pool = ThreadPoolExecutor(len(checks))
+    asked = [(check, pool.submit(ask, check)) for check in checks]
     end = time.monotonic() + PATIENCE
     for check, answer in asked:
         try:
@@ -717,10 +749,12 @@ def main() -> int:
     except ValueError as error:
         print(f"doctor: {error}. Next: mend it", file=sys.stderr)
         return 2
-    count = {"✓": 0, "!": 0, "✗": 0}
+    told: dict[Sign, list[str]] = {"✓": [], "!": [], "✗": []}
     for finding in examine(patient):
-        count[finding.sign] += 1
-        print(discreet(str(finding), patient), flush=True)
+        told[finding.sign].append(discreet(str(finding), patient))
+        print(told[finding.sign][-1], flush=True)
+    note(changed=told["✗"], notes=told["!"])
+    count = {sign: len(lines) for sign, lines in told.items()}
     took = time.monotonic() - started
     print(f"doctor: {count['✓']} well, {count['!']} to look at, {count['✗']} wrong; {took:.0f} s")
     with contextlib.suppress(BrokenPipeError):

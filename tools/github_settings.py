@@ -1,7 +1,8 @@
 """`make github`: the environment, its variables and secrets, and the rule for `main`, as services/settings.yaml says.
 
 Without CONFIRM=yes it only shows what it would change: `+` new, `~` other, `-` gone, `?` not ours, which stays.
-A secret's value cannot be read back from GitHub: one is written when it is missing there, or named in ROTATE=NAME,NAME.
+A secret's value cannot be read back from GitHub: one is written when it is missing there, or named in ROTATE=NAME,NAME;
+one that GitHub has only by your choice, when it is named.
 Asked is GITHUB_API_URL (api.github.com) about the repository of this clone's origin, or GITHUB_REPOSITORY, with
 GITHUB_TOKEN, GH_TOKEN, or what `gh auth token` has: a person's, with Administration, Environments and Variables for
 writing and Actions for reading. Exit codes: 0 done, or shown; 1 GitHub did not; 2 refused before it was asked.
@@ -30,6 +31,9 @@ from tools.settings.__main__ import read
 
 ROOT = Path(__file__).parents[1]
 RULESET = "cimt"
+OF_WORKFLOWS = (
+    "production"  # their environment: what belongs to the whole repository is as that one has it
+)
 ACTIONS = 15368  # the app whose check Gate is: GitHub Actions
 RULES: dict[str, dict[str, Any]] = {
     "deletion": {},
@@ -86,6 +90,7 @@ def wanted(declared: Mapping[str, Any], env: Mapping[str, str]) -> Wanted:
     names: dict[str, set[str]] = {
         "variable": set(),
         "secret": set(),
+        "secret by choice": set(),
         "variable of the repository": set(),
     }
     for name, setting in declared["settings"].items():
@@ -103,7 +108,8 @@ def wanted(declared: Mapping[str, Any], env: Mapping[str, str]) -> Wanted:
     return Wanted(
         variables=values("variable"),
         of_repository=values("variable of the repository"),
-        secrets=values("secret"),
+        secrets=values("secret")
+        | {name: value for name, value in values("secret by choice").items() if name in rotate},
         names=names,
         rotate=rotate,
     )
@@ -112,10 +118,11 @@ def wanted(declared: Mapping[str, Any], env: Mapping[str, str]) -> Wanted:
 def refused(declared: Mapping[str, Any], want: Wanted) -> str:
     """Why GitHub is not asked at all; empty when it can be."""
     known = want.variables | want.secrets
+    secret = want.names["secret"] | want.names["secret by choice"]
     ours = want.names["variable"] | want.names["secret"]
     if lacking := [name for name in first_day(declared) if name in ours and name not in known]:
         return f"not set: {', '.join(lacking)}. Next: make init says where each comes from"
-    if strange := want.rotate - want.names["secret"]:
+    if strange := want.rotate - secret:
         return f"ROTATE={','.join(sorted(strange))} is no secret of a workflow. Next: docs/setup.md has their names"
     if absent := want.rotate - want.secrets.keys():
         return f"ROTATE={','.join(sorted(absent))} has no new value here. Next: put it into 1Password, or the shell"
@@ -196,6 +203,8 @@ class Settings(github.Repository):
             "variable": (self._at, want.variables),
             "variable of the repository": ("/actions", want.of_repository),
         }
+        if self._environment != OF_WORKFLOWS:
+            del places["variable of the repository"]
         for kind, (at, values) in places.items():
             place = f"{at}/variables"
             new = self._new and at == self._at
@@ -251,9 +260,9 @@ class Settings(github.Repository):
             elif name in want.rotate:
                 yield Change("~", f"secret {name}, there since {there[name]}", seal(name))
         for name in sorted(there.keys() - want.secrets.keys()):
-            told = (
-                "its value is not here" if name in want.names["secret"] else "no workflow takes it"
-            )
+            told = "no workflow takes it"
+            if name in want.names["secret"] | want.names["secret by choice"]:
+                told = "its value is not here, or was not named"
             yield Change("?", f"secret {name}: {told}; it stays")
 
     def _rule(self) -> Iterator[Change]:

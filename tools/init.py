@@ -20,7 +20,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -65,6 +65,9 @@ class Store(Protocol):
 
     def add(self, found: Mapping[str, str]) -> None:
         """Keep what is not there yet. Raises Failed."""
+
+    def replace(self, found: Mapping[str, str], gone: Collection[str] = ()) -> None:
+        """Keep these in the place of what is there, and no longer what is gone: all at once. Raises Failed."""
 
 
 class OnePassword:
@@ -120,6 +123,16 @@ class OnePassword:
         item["fields"] += [one for one in fields if one["label"] not in there]
         self._op("item", "edit", item["id"], "--vault", VAULT, sent=json.dumps(item))
 
+    def replace(self, found: Mapping[str, str], gone: Collection[str] = ()) -> None:
+        """Edit the item once."""
+        item = self._found()
+        if item is None:
+            raise Failed(f"{self.where} is not there. Next: make init")
+        item["fields"] = [
+            {"label": name, "type": "CONCEALED", "value": value} for name, value in found.items()
+        ] + [one for one in item["fields"] if one["label"] not in {*found, *gone}]
+        self._op("item", "edit", item["id"], "--vault", VAULT, sent=json.dumps(item))
+
 
 class File:
     """A file of mode 0600 in the home of whoever runs it."""
@@ -142,10 +155,23 @@ class File:
         known = self.read()
         lines = [values.line(name, value) for name, value in found.items() if name not in known]
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _write(self._path, "\n".join([there.rstrip("\n"), *lines, ""]), 0o600)
+        write(self._path, "\n".join([there.rstrip("\n"), *lines, ""]), 0o600)
+
+    def replace(self, found: Mapping[str, str], gone: Collection[str] = ()) -> None:
+        """Write it anew, without the lines of these names, and with these at its end."""
+        self.read()  # one that others may read is refused
+        named = tuple(f"{name}=" for name in (*found, *gone))
+        kept = [one for one in self._path.read_text().splitlines() if not one.startswith(named)]
+        lines = [values.line(name, value) for name, value in found.items()]
+        write(self._path, "\n".join([*kept, *lines, ""]), 0o600)
 
 
-def _write(path: Path, text: str, mode: int) -> None:
+def store_of(environment: str) -> Store:
+    """1Password where there is an `op`, else the file."""
+    return OnePassword(environment) if shutil.which("op") else File(environment)
+
+
+def write(path: Path, text: str, mode: int) -> None:
     """The whole file or nothing."""
     part = path.with_name(f".{path.name}.{os.getpid()}")
     part.unlink(missing_ok=True)
@@ -241,7 +267,7 @@ def public_half(key: str) -> str:
     """Of a private key of OpenSSH, one line."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "key")
-        _write(path, key.rstrip("\n") + "\n", 0o600)
+        write(path, key.rstrip("\n") + "\n", 0o600)
         done = subprocess.run(
             ["ssh-keygen", "-y", "-P", "", "-f", str(path)], capture_output=True, text=True
         )
@@ -343,9 +369,9 @@ def init(
     }
     if found := values.problems(plain, declared):
         raise values.Refused(f"in the shell, {found[0]}")
-    answered = answers(text, declared, ask)
+    answered = answers(text, declared, ask) | {"environment": environment}
     file = File(environment)
-    store: Store = OnePassword(environment) if shutil.which("op") else file
+    store = store_of(environment)
     there = store.read()
     new = {
         name: value for name, value in file.read().items() if name in settings and name not in there
@@ -388,12 +414,12 @@ def init(
         line = "\nDROPLET_SSH_KEY="
         wanted = wanted.replace(line, f"\n# its public half: {public}{line}")
     if wanted != text:
-        _write(path, wanted, 0o644)
+        write(path, wanted, 0o644)
     print(
         f"init: {path.name}: {'as it was' if wanted == text else 'written' if not text else 'lines were added'}"
     )
     print(f"init: {store.where}: {len(new)} new, {len(there)} in all")
-    if store is not file and file.read():
+    if not isinstance(store, File) and file.read():
         print(f"init: what was in {file.where} is in 1Password now. Next: rm {file.where}")
     if public:
         print(f"init: for the droplet's admin user: {public}")

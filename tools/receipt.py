@@ -1,7 +1,7 @@
 """Writes, as Markdown, the receipt of a release, or what the nightly look at an environment found.
 
 usage: python -m tools.receipt release [STATUS]   STATUS is GitHub's job.status; a failed release has a receipt too
-       python -m tools.receipt findings           exit code 0: `make plan` and `make audit` ran and found nothing
+       python -m tools.receipt findings           exit code 0: all of LOOKS ran and found nothing
 
 It is put together from what the steps left in .local/receipt/ (tools/step.py), the audit's report and one question
 to each app: which revision serves now. Only fields that are named here get in, so no secret does.
@@ -28,6 +28,7 @@ from tools.step import ROOT, read
 
 ENV = os.environ.get("ENV", "local")
 STEPS = ("migrate", "services", "deploy", "smoke", "audit")  # in their order
+LOOKS = ("plan", "audit", "auth", "doctor")  # of a night
 LONGEST = 3000  # signs of a message
 
 
@@ -151,24 +152,26 @@ def release(status: str) -> str:
 
 
 def findings() -> tuple[str, bool]:
-    """What `make plan` and `make audit` found; the same text for the same findings. Whether that is nothing."""
-    plan, looked = read("plan"), read("audit")
-    parts = [f"`make plan` and `make audit` against {ENV} found what is not as `main` declares it."]
-    for name, step, found in (
-        ("plan", plan, plan.get("changed", [])),
-        ("audit", looked, audit()[1]),
-    ):
+    """What a night's looks found; the same text for the same findings. Whether that is nothing."""
+    steps = {name: read(name) for name in LOOKS}
+    verbs = ", ".join(f"`make {name}`" for name in LOOKS)
+    parts = [f"Of {verbs} against {ENV}, one or more found what is not as `main` declares it."]
+    for name, step in steps.items():
         parts += [f"### make {name}"]
+        found = audit()[1] if name == "audit" else step.get("changed", [])
         if not step:
             parts += ["It did not run; the log of the run says why."]
         elif step["code"] and not found:
             parts += [why(step, name)]
         else:
             parts += [listed([*found, *step.get("notes", [])])]
-    parts += [
-        "**Next**: Actions → Operate → `plan`, read it, then `provision`; or bring the change into a pull request."
-    ]
-    clean = plan.get("code") == 0 == looked.get("code") and not plan["changed"]
+    following = (
+        "Actions → Operate → `plan` or `auth`, read it, then `provision`, or `auth` confirmed"
+    )
+    other = "or bring the change into a pull request; what `make doctor` found says what to type"
+    parts += [f"**Next**: {following}; {other}."]
+    ran = all(step.get("code") == 0 for step in steps.values())
+    clean = ran and not steps["plan"].get("changed")
     return "\n\n".join(parts) + "\n", clean
 
 

@@ -509,7 +509,8 @@ def test_the_server_runs_once_for_all_who_ask_and_stays_small(etl: Etl) -> None:
     ]
     environment = {
         "INGEST_KEY": INGEST_KEY,
-        "ETL_KEY": "key-of-the-etl",
+        "ETL_KEY": "a-new-key-of-the-etl",
+        "ETL_KEY_OLD": "key-of-the-etl",
         "PYTHONPATH": str(ROOT / "services/etl"),
     }
     options = ["--host", "127.0.0.1", "--port", str(port)]
@@ -524,6 +525,8 @@ def test_the_server_runs_once_for_all_who_ask_and_stays_small(etl: Etl) -> None:
             == client.get("/runs", headers={"Authorization": "Bearer x"}).status_code
             == 401
         )
+        new = {"Authorization": "Bearer a-new-key-of-the-etl"}
+        assert client.post("/run?wait=soon", headers=new).status_code == 422, "it got in"
         reports: list[Any] = []
         first = threading.Thread(
             target=lambda: reports.append(

@@ -329,7 +329,7 @@ def test_ours_make_nothing_temporary_and_all_others_still_may(prey: Prey) -> Non
             "where rolname !~ '^pg_' and rolname <> 'attacker' and not rolsuper"
         ).fetchall()
     )
-    ours = {"cimt_api", "cimt_backup", "cimt_definer"}
+    ours = {"cimt_api", "cimt_api_b", "cimt_backup", "cimt_definer"}
     assert {role for role, allowed in may.items() if not allowed} == ours
     assert {"anon", "authenticator", "supabase_auth_admin", "postgres"} <= {
         role for role in may if may[role]

@@ -350,8 +350,12 @@ def test_every_account_has_a_profile_and_keeps_its_own(database: Database) -> No
 
 
 def test_the_apis_role_is_no_more_than_itself(database: Database) -> None:
-    role = database.ask(
+    roles = database.ask(
         "select rolsuper, rolbypassrls, rolcreaterole, rolcreatedb, rolreplication, rolinherit, "
-        "(select count(*) from pg_auth_members where member = r.oid) from pg_roles r where rolname = 'cimt_api'"
+        "(select coalesce(string_agg(roleid::regrole::text, ''), '') from pg_auth_members where member = r.oid) "
+        "from pg_roles r where rolname in ('cimt_api', 'cimt_api_b') order by rolname"
     )
-    assert role == [(False, False, False, False, False, False, 0)]
+    nothing = (False, False, False, False, False, False)
+    assert roles == [(*nothing, ""), (*nothing, "cimt_api")], (
+        "its other login becomes it, and no more"
+    )

@@ -93,8 +93,8 @@ def management(tmp_path: Path) -> Iterator[tuple[Management, Path]]:
     server.shutdown()
 
 
-def auth(profile: Path | None, **given: str) -> subprocess.CompletedProcess[str]:
-    options = ["--profile", str(profile)] if profile else []
+def auth(profile: Path | None, *options: str, **given: str) -> subprocess.CompletedProcess[str]:
+    options = (*options, "--profile", str(profile)) if profile else options
     known = {key: os.environ[key] for key in ("PATH", "HOME") if key in os.environ}
     return subprocess.run(
         [sys.executable, "-m", "tools.auth", *options],
@@ -110,13 +110,15 @@ def test_it_shows_what_differs_and_changes_nothing_until_it_is_told_to(
     management: tuple[Management, Path],
 ) -> None:
     kept, profile = management
-    plan = auth(profile)
+    plan = auth(profile, SMTP_PASSWORD="", RECEIPT_FACTS=str(profile.with_name("facts")))
     assert plan.returncode == 2, plan.stdout + plan.stderr
     assert '"https://app.example.com"' in plan.stdout
     assert "http://localhost:3000" in plan.stdout
     assert "secrets and the text of mails are not compared" in plan.stdout
     assert "Next: make auth ENV=production CONFIRM=yes" in plan.stdout
     assert kept.written == []
+    noted = json.loads(profile.with_name("facts").read_text())["changed"]
+    assert "auth.site_url (update)" in noted, "the nightly issue tells what differs"
     made = auth(profile, CONFIRM="yes", SIGN_UP="invited")
     assert made.returncode == 0, made.stdout + made.stderr
     (written,) = kept.written
@@ -142,7 +144,7 @@ def test_it_shows_what_differs_and_changes_nothing_until_it_is_told_to(
     ("given", "says"),
     [
         (
-            {"SMTP_HOST": "", "SMTP_PASSWORD": ""},
+            {"SMTP_HOST": "", "SMTP_PASSWORD": "", "CONFIRM": "yes"},
             "not set: SMTP_HOST, SMTP_PASSWORD. Supabase's own mail sends two",
         ),
         ({"WEB_DOMAIN": ""}, "not set: WEB_DOMAIN"),
@@ -155,6 +157,13 @@ def test_what_would_leave_people_outside_is_refused(given: dict[str, str], says:
     assert done.returncode == 1
     assert says in done.stderr
     assert "Next: " in done.stderr
+
+
+def test_without_a_token_a_night_says_so_and_is_not_red() -> None:
+    done = auth(None, "--with-token", SUPABASE_ACCESS_TOKEN="", SMTP_HOST="")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("auth: not compared: SUPABASE_ACCESS_TOKEN is not set here")
+    assert done.stdout.count("\n") == 1
 
 
 @pytest.mark.parametrize("kind", ["signup", "magiclink"])

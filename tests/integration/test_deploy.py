@@ -11,7 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
+
+from tools.declared import Declared
 
 ROOT = Path(__file__).parents[2]
 TASKS = yaml.safe_load((ROOT / "roles/release/tasks/main.yml").read_text())
@@ -42,6 +45,7 @@ INVENTORY = {
     "release_image": "image-of-{{ release_service }}",
     "release_who": "ops",
     "release_lock_wait": 60,
+    "release_first_lacks": "{{ lookup('ansible.builtin.env', 'LACKS') if release_service == 'hello' else '' }}",
     "release_attestation": "none",
     "ansible_connection": "local",
     "ansible_become": False,
@@ -80,6 +84,7 @@ class World:
     locked_once: list[str] = field(default_factory=list)
     run_already: list[str] = field(default_factory=list)
     cannot_be_undone: list[str] = field(default_factory=list)
+    ledger: list[dict[str, str]] = field(default_factory=list)
 
 
 @dataclass
@@ -116,7 +121,12 @@ def deploy(home: Path, world: World, *apps: str) -> Ended:
             .replace("TRIED", f"{home}/tried")
         )
     (home / "world").write_text(json.dumps(vars(world)))
+    (home / "state").mkdir()
+    (home / "state/releases.jsonl").write_text(
+        "".join(f"{json.dumps(one)}\n" for one in world.ledger)
+    )
     variables: dict[str, Any] = {**INVENTORY, "release_services": list(apps)}
+    variables |= {"release_state_directory": str(home / "state")}
     (home / "inventory/rehearsal").mkdir(parents=True)
     (home / "inventory/rehearsal/hosts.yml").write_text(
         yaml.safe_dump({"droplets": {"hosts": {"droplet": variables}}})
@@ -149,6 +159,22 @@ def test_a_good_release_stays_and_both_reports_are_shown(tmp_path: Path) -> None
     assert "1 passed" in done.said
     assert "3 passed" in done.said
     assert done.report
+
+
+def test_a_page_that_no_mail_would_lead_into_is_not_opened_and_nothing_is_released(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LACKS", "SMTP_HOST")
+    failed = [{"service": "hello", "from": "", "result": "failed"}]
+    done = deploy(tmp_path / "first", World(ledger=failed), "api", "hello")
+    assert done.code != 0
+    assert (
+        "the first release of hello is refused, nothing was changed. Not set: SMTP_HOST"
+        in done.said
+    )
+    assert done.calls == []
+    live = [{"service": "hello", "from": "", "result": "live"}]
+    assert deploy(tmp_path / "fix", World(ledger=live), "api", "hello").code == 0
 
 
 def test_a_failing_smoke_test_puts_back_all_that_was_switched_the_last_first(
@@ -209,3 +235,15 @@ def test_what_ran_already_is_asked_but_not_put_back(tmp_path: Path) -> None:
     assert done.code != 0
     assert done.undone() == []
     assert "no greeting" in done.said.partition("TASK [The release was not good]")[2]
+
+
+def test_production_asks_for_the_mail_server_of_the_page_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for service, host, lacks in [("web", "", True), ("web", "smtp.x", False), ("api", "", False)]:
+        given = {"SERVICE": service, "SMTP_HOST": host, "SMTP_FROM": "no-reply@example.com"}
+        for name, value in given.items():
+            monkeypatch.setenv(name, value)
+        told = Declared("production")["release_first_lacks"].strip()
+        assert told.startswith("SMTP_HOST and SMTP_FROM: without a mail server") is lacks
+        assert bool(told) is lacks

@@ -36,6 +36,7 @@ from tools.doctor import CHECKS, SUPPORTED, Finding, Patient, discreet, examine,
 HOST = "api.cimt.test"
 KEY = "AAAAC3NzaC1lZDI1NTE5AAAAIFXHCVsE8hvveBIa91VpfgNDk22hC8wvSYoEB0UxGPaa"
 PASSWORD = "a password / of the api"
+INGEST = "the-key-of-the-ingest-0123456789abcdef"
 SECRETS = {
     "REGISTRY_PASSWORD": "ghp_of-the-registry",
     "NOTIFY_SMTP_PASSWORD": "of-the-mail-server",
@@ -77,8 +78,13 @@ def registry() -> Starlette:
     def front(_: Request) -> JSONResponse:
         return JSONResponse({}, WORLD["front"])
 
+    def documents(request: Request) -> JSONResponse:
+        good = request.headers["authorization"] == f"Bearer {INGEST}"
+        return JSONResponse({}, 200 if good and request.url.hostname == HOST else 401)
+
     routes = [
         Route("/", front),
+        Route("/documents", documents),
         Route("/v2/example/cimt/api/tags/list", tags),
         Route("/token", token),
         Route("/auth.test", slack, methods=["POST"]),
@@ -233,7 +239,11 @@ def test_a_production_that_is_well(well: Patient) -> None:
         assert part in text
 
 
-def test_what_is_not_set_is_named_and_what_is_left_out_is_not(well: Patient) -> None:
+def test_what_is_not_set_is_named_and_what_is_left_out_is_not(
+    well: Patient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert found(well, "settings") == [], "a job of GitHub has those of its verbs alone"
+    monkeypatch.delenv("GITHUB_ACTIONS")
     lines = [one.what for one in found(well, "settings")]
     assert any(line.startswith("N8N_DOMAIN is not set") for line in lines)
     assert not any(line.startswith(("ETL_KEY", "API_DOMAIN")) for line in lines)
@@ -241,6 +251,7 @@ def test_what_is_not_set_is_named_and_what_is_left_out_is_not(well: Patient) -> 
         one.what for one in found(changed(well, LEAVE_OUT="n8n,etl", API_DOMAIN=""), "settings")
     ]
     assert any(line.startswith("API_DOMAIN is not set") for line in less)
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
     empty = replace(well, known=dict.fromkeys(well.known, ""), pinned="")
     told = [one.what for one in examine(empty) if "is not set" not in one.what]
     assert told == ["alerts reach nobody"], "what is not there is named once, and not asked"
@@ -378,6 +389,12 @@ def test_sign_in_and_the_model(well: Patient, elsewhere: Clouds) -> None:
     assert str(finding).startswith(
         "✗ OpenAI refuses OPENAI_API_KEY (401). Next: platform.openai.com"
     )
+
+
+def test_the_api_takes_the_key_for_documents(well: Patient) -> None:
+    assert signs(changed(well, INGEST_KEY=INGEST), "ingest") == "✓"
+    (finding,) = found(changed(well, INGEST_KEY="another"), "ingest")
+    assert str(finding).startswith("✗ the api refuses INGEST_KEY (401). Next: make services")
 
 
 def test_alerts_and_mail(well: Patient, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,6 @@ import json
 import os
 import pty
 import re
-import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,8 @@ from typing import Any
 import pytest
 import yaml
 
+from local.github.__main__ import application
+from testbed.served import served
 from testbed.tree import ROOT, copy_tree
 
 SETTINGS = yaml.safe_load((ROOT / "services/settings.yaml").read_text())["settings"]
@@ -358,13 +359,44 @@ def test_a_secret_in_the_file_is_refused_everywhere_and_not_shown(clone: Clone, 
     assert clone.account.read_text() == "{}", "1Password was not asked"
 
 
+def files(root: Path) -> dict[str, bytes]:
+    """What would be committed, by path; production.env is made here too."""
+    found = (one for one in root.rglob("*") if one.is_file())
+    kept = {str(one.relative_to(root)): one.read_bytes() for one in found}
+    left = (".venv", "node_modules", ".local", "production.env")
+    return {
+        name: text
+        for name, text in kept.items()
+        if not name.startswith(left) and "__pycache__" not in name
+    }
+
+
 def test_a_second_environment_is_a_file_and_an_inventory_more(clone: Clone) -> None:
-    shutil.copytree(
-        clone.root / "inventory/production", clone.root / "inventory/staging", symlinks=True
+    before = files(clone.root)
+    block = (
+        (clone.root / "docs/setup.md").read_text().partition("```sh\nmkdir inventory/staging")[2]
     )
+    commands, init = ("mkdir inventory/staging" + block.partition("```")[0]).split("make init ")
+    subprocess.run(["bash", "-euc", commands], cwd=clone.root, check=True)
+    given = dict(word.split("=") for word in init.partition("#")[0].split())
     assert clone.init(**ANSWERS).returncode == 0
-    done = clone.init(**ANSWERS | {"DOMAIN": "staging.example.com"}, ENV="staging")
+    brought = {
+        "DROPLET_HOST": "127.0.0.1",
+        "DROPLET_PORT": "9",
+        "DROPLET_KNOWN_HOSTS": "[127.0.0.1]:9 ssh-ed25519 AAAA",
+        "SUPABASE_DB_URL": DATABASE,
+        "SUPABASE_PUBLISHABLE_KEY": "sb_publishable_x",
+        "OPENAI_API_KEY": MODEL_KEY,
+        "LEAVE_OUT": "n8n",
+    }
+    done = clone.init(**ANSWERS | given | {"PROJECT": "stagingstagingstagin"} | brought)
     assert done.returncode == 0, done.stderr
+    after = files(clone.root)
+    assert {name for name in after if after[name] != before.get(name)} == {
+        "staging.env",
+        "inventory/staging/hosts.yml",
+    }, "and a link"
+    assert before.keys() <= after.keys()
     text = (clone.root / "staging.env").read_text()
     assert "API_DOMAIN=api.staging.example.com" in text
     assert "INGEST_KEY=op://cimt/staging/INGEST_KEY" in text
@@ -374,4 +406,24 @@ def test_a_second_environment_is_a_file_and_an_inventory_more(clone: Clone) -> N
     }
     assert set(items) == {"production", "staging"}
     secrets = [{one["value"] for one in fields} for fields in items.values()]
-    assert not secrets[0] & secrets[1]
+    assert not (secrets[0] & secrets[1]) - {DATABASE, MODEL_KEY}
+    assert "digitaloceanspaces.com/example-cimt-staging" in text
+    # GitHub: its own environment; what is the repository's stays as production has it.
+    kept = clone.root.parent / "github"
+    kept.mkdir()
+    permissions = {"administration": "write", "environments": "write", "variables": "write"}
+    rights = {"token": {"permissions": permissions | {"actions": "read", "metadata": "read"}}}
+    (kept / "tokens.json").write_text(json.dumps(rights))
+    with served(application(kept, kept)) as port:
+        place = f"http://127.0.0.1:{port}/api"
+        asked = {"GITHUB_API_URL": place, "GITHUB_TOKEN": "token", "CONFIRM": "yes"}
+        asked |= {"GITHUB_REPOSITORY": "example/cimt", "NO_PROXY": "127.0.0.1", "ENV": "staging"}
+        done = clone.make("github", **asked)
+    assert done.returncode == 0, done.stdout + done.stderr
+    settings = kept / "settings"
+    there = {str(one.relative_to(settings)) for one in settings.rglob("*") if one.is_file()}
+    assert {"staging/variables/API_DOMAIN", "staging/secrets/INGEST_KEY"} <= there
+    assert not any(name.startswith(("production", "repository/")) for name in there)
+    # A playbook goes to the droplet of that inventory, with the values of that file.
+    done = clone.make("history", ENV="staging", ALLOW_OLDER="true")
+    assert "fatal: [staging]: UNREACHABLE!" in done.stdout, done.stdout

@@ -182,6 +182,18 @@ def test_a_secret_is_written_again_only_when_it_is_named(there: Repository) -> N
     refused(there.github(ROTATE="BACKUP_KEY_ID"), "no new value here", code=2)
 
 
+def test_a_token_for_sign_in_is_given_only_when_it_is_named(there: Repository) -> None:
+    given = GIVEN | {"SUPABASE_ACCESS_TOKEN": "a-token-of-supabase", "SMTP_PASSWORD": "of-mails"}
+    there.changed(given)
+    kept = "production/secrets/SUPABASE_ACCESS_TOKEN"
+    assert kept not in there.files()
+    said = there.changed(given, ROTATE="SUPABASE_ACCESS_TOKEN")
+    assert "+ secret SUPABASE_ACCESS_TOKEN" in said
+    assert there.files()[kept] == "a-token-of-supabase"
+    assert "production/secrets/SMTP_PASSWORD" not in there.files()
+    assert "all is as it should be" in there.github(given).stdout
+
+
 def test_a_stricter_rule_and_reviewers_of_a_team_stay(there: Repository) -> None:
     there.changed()
     (ruleset,) = json.loads(there.files()["rulesets.json"])

@@ -42,6 +42,8 @@ NEEDED = {
     "sbom": set(),
     "vulnerabilities": set(),
     "checklist": {"DROPLET_HOST", "API_DOMAIN", "SUPABASE_DB_URL"},
+    "auth": set(REQUIRED["auth-plan"]),
+    "doctor": {"DROPLET_HOST", "IMAGE_REPOSITORY", "API_DATABASE_PASSWORD"},
 }
 # Verbs that write what an audit compares, and the audit.
 COMPARED = {"services", "provision", "plan", "deploy", "audit"}
@@ -190,6 +192,15 @@ def test_every_verb_gets_what_it_requires(made: list[Call]) -> None:
         if (names := {name for name in needed(call.verb) if not call.environment.get(name)})
     }
     assert missing == {}
+
+
+def test_sign_in_is_changed_by_operate_alone(made: list[Call]) -> None:
+    """Deploy never, and Nightly gets no password of mails."""
+    calls = {call.where.partition(".")[0]: call for call in made if call.verb == "auth"}
+    assert set(calls) == {"nightly", "operate"}
+    assert "CONFIRM" in calls["operate"].environment
+    assert calls["operate"].environment["SMTP_PASSWORD"]
+    assert not {"CONFIRM", "SMTP_PASSWORD"} & set(calls["nightly"].environment)
 
 
 def test_an_audit_declares_what_the_release_wrote(made: list[Call]) -> None:

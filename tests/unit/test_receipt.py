@@ -34,6 +34,7 @@ AUDIT = """<?xml version="1.0" encoding="utf-8"?><testsuites name="pytest tests"
 <testcase classname="tests.audit.test_services" name="test_it_runs_with_all_its_replicas[api]">{bad}</testcase>
 </testsuite></testsuites>"""
 BAD = '<failure message="AssertionError: Next: make deploy&#10;assert 0 == 1">def test…</failure>'
+LOOKED: dict[str, Any] = {"plan": {"changed": []}, "audit": {}, "auth": {}, "doctor": {}}
 # As the steps leave it.
 STEPS: dict[str, dict[str, Any]] = {
     "migrate": {"seconds": 3.1, "migrations": [["20261124010000_profiles.sql", "expand"]]},
@@ -136,21 +137,23 @@ def test_a_failed_release_has_a_receipt_too(
 def test_findings_are_the_same_text_for_the_same_findings(
     kept: Callable[..., None], tmp_path: Path
 ) -> None:
-    kept(plan={"seconds": 1.0, "changed": []}, audit={"seconds": 2.0})
+    kept(**LOOKED)
     assert receipt.findings()[1], "clean"
-    kept(
-        plan={"seconds": 1.0, "changed": ["firewall : Rules: /etc/x"]},
-        audit={"seconds": 2.0, "code": 1},
-    )
+    found: dict[str, Any] = {
+        "plan": {"seconds": 1.0, "changed": ["firewall : Rules: /etc/x"]},
+        "audit": {"seconds": 2.0, "code": 1},
+        "auth": {"code": 2, "changed": ["auth.site_url (update)"]},
+        "doctor": {"code": 1, "changed": ["✗ OpenAI refuses"], "notes": ["! ends in 9 days"]},
+    }
+    kept(**found)
     audit_report(tmp_path, failed=True)
     text, clean = receipt.findings()
     assert not clean
     assert "firewall : Rules: /etc/x" in text
     assert "test_it_runs_with_all_its_replicas[api]: AssertionError: Next: make deploy" in text
-    kept(
-        plan={"seconds": 8.0, "changed": ["firewall : Rules: /etc/x"]},
-        audit={"seconds": 9.0, "code": 1},
-    )
+    for told in ("- auth.site_url (update)", "- ✗ OpenAI refuses\n- ! ends in 9 days"):
+        assert told in text
+    kept(**{name: one | {"seconds": 9.0} for name, one in found.items()})
     audit_report(tmp_path, failed=True)
     assert receipt.findings()[0] == text
 
@@ -163,12 +166,15 @@ def test_findings_are_the_same_text_for_the_same_findings(
         {"plan": {"code": 4, "changed": [], "failed": [["x", "unreachable"]]}},
         {"plan": {"code": 4}},
         {"audit": {"code": 1}},
+        {"auth": None},
+        {"auth": {"code": 2}},
+        {"doctor": {"code": 1}},
     ],
 )
 def test_who_did_not_look_has_not_found_nothing(
     kept: Callable[..., None], steps: dict[str, Any]
 ) -> None:
-    kept(**({"plan": {"seconds": 1.0, "changed": []}, "audit": {"seconds": 2.0}} | steps))
+    kept(**(LOOKED | steps))
     assert not receipt.findings()[1]
 
 

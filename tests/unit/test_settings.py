@@ -24,7 +24,7 @@ COMPOSE = (ROOT / "services/compose.yaml").read_text()
 DERIVED = {"N8N_TAG", "ETL_TAG", "ETL_SOURCES", "DATABASE_POOL"}
 DERIVED |= {"N8N_OWNER_PASSWORD_HASH", "N8N_PROXY_HOPS"}
 FIELDS = {"what", "from", "make", "needed_by", "used_by", "secret", "app", "audit", "default"}
-FIELDS |= {"example", "choices", "github", "init"}
+FIELDS |= {"example", "choices", "github", "init", "rotate"}
 WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
 
 
@@ -54,7 +54,7 @@ def test_init_fills_what_the_first_day_needs() -> None:
     by_hand = {name for name in first_day(DECLARED) if not {"init", "make"} & set(SETTINGS[name])}
     assert by_hand == outputs | accounts
     for setting in SETTINGS.values():
-        known = {*QUESTIONS, "owner"}
+        known = {*QUESTIONS, "owner", "environment"}
         assert set(re.findall(r"\{(\w+)\}", setting.get("init", ""))) <= known
         assert not ("init" in setting and setting.get("secret"))
 

@@ -8,8 +8,8 @@ The CLI has no lock of its own (two pushes at once race and one fails half way t
 time-outs, does not notice that an applied file was edited or that nothing was recorded, and cannot build an index
 again whose first attempt left an invalid one: that is added here.
 The password travels in the environment (PGPASSWORD), never in a command line.
-With API_DATABASE_PASSWORD the API's role `cimt_api` gets that password at the end, and with BACKUP_DATABASE_PASSWORD
-the backup's role `cimt_backup` that one.
+With API_DATABASE_PASSWORD the API's role, the one that API_DATABASE_URL names, gets that password at the end, and with
+BACKUP_DATABASE_PASSWORD the backup's role `cimt_backup` that one.
 A migration of class `contract` waits for `make backup`, unless ACCEPT_NO_BACKUP says why not; a first installation has
 nothing to lose.
 """
@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -39,7 +40,6 @@ ROOT = pathlib.Path(__file__).parents[2]
 LOCK = 0x43494D54  # "CIMT": one number for every runner of this project
 APPLICATION = "cimt migrate"
 LOCK_WAIT = 300  # seconds that a second runner waits for the first
-PASSWORDS = {"cimt_api": "API_DATABASE_PASSWORD", "cimt_backup": "BACKUP_DATABASE_PASSWORD"}
 # Seconds. While a migration waits for a lock, everybody else who wants the table waits behind it.
 LOCK_SECONDS = int(os.environ.get("MIGRATE_LOCK_SECONDS", "10"))
 # Of the Supabase CLI beside a database. It reads the whole of config.toml, where it wants a truth value.
@@ -183,7 +183,7 @@ class Watcher:
 
 def inherited() -> dict[str, str]:
     """Our environment without what opens the database: it stays with us, a child inherits only what it needs."""
-    secrets = ("SUPABASE_DB_URL", *PASSWORDS.values())
+    secrets = ("SUPABASE_DB_URL", "API_DATABASE_PASSWORD", "BACKUP_DATABASE_PASSWORD")
     return {name: value for name, value in os.environ.items() if name not in secrets}
 
 
@@ -205,8 +205,10 @@ def push(url: str, *flags: str) -> int:
     return int(run_cli(arguments, given) != 0)
 
 
-def run_cli(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
-    """Exit code of the Supabase CLI; its output goes through ours."""
+def run_cli(
+    arguments: Sequence[str], environment: Mapping[str, str], heard: list[str] | None = None
+) -> int:
+    """Exit code of the Supabase CLI; its output goes through ours, its lines into ``heard`` too."""
     with subprocess.Popen(
         [cli(), *arguments],
         cwd=ROOT,
@@ -219,6 +221,8 @@ def run_cli(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
     ) as process:
         for line in process.stdout or ():
             print(line, end="", flush=True)
+            if heard is not None:
+                heard.append(line)
     return process.returncode
 
 
@@ -285,12 +289,18 @@ def back_up(connection: psycopg.Connection, todo: list[Pending]) -> None:
         )
 
 
-def set_password(connection: psycopg.Connection, url: str, role: str) -> None:
+def api_login(url: str) -> str:
+    """The login role of the API that its address names: cimt_api, or its other login, cimt_api_b."""
+    match = re.match(r"\w+://(cimt_api(?:_b)?)[.:@]", url)
+    return match[1] if match else "cimt_api"
+
+
+def set_password(connection: psycopg.Connection, url: str, role: str, setting: str) -> None:
     """Give a role the password of its setting, when it has not got it already.
 
     What is sent is a SCRAM verifier: the password itself reaches no log of the server.
     """
-    password = os.environ.get(PASSWORDS[role], "")
+    password = os.environ.get(setting, "")
     if not password:
         return
     parts = urllib.parse.urlsplit(url)
@@ -316,7 +326,7 @@ def set_password(connection: psycopg.Connection, url: str, role: str) -> None:
             psycopg.sql.Identifier(role), psycopg.sql.Literal(verifier.decode())
         )
     )
-    print(f"migrate: {role} has the password of {PASSWORDS[role]} now")
+    print(f"migrate: {role} has the password of {setting} now")
 
 
 def lock(connection: psycopg.Connection) -> None:
@@ -365,8 +375,9 @@ def main() -> int:
             note(migrations=[[migration.name, migration.safety] for migration in todo])
             code = apply(connection, url, todo)
             if code == 0:
-                for role in PASSWORDS:
-                    set_password(connection, url, role)
+                api = api_login(os.environ.get("API_DATABASE_URL", ""))
+                set_password(connection, url, api, "API_DATABASE_PASSWORD")
+                set_password(connection, url, "cimt_backup", "BACKUP_DATABASE_PASSWORD")
             return code
     except Refused as reason:
         print(f"migrate: {reason}", file=sys.stderr)

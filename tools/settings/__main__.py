@@ -39,6 +39,7 @@ WORKFLOW_BLOCK = re.compile(
 TABLE = re.compile(
     r"(?P<head><!-- settings -->\n)(?P<block>.*?)(?P<tail><!-- end of settings -->\n)", re.DOTALL
 )
+PLACES = {"secret": "secrets", "secret by choice": "secrets", "variable": "vars"}
 EXAMPLE_HEAD = """\
 # Every setting of production; docs/setup.md says more. Written from services/settings.yaml by `make settings`.
 # `make init` writes production.env, which is committed: plain values and references, from which every verb takes them.
@@ -52,7 +53,7 @@ def read() -> dict[str, Any]:
 
 
 def github(setting: Mapping[str, Any]) -> str:
-    """Where GitHub keeps it: `secret`, `variable`, or `workflow` for what a workflow gives by itself."""
+    """Where GitHub keeps it: `secret`, `variable`, … or `workflow` for what a workflow gives by itself."""
     return str(setting.get("github") or ("secret" if setting.get("secret") else "variable"))
 
 
@@ -60,7 +61,7 @@ def workflow_block(declared: Mapping[str, Any], kind: str, verbs: Iterable[str])
     """Lines of an `env:` block: the plain or the secret settings of these verbs, in the file's order."""
     wanted = {name for verb in verbs for name in of_verb(declared, verb)}
     for name, setting in declared["settings"].items():
-        where = {"secret": "secrets", "variable": "vars"}.get(github(setting))
+        where = PLACES.get(github(setting))
         if name in wanted and where and (kind == "secret") is bool(setting.get("secret")):
             yield f"{name}: ${{{{ {where}.{name} }}}}"
 
@@ -102,6 +103,7 @@ PORTUGUESE = Words(
         "workflow": "dado pelo workflow",
         "variable": "variável",
         "secret": "segredo",
+        "secret by choice": "segredo, se você quiser",
         "variable of the repository": "variável do repositório",
     },
 )

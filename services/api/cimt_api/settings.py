@@ -133,6 +133,7 @@ class Settings(BaseSettings):
     supabase_url: Address  # https://<ref>.supabase.co
     openai_api_key: SecretStr
     ingest_key: SecretStr = Field(min_length=32)  # the ETL's bearer token
+    ingest_key_old: SecretStr = Field(SecretStr(""), min_length=32)  # taken too, while it changes
 
     # Who asks
     supabase_jwks_url: Address = ""  # default: where Supabase publishes the keys of supabase_url

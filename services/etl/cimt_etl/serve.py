@@ -126,7 +126,7 @@ class Runs:
             self.listeners.discard(events)
 
 
-def application(arguments: argparse.Namespace, key: str) -> Starlette:
+def application(arguments: argparse.Namespace, keys: list[str]) -> Starlette:
     """Return the routes."""
     registry = CollectorRegistry()
     command = [
@@ -144,7 +144,8 @@ def application(arguments: argparse.Namespace, key: str) -> Starlette:
 
     def wrong(request: Request) -> Response | None:
         given = request.headers.get("authorization", "")
-        if hmac.compare_digest(given.encode(), f"Bearer {key}".encode()):
+        taken = [hmac.compare_digest(given.encode(), f"Bearer {key}".encode()) for key in keys]
+        if any(taken):
             return None
         return JSONResponse(
             {"error": "This needs the key ETL_KEY."}, 401, {"WWW-Authenticate": "Bearer"}
@@ -206,13 +207,14 @@ def revision() -> str:
 
 def serve(arguments: argparse.Namespace) -> int:
     """Serve until SIGTERM; 2 when there is nothing to serve with."""
-    key = os.environ.get("ETL_KEY", "")
+    # The one from before is taken too, while it changes hands.
+    keys = [key for name in ("ETL_KEY", "ETL_KEY_OLD") if (key := os.environ.get(name, ""))]
     missing = [name for name in ("ETL_KEY", "INGEST_KEY") if not os.environ.get(name)]
     if missing:
         print(f"etl: {' and '.join(missing)} not set", file=sys.stderr)
         return 2
     uvicorn.run(
-        application(arguments, key), host=arguments.host, port=arguments.port, log_level="warning", access_log=False,
+        application(arguments, keys), host=arguments.host, port=arguments.port, log_level="warning", access_log=False,
         server_header=False, timeout_graceful_shutdown=5,
     )  # fmt: skip
     return 0

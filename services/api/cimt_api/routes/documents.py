@@ -29,8 +29,9 @@ Owner = Annotated[
 async def ingest_only(request: Request) -> None:
     """Raise Problem 401 unless the request brings the service credential."""
     token = bearer(request.headers.get("authorization"))
-    key = services_of(request).settings.ingest_key.get_secret_value()
-    if not hmac.compare_digest(token.encode(), key.encode()):
+    settings = services_of(request).settings
+    keys = [key.get_secret_value() for key in (settings.ingest_key, settings.ingest_key_old)]
+    if not any(hmac.compare_digest(token.encode(), key.encode()) for key in keys if key):
         raise refusal("This needs the service credential (INGEST_KEY).")
 
 

@@ -1,0 +1,138 @@
+"""`make rotate`: where both values are kept meanwhile, what is refused, and that nothing secret is shown."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from testbed.api import stand_in
+from testbed.tree import ROOT
+from tests.integration.test_init import ANSWERS, Clone, Done
+
+SETTINGS = yaml.safe_load((ROOT / "services/settings.yaml").read_text())["settings"]
+SECRET = {name: one for name, one in SETTINGS.items() if one.get("secret")}
+
+
+def rotate(clone: Clone, name: str, typed: str = "", **given: str) -> Done:
+    """The verb in the environment of that clone, as `make` starts it."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tools.settings", "with", sys.executable, "-m", "tools.rotate"],
+        cwd=clone.root,
+        env=clone.shell | {"SECRET": name} | given,
+        input=typed,
+        capture_output=True,
+        text=True,
+    )
+    kept = clone.item() if clone.account.exists() else {}
+    for value in (*kept.values(), typed.strip()):
+        for line in filter(None, value.splitlines()):
+            assert line not in done.stdout + done.stderr
+    return done
+
+
+@pytest.fixture(params=[True, False], ids=["1Password", "a file"])
+def clone(request: pytest.FixtureRequest, tmp_path: Path) -> Clone:
+    made = Clone(tmp_path, op=request.param)
+    assert made.init(**ANSWERS, OPENAI_API_KEY="the-first-key-of-the-model").returncode == 0
+    return made
+
+
+def kept(clone: Clone) -> dict[str, str]:
+    """The secrets, wherever they are."""
+    if clone.account.exists():
+        return clone.item()
+    lines = clone.kept.read_text().splitlines()
+    return dict(line.split("=", 1) for line in lines if "=" in line and not line.startswith("#"))
+
+
+def test_a_shared_key_is_good_beside_the_one_from_before(clone: Clone) -> None:
+    before, text = kept(clone), clone.env.read_text()
+    done = rotate(clone, "ETL_KEY")
+    assert done.returncode == 0, done.stderr
+    after = kept(clone)
+    assert after.pop("ETL_KEY_OLD") == before["ETL_KEY"]
+    assert after["ETL_KEY"] != before["ETL_KEY"]
+    assert after | {"ETL_KEY": before["ETL_KEY"]} == before, "all else is as it was"
+    assert clone.values()["ETL_KEY_OLD"] == "op://cimt/production/ETL_KEY_OLD"
+    assert "ROTATE=ETL_KEY,ETL_KEY_OLD" in done.stdout
+    # A second call begins nothing anew: two new values would leave none that is in use.
+    assert rotate(clone, "ETL_KEY").returncode == 0
+    assert kept(clone) == after | {"ETL_KEY_OLD": before["ETL_KEY"]}
+    done = rotate(clone, "ETL_KEY", CONFIRM="revoke")
+    assert done.returncode == 0, done.stderr
+    assert "gh secret delete ETL_KEY_OLD --env production" in done.stdout
+    assert kept(clone) == after
+    assert clone.env.read_text() == text
+
+
+def test_a_provider_s_key_is_tried_before_it_takes_the_old_one_s_place(
+    clone: Clone, tmp_path: Path
+) -> None:
+    before = kept(clone)
+    with stand_in(tmp_path, "openai") as url:
+        here = {"OPENAI_BASE_URL": f"{url}/v1", "CHAT_MODEL": "gpt-6-luna"}
+        gone = {**here, "CHAT_MODEL": "a-model-that-this-key-may-not-use"}
+        done = rotate(clone, "OPENAI_API_KEY", "another-key-of-the-model\n", **gone)
+        assert done.returncode == 2
+        assert "nothing was changed" in done.stderr
+        assert kept(clone) == before
+        done = rotate(clone, "OPENAI_API_KEY", "another-key-of-the-model\n", **here)
+        assert done.returncode == 0, done.stderr
+        assert kept(clone)["OPENAI_API_KEY"] == "another-key-of-the-model"
+        done = rotate(clone, "OPENAI_API_KEY", CONFIRM="revoke", **here)
+    assert "platform.openai.com → API keys" in done.stdout, done.stderr
+    assert "OPENAI_API_KEY_OLD" not in kept(clone)
+    if clone.account.exists():
+        calls = str(json.loads(clone.account.read_text())["calls"])
+        assert "key-of-the-model" not in calls, "a process list shows none"
+    else:
+        assert clone.kept.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize(
+    ("name", "says", "given"),
+    [
+        ("N8N_ENCRYPTION_KEY", "does not change: every credential in n8n", {}),
+        ("BACKUP_PASSWORD", "changes by hand. Next: restic takes several", {}),
+        ("API_DOMAIN", "SECRET='API_DOMAIN' is none", {}),
+        ("OPENAI_API_KEY", "no new value was given", {}),
+        ("OPENAI_API_KEY", "is not changing hands", {"CONFIRM": "revoke"}),
+        ("REGISTRY_PASSWORD", "is not in", {}),
+        ("INGEST_KEY", "CONFIRM='yes' is nothing here", {"CONFIRM": "yes"}),
+        ("INGEST_KEY", "ENV=production", {"ENV": "local"}),
+    ],
+)
+def test_what_does_not_change_here_says_what_to_do(
+    tmp_path: Path, name: str, says: str, given: dict[str, str]
+) -> None:
+    clone = Clone(tmp_path, op=True)
+    assert clone.init(**ANSWERS, OPENAI_API_KEY="the-first-key-of-the-model").returncode == 0
+    before = clone.item(), clone.env.read_text()
+    done = rotate(clone, name, **given)
+    assert done.returncode == 2, done.stderr
+    assert says in done.stderr
+    assert (clone.item(), clone.env.read_text()) == before
+
+
+def test_every_secret_says_how_it_changes_hands() -> None:
+    ways = {"login", "beside", "made", "brought", "hand", "never"}
+    for name, setting in SECRET.items():
+        way = setting["rotate"]
+        assert way["how"] in ways, name
+        assert set(way) <= {"how", "check", "apply", "revoke", "why"}
+        if way["how"] in ("login", "beside", "made"):
+            assert setting["make"], "one that we make"
+            assert way["apply"]
+        if way["how"] in ("hand", "never"):
+            assert way["why"]
+        if way["how"] == "beside":
+            assert SETTINGS[f"{name}_OLD"]["secret"]
+    from tools.doctor import CHECKS
+
+    checks = {check.__name__ for check in CHECKS}
+    assert {one["rotate"]["check"] for one in SECRET.values() if "check" in one["rotate"]} <= checks

@@ -1,0 +1,224 @@
+"""`make rotate SECRET=NAME`: a new value for a secret, while the old one is still good; then the end of the old one.
+
+The field `rotate` of services/settings.yaml says how a secret changes hands. The first call puts the new value where
+secrets are kept, and the old one beside it as NAME_OLD: one that we make is made; one of a provider is asked for
+(hidden, or read from standard input) and tried live before anything is changed. What brings it to the product is a
+release, as with every other change; each call says what to type next. With CONFIRM=revoke, once that release serves,
+the new one is tried, and the old one ends: at the database here, at a provider by hand. A call that was cut short is
+run again.
+Exit codes: 0 done, as far as it goes; 1 something outside failed; 2 refused, nothing was changed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import getpass
+import os
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import psycopg.sql
+
+from plugins.filter.settings import with_password
+from tools import doctor
+from tools.database.address import Refused as Unfit
+from tools.database.address import database_url, hide_secrets, told
+from tools.database.migrate import api_login
+from tools.init import VAULT, Failed, Store, fit, made, store_of, write
+from tools.settings import values
+from tools.settings.__main__ import read
+
+ROOT = Path(__file__).parents[1]
+URL = "API_DATABASE_URL"
+OTHER = {"cimt_api": "cimt_api_b", "cimt_api_b": "cimt_api"}
+
+
+class Rotation:
+    """One secret of one environment, on its way from one value to the next."""
+
+    def __init__(self, environment: str, name: str) -> None:
+        """Raises Refused for what is no secret, or cannot be given another value here; Failed."""
+        self.environment, self.name, self.old = environment, name, f"{name}_OLD"
+        self.declared = read()
+        setting = self.declared["settings"].get(name, {})
+        if not setting.get("secret"):
+            known = [one for one, it in self.declared["settings"].items() if it.get("secret")]
+            raise values.Refused(
+                f"SECRET={name!r} is none. Next: make rotate ENV={environment} SECRET=…, one of {', '.join(known)}"
+            )
+        self.setting: dict[str, Any] = setting
+        self.way: dict[str, str] = setting["rotate"]
+        if self.way["how"] == "never":
+            raise values.Refused(f"{name} does not change: {self.way['why']}")
+        if self.way["how"] == "hand":
+            raise values.Refused(f"{name} changes by hand. Next: {self.way['why']}")
+        self.store: Store = store_of(environment)
+        self.there = self.store.read()
+        if not self.there.get(name):
+            raise values.Refused(
+                f"{name} is not in {self.store.where}. Next: make init ENV={environment}"
+            )
+        self.path = ROOT / f"{environment}.env"
+        self.reference = f"op://{VAULT}/{environment}/{self.old}"  # while both are good
+
+    def begin(self, ask: Callable[[str], str]) -> None:
+        """Put the new value in the place of the old one, and the old one beside it. Raises Refused, Failed."""
+        if self.old not in self.there:
+            self._put(ask)
+        if self.way["how"] == "login":
+            self._name_the_other_login()
+        if self.way["how"] == "beside":
+            self._line(self.old, f"{self.old}={self.reference}")
+        here = f"ENV={self.environment}"
+        named = f"{self.name},{self.old}" if self.way["how"] == "beside" else self.name
+        print(f"rotate: {self.name} is new in {self.store.where}; the old one is beside it")
+        if self.way.get("why"):
+            print(f"rotate: meanwhile: {self.way['why']}")
+        print(f"Next: make github {here} CONFIRM=yes ROTATE={named}   (where workflows take it)")
+        if apply := self.way.get("apply"):
+            print(f"      make {apply} {here}   (or Deploy, after {self.path.name} is merged)")
+        print(f"      make rotate SECRET={self.name} {here} CONFIRM=revoke")
+
+    def finish(self) -> None:
+        """Try the new value, end the old one, and keep it no longer. Raises Refused, Failed."""
+        if self.old not in self.there:
+            raise values.Refused(
+                f"{self.name} is not changing hands. Next: make rotate SECRET={self.name} ENV={self.environment}"
+            )
+        self._try(self.there[self.name])
+        if self.way["how"] == "login":
+            self._end_login(api_login(self.there[self.old]))
+        self.store.replace({}, [self.old])
+        print(f"rotate: {self.store.where} has no old {self.name} any more")
+        if self.way["how"] == "beside":
+            self._line(self.old, f"# {self.old}={self.reference}")
+            print(
+                f"Next: make {self.way['apply']} ENV={self.environment}   (the old one ends by it)"
+            )
+            print(f"      gh secret delete {self.old} --env {self.environment}")
+        if self.way.get("revoke"):
+            print(f"Next: the old one ends by your hand: {self.way['revoke']}")
+
+    def _put(self, ask: Callable[[str], str]) -> None:
+        """Make the new value or ask for it, try it, and store it with the old one in one edit."""
+        old = self.there[self.name]
+        if self.way["how"] == "brought":
+            new = ask(
+                f"{self.name}, {self.setting['what']}\n  from {self.setting['from']}: "
+            ).strip()
+            if not new:
+                raise values.Refused(f"{self.name}: no new value was given. Next: the same again")
+            if why := fit(self.name, new):
+                raise values.Refused(f"{self.name}: {why}")
+            if new == old:
+                raise values.Refused(
+                    f"{self.name}: this is the old one. Next: a new one, and again"
+                )
+            self._try(new)
+        else:
+            new = made(self.setting["make"])
+        if self.way["how"] == "login":  # with the name of its role: that is what ends then
+            old = with_password(self._url(), old)
+        self.store.replace({self.name: new, self.old: old})
+
+    def _try(self, value: str) -> None:
+        """Ask what takes the secret, as doctor does. Raises Refused where it does not."""
+        if not (check := self.way.get("check")):
+            return
+        os.environ[self.name] = value
+        patient = doctor.production(self.environment)
+        patient = replace(patient, known=patient.known | {self.name: value})
+        asked = [one for one in doctor.CHECKS if one.__name__ == check]
+        found = [finding for finding in doctor.examine(patient, asked) if finding.sign == "✗"]
+        if found:
+            said = doctor.discreet("; ".join(map(str, found)), patient)
+            raise values.Refused(f"{self.name}: nothing was changed, it does not work yet: {said}")
+
+    # -- what stands in ENV.env ---------------------------------------------------------------------
+
+    def _line(self, name: str, wanted: str) -> None:
+        """Give ENV.env this line in the place of the one with that name, also where that waits as a comment."""
+        lines = self.path.read_text().rstrip("\n").split("\n")
+        found = [at for at, one in enumerate(lines) if re.match(rf"(?:# )?{name}=", one)]
+        if found:
+            lines[found[0]] = wanted
+        else:
+            lines.append(wanted)
+        text = "\n".join([*lines, ""])
+        if text != self.path.read_text():
+            write(self.path, text, 0o644)
+            print(f"rotate: {self.path.name} has another line {name}. Next: commit it")
+
+    def _url(self) -> str:
+        """The address of the database that ENV.env holds. Raises Refused."""
+        url = values.read(self.path).get(URL, "")
+        if not re.match(r"\w+://cimt_api(_b)?[.:@]", url):
+            raise values.Refused(
+                f"{self.path.name} has no {URL} with the role cimt_api. Next: make init ENV={self.environment}"
+            )
+        return url
+
+    def _name_the_other_login(self) -> None:
+        """Have API_DATABASE_URL name the login that the new password is for."""
+        url, old = self._url(), api_login(self.there.get(self.old) or self.store.read()[self.old])
+        if api_login(url) == old:
+            self._line(URL, values.line(URL, url.replace(f"//{old}", f"//{OTHER[old]}", 1)))
+
+    def _end_login(self, role: str) -> None:
+        """Take its password from the login of before. Raises Refused while it is in use."""
+        with psycopg.connect(database_url(), autocommit=True, connect_timeout=30) as owner:
+            used = "select count(*) from pg_stat_activity where usename = %s"
+            ((sessions,),) = owner.execute(used, [role]).fetchall()
+            if sessions:
+                raise values.Refused(
+                    f"{role} is still in use ({sessions} sessions). Next: make {self.way['apply']} "
+                    f"ENV={self.environment}, or wait until the pooler lets go, then the same again"
+                )
+            owner.execute(
+                psycopg.sql.SQL("alter role {} password null").format(psycopg.sql.Identifier(role))
+            )
+        print(f"rotate: {role} has no password any more")
+
+
+def typed(question: str) -> str:
+    """What a person types, hidden; without a terminal, a line of standard input."""
+    return getpass.getpass(question) if sys.stdin.isatty() else sys.stdin.readline()
+
+
+def main() -> int:
+    """Command line; returns the exit code."""
+    environment, name = os.environ.get("ENV", "local"), os.environ.get("SECRET", "")
+    confirm = os.environ.get("CONFIRM", "")
+    lock = ROOT / ".local/init.lock"
+    lock.parent.mkdir(exist_ok=True)
+    try:
+        if environment == "local":
+            raise values.Refused(
+                "local secrets are made anew with the local droplet. Next: make rotate ENV=production SECRET=…"
+            )
+        if confirm not in ("", "revoke"):
+            raise values.Refused(f"CONFIRM={confirm!r} is nothing here. Next: CONFIRM=revoke")
+        with lock.open("w") as held:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            rotation = Rotation(environment, name)
+            rotation.finish() if confirm else rotation.begin(typed)
+    except (values.Refused, Unfit) as reason:
+        print(f"rotate: {told(reason)}", file=sys.stderr)
+        return 2
+    except (Failed, psycopg.Error) as reason:
+        print(f"rotate: {told(reason)}", file=sys.stderr)
+        return 1
+    except (KeyboardInterrupt, EOFError):
+        print("\nrotate: left; nothing was changed", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    hide_secrets("stdout", "stderr")
+    sys.exit(main())
