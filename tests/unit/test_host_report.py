@@ -168,7 +168,7 @@ def test_a_certificate_that_no_browser_takes_counts_as_ended(
 def test_behind_cloudflare_the_proxys_own_certificate_is_believed(tmp_path: Path) -> None:
     alerts = Alerts(tmp_path, days_ago=60, days_left=30, origin=True)
     done = report(tmp_path, alerts)
-    assert (done.returncode, json.loads(done.stdout)["certificate_left_percent"]) == (0, 33)
+    assert (done.returncode, json.loads(done.stdout)["host"]["certificate_left_percent"]) == (0, 33)
     alerts.close()
 
 
