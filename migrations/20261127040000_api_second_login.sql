@@ -7,6 +7,7 @@ begin
     create role cimt_api_b login noinherit nocreatedb nocreaterole nobypassrls connection limit 30;
   end if;
 end $$;
+-- allow: role-gains: it is the API's other login, and has nothing beside
 grant cimt_api to cimt_api_b;
 alter role cimt_api_b set role to 'cimt_api';
 comment on role cimt_api_b is 'The other login of the API (make rotate). Its sessions are cimt_api''s.';
