@@ -68,7 +68,8 @@ def look(
     if settings["domains"]:
         left = [certificate_left_percent(name, context, proxy) for name in settings["domains"]]
         figures["certificate_left_percent"] = min(left)
-    for figure, seconds in (("backup_age_hours", 3600), ("drill_age_days", 86400)):
+    ages = (("backup_age_hours", 3600), ("drill_age_days", 86400), ("reboot_waits_days", 86400))
+    for figure, seconds in ages:
         stamp = Path(settings["stamps"][figure])
         if stamp.exists():
             figures[figure] = round((time.time() - stamp.stat().st_mtime) / seconds, 1)
