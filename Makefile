@@ -174,12 +174,14 @@ restore-drill: packages setup ## Restore the last backup of ENV on a fresh local
 drilled: setup # what the drill found, told to the droplet whose backup it was
 	@$(call play,drilled) $(ARGS)
 
-.PHONY: smoke audit checklist receipt
+.PHONY: smoke audit scan checklist receipt
 smoke: setup ## Ask the product through its public address: TLS, /healthz, POST /chat
 	@$(call step,smoke) python -m pytest -q -p no:cacheprovider tests/smoke $(ARGS)
 audit: setup ## Read-only audit of the droplet: testinfra inside, port scan outside
 	@mkdir -p .local/reports
 	@$(call step,audit) python -m pytest -q -p no:cacheprovider tests/audit --junitxml=.local/reports/audit-$(ENV).xml $(ARGS)
+scan: setup ## Lynis, ssh-audit and every TCP port (minutes): an HTML page of what is not waived, in .local/reports
+	@$(with)python -m tools.scan
 checklist: setup ## The product's fifteen promises, each proven by a command (Portuguese); ARGS=--strict fails on a ❌
 	@$(call step,checklist) python -m tools.checklist $(ARGS)
 receipt: setup ## What the last release did, as Markdown: steps, images, migrations, audit, the way back

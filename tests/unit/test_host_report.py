@@ -102,7 +102,10 @@ def report(
     chosen = {
         "n8n": N8N, "domains": [N8N, API], "ca_file": str(alerts.ca), "port": alerts.port, "patience_seconds": 1,
         "disks": ["/", "/no/such/folder"],
-        "stamps": {"backup_age_hours": str(folder / "stamp"), "drill_age_days": str(folder / "drill")}, **settings,
+        "stamps": {
+            "backup_age_hours": str(folder / "stamp"), "drill_age_days": str(folder / "drill"),
+            "reboot_waits_days": str(folder / "reboot-required"),
+        }, **settings,
     }  # fmt: skip
     (folder / "settings.json").write_text(json.dumps(chosen))
     (folder / "key").write_text(key)
@@ -119,7 +122,7 @@ def report(
 
 
 def test_it_tells_what_it_sees(tmp_path: Path, alerts: Alerts) -> None:
-    for name in ("stamp", "drill"):
+    for name in ("stamp", "drill", "reboot-required"):
         (tmp_path / name).touch()
     failed = "backup.service loaded failed failed Backup\ncimt-host-report.service loaded failed failed This\n"
     done = report(tmp_path, alerts, failed=failed)
@@ -138,7 +141,7 @@ def test_it_tells_what_it_sees(tmp_path: Path, alerts: Alerts) -> None:
         "certificate_left_percent": 33,
         "backup_age_hours": 0.0,
         "drill_age_days": 0.0,
-        "reboot_waits_days": 0,
+        "reboot_waits_days": 0.0,
     }
     assert told["named"].pop("certificate_left_percent") in (N8N, API)
     assert told["named"] == {"disk_used_percent": "/", "failed_units": "backup.service"}
@@ -149,7 +152,8 @@ def test_without_a_backup_none_is_missed_and_dry_run_tells_nobody(
 ) -> None:
     done = report(tmp_path, alerts, "--dry-run")
     assert done.returncode == 0, done.stderr
-    assert not {"backup_age_hours", "drill_age_days"} & json.loads(done.stdout)["host"].keys()
+    absent = {"backup_age_hours", "drill_age_days", "reboot_waits_days"}
+    assert not absent & json.loads(done.stdout)["host"].keys()
     assert alerts.reports == []
 
 

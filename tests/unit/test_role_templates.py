@@ -25,7 +25,11 @@ def test_every_variant_of_the_firewall_policy_is_nft(variant: dict[str, Any]) ->
 
 def test_docker_configuration_is_json_without_what_swarm_refuses() -> None:
     plain = json.loads(render("docker", "daemon.json.j2"))
-    assert plain == {"log-driver": "local", "log-opts": {"max-size": "10m", "max-file": "3"}}
+    assert plain == {
+        "log-driver": "local",
+        "log-opts": {"max-size": "10m", "max-file": "3"},
+        "shutdown-timeout": 60,
+    }
     pools = [{"base": "10.201.0.0/16", "size": 24}]
     full = json.loads(render("docker", "daemon.json.j2", docker_address_pools=pools))
     assert full["default-address-pools"] == pools
@@ -45,13 +49,22 @@ def test_declared_kernel_settings_are_written() -> None:
     assert text.splitlines()[1:] == ["vm.swappiness = 1"]
 
 
-def test_units_of_the_backup_are_systemd_s(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("time", "automatic"), [("05:10", "true"), ("", "false")])
+def test_the_droplet_starts_again_by_itself_only_when_told(time: str, automatic: str) -> None:
+    text = render("baseline", "apt.conf.j2", baseline_reboot_time=time)
+    assert f'Automatic-Reboot "{automatic}";' in text
+    assert (f'Automatic-Reboot-Time "{time}";' in text) == bool(time)
+
+
+def test_units_that_run_at_night_are_systemd_s(tmp_path: Path) -> None:
     for kind in ("service", "timer"):
         unit = render("backup", f"cimt-backup.{kind}.j2", backup_volumes={"n8n": "/srv/n8n"})
         (tmp_path / f"cimt-backup.{kind}").write_text(unit)
+        unit = render("hardening", f"cimt-integrity.{kind}.j2")
+        (tmp_path / f"cimt-integrity.{kind}").write_text(unit)
     command = ["systemd-analyze", "verify", "--man=no", *map(str, tmp_path.iterdir())]
     done = subprocess.run(command, env=ENVIRONMENT, text=True, capture_output=True)
-    own = [line for line in done.stderr.splitlines() if "cimt-backup" in line]
+    own = [line for line in done.stderr.splitlines() if re.search("cimt-(backup|integrity)", line)]
     assert [line for line in own if "/usr/local/sbin" not in line] == []
 
 

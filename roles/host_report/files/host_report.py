@@ -25,7 +25,6 @@ from typing import Any
 
 SETTINGS = Path("/etc/cimt/host-report.json")
 ITSELF = "cimt-host-report.service"
-REBOOT = Path("/run/reboot-required")
 WAIT_SECONDS = 10.0
 WRONG_KEY = "it has another key"
 ANSWER_SECONDS = 60.0
@@ -74,7 +73,6 @@ def look(
         "disk_used_percent": disks[fullest],
         "memory_used_percent": memory_used_percent(Path("/proc/meminfo").read_text()),
         "failed_units": len(units),
-        "reboot_waits_days": days_since(REBOOT) if REBOOT.exists() else 0,
     }
     named = {"disk_used_percent": fullest, "failed_units": ", ".join(units)}
     if settings["domains"]:
@@ -84,7 +82,8 @@ def look(
         next_ = min(left, key=lambda name: left[name])
         figures["certificate_left_percent"] = left[next_]
         named["certificate_left_percent"] = next_
-    for figure, in_days in (("backup_age_hours", 24), ("drill_age_days", 1)):
+    ages = (("backup_age_hours", 24), ("drill_age_days", 1), ("reboot_waits_days", 1))
+    for figure, in_days in ages:
         stamp = Path(settings["stamps"][figure])
         if stamp.exists():
             figures[figure] = round(days_since(stamp) * in_days, 1)
