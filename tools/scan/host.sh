@@ -5,6 +5,7 @@ set -eu
 umask 022
 work=$(mktemp -d /var/tmp/cimt-scan.XXXXXX)
 trap 'rm -rf "$work"' EXIT
+trap 'exit 1' HUP INT TERM
 chmod 755 "$work"
 cd "$work"
 for package in lynis ssh-audit; do
