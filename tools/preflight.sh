@@ -35,12 +35,12 @@ for goal in ${GOALS:-}; do
     backup | backups | restore | restore-drill | drilled) droplet ;;
     dev | test | faults | pipeline | drills) local_only "make $goal" ;;
     github) [ "$ENV" != local ] || stop "the local droplet has no repository on GitHub" "make github ENV=production" ;;
-    status) local_only "make smoke ENV=$ENV (does it answer), make history ENV=$ENV (what runs)" ;;
     ssh) local_only "$remote" ;;
     down) local_only "make down; a droplet in a cloud is removed there, by hand" ;;
     logs)
-      local_only "$remote sudo docker service logs --tail 50 cimt_api"
       given NAME '[A-Za-z0-9_-]+' "the name of a log" "make logs (shows their names)"
+      given SERVICE '[A-Za-z0-9][A-Za-z0-9_.@-]*' "the name of a service or a unit" "make logs SERVICE=api"
+      given SINCE '[1-9][0-9]{0,4}[smhd]' "a span" "make logs SERVICE=api SINCE=30m"
       ;;
     panel-image)
       local_only "make panel-image"
@@ -52,7 +52,8 @@ for goal in ${GOALS:-}; do
       ;;
     usage) given MONTH '2[0-9]{3}-(0[1-9]|1[0-2])' "a month" "make $goal MONTH=2026-11" ;;
     user-export | user-erase) given USER_ID '[^[:space:]"`]+' "an account's id or address" "make $goal USER_ID=… (the account's id)" ;;
-    provision | plan | services | prune | adopt | n8n-workflows | n8n-pull | smoke | audit) droplet ;;
+    provision | plan | services | prune | adopt | n8n-workflows | n8n-pull | smoke | audit | scan) droplet ;;
+    droplet | droplet-resize | droplet-destroy) droplet ;;
     deploy | rollback | history)
       service
       given IMAGE '[A-Za-z0-9][A-Za-z0-9._:/-]*@sha256:[0-9a-f]{64}' "name@sha256:<64 hex>: a release names a digest" \

@@ -719,9 +719,7 @@ def panel_apps(
     try:
         root = yaml.compose(text, _Loader)
     except yaml.YAMLError as error:
-        raise AnsibleFilterError(
-            f"services/compose.yaml: not YAML: {' '.join(str(error).split())}"
-        ) from None
+        raise _not_yaml(error) from None
     if leave_out and root is not None:
         text = _only(root, leave_out)
     read = _Read(text, environment, secrets or {})
@@ -774,6 +772,18 @@ def panel_apps(
     }
 
 
+def _loaded(text: str) -> dict[str, Any]:
+    """The file as data. Raises AnsibleFilterError."""
+    try:
+        return dict(yaml.safe_load(text))
+    except yaml.YAMLError as error:
+        raise _not_yaml(error) from None
+
+
+def _not_yaml(error: yaml.YAMLError) -> AnsibleFilterError:
+    return AnsibleFilterError(f"services/compose.yaml: not YAML: {' '.join(str(error).split())}")
+
+
 def declared_services(text: str) -> dict[str, dict[str, Any]]:
     """What the verbs of this repository must know of each app, in the file's order, without any value of a setting.
 
@@ -782,7 +792,7 @@ def declared_services(text: str) -> dict[str, dict[str, Any]]:
     by digest, or has a program that prints its tag. Paths are relative to the file's own folder.
     """
     result = {}
-    for name, service in yaml.safe_load(text)["services"].items():
+    for name, service in _loaded(text)["services"].items():
         image = service.get("x-image") or {}
         domains = (service.get("x-easypanel") or {}).get("domains") or [{}]
         result[name] = {
@@ -821,7 +831,7 @@ def database_pool(text: str, connections: str | int) -> int:
     ``connections`` is what the database's pooler gives its role. A release that starts the new tasks first may run
     as many of them beside the old ones. Raises AnsibleFilterError, with the arithmetic, where too few are left.
     """
-    for name, service in yaml.safe_load(text)["services"].items():
+    for name, service in _loaded(text)["services"].items():
         if "${DATABASE_POOL}" not in (service.get("environment") or {}).values():
             continue
         deploy = service.get("deploy") or {}
