@@ -26,6 +26,7 @@ def kept(world: World) -> dict[str, Any]:
 
 def test_an_upgrade_keeps_what_the_workflows_are_and_know(tmp_path: Path) -> None:
     """The workflows of this repository, after a run of each, with an alarm that was told and is not over."""
+    (tmp_path / "n8n").mkdir()
     with running(tmp_path / "n8n", version=FROM) as world:
         outside = world.outside
         outside.report = {"stored": 2, "failed": []}
