@@ -118,23 +118,29 @@ class Declared:
                 for block in role.compile(play=play):
                     yield from ((play, task) for task in flat(block) if task.action == module)
 
-    def _arguments(self, play: Any, task: Any) -> dict[str, Any] | None:
-        """A task's arguments, rendered; None when its condition does not hold."""
+    def _wanted(self, play: Any, task: Any) -> Templar | None:
+        """What renders a task's arguments; None when its condition, or that of its role, does not hold."""
         variables = self._variables.get_vars(play=play, host=self._host, task=task)
         variables["ansible_search_path"] = task.get_search_path()
         templar = Templar(loader=self._loader, variables=variables)
-        if not all(templar.evaluate_conditional(condition) for condition in task.when):
-            return None
-        return dict(templar.template(task.args))
+        holds = all(templar.evaluate_conditional(condition) for condition in task.when)
+        return templar if holds else None
 
     def calls(self, module: str) -> list[dict[str, Any]]:
         """The arguments of every task of the roles that calls ``module`` and whose condition holds."""
-        rendered = (self._arguments(*found) for found in self._tasks(module))
-        return [found for found in rendered if found is not None]
+        return [
+            dict(templar.template(task.args))
+            for play, task in self._tasks(module)
+            if (templar := self._wanted(play, task))
+        ]
 
     def set_names(self) -> list[str]:
-        """Names of the roles' configuration sets; asks nothing of the droplet."""
-        return [str(task.args["name"]) for _, task in self._tasks("config_set")]
+        """Names of the configuration sets that this environment has; asks nothing of the droplet."""
+        return [
+            str(task.args["name"])
+            for play, task in self._tasks("config_set")
+            if self._wanted(play, task)
+        ]
 
     def sets(self) -> dict[str, dict[str, Any]]:
         """Configuration sets by name, as the module config_set gets them: files, units, …"""
