@@ -21,14 +21,14 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from plugins.module_utils.n8n_files import settings_of
 from plugins.module_utils.release_ledger import live_releases
 from tools.host.way_in import NoWayIn, way_in
 
 PROGRAM = Path(__file__).with_name("seen.py")
 SECONDS = 240  # an emulated droplet takes its time
 SPANS = (("d", 86400), ("h", 3600), ("min", 60))
-DISK_LEFT, MEMORY_LEFT = 0.15, 0.08  # shares below which Alerts tells as well
-BACKUP_HOURS, DRILL_DAYS = 30, 30
+ALERTS = Path(__file__).parents[2] / "n8n_workflows/alerts.json"
 
 
 def ask(environment: str) -> dict[str, Any]:
@@ -71,6 +71,9 @@ def size(count: float) -> str:
 def worries(seen: dict[str, Any], environment: str) -> Iterator[str]:
     """What is not as it should be, one line each with what to type next."""
     verb = f"ENV={environment}"
+    settings = settings_of(json.loads(ALERTS.read_text()))
+    assert settings is not None  # noqa: S101 - the linter of workflows wants them
+    most_of = settings["host"]["limits"]  # what rings there is a worry here
     for part, why in seen["unread"].items():
         yield f"{part} cannot be read: {why}"
     for one in seen["services"] or []:
@@ -81,16 +84,17 @@ def worries(seen: dict[str, Any], environment: str) -> Iterator[str]:
     for unit in seen["units"] or []:
         yield f"{unit} has failed. Next: make logs {verb} SERVICE={unit}"
     for point, disk in (seen["disks"] or {}).items():
-        if disk["left"] < DISK_LEFT * disk["total"]:
+        if disk["left"] < (1 - most_of["disk_used_percent"] / 100) * disk["total"]:
             yield f"{point}: {size(disk['left'])} left. Next: docs/operations/alarms.md#host-disk_used_percent"
-    if (memory := seen["memory"]) and memory["left"] < MEMORY_LEFT * memory["total"]:
+    memory = seen["memory"]
+    if memory and memory["left"] < (1 - most_of["memory_used_percent"] / 100) * memory["total"]:
         yield f"{size(memory['left'])} of memory left. Next: the largest service above"
     if (system := seen["system"]) and (waits := system["reboot_waits_seconds"]) is not None:
         yield f"a reboot waits since {span(waits)}. Next: docs/operations/alarms.md#host-reboot_waits_days"
     if stamps := seen["stamps"]:
         for name, most, verb_of in (
-            ("backup", BACKUP_HOURS * 3600, "backup"),
-            ("drill", DRILL_DAYS * 86400, "restore-drill"),
+            ("backup", most_of["backup_age_hours"] * 3600, "backup"),
+            ("drill", most_of["drill_age_days"] * 86400, "restore-drill"),
         ):
             if stamps[name] is not None and stamps[name] > most:
                 yield f"the last {name} is {span(stamps[name])} old. Next: make {verb_of} {verb}"
