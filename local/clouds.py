@@ -199,7 +199,8 @@ def _github(_: Ports, folder: Path) -> list[str]:
 
 def _digitalocean(_: Ports, folder: Path) -> list[str]:
     # The machine that is "made" there is the local droplet.
-    return ["--state", str(folder / "digitalocean.json"), "--address", "127.0.0.1"]
+    state = ["--state", str(folder / "digitalocean.json"), "--volumes", str(folder / "volumes")]
+    return [*state, "--address", "127.0.0.1"]
 
 
 def _ghcr(_: Ports, folder: Path) -> list[str]:

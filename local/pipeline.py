@@ -13,13 +13,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from local import rehearsal
 from local.github.repository import Repository
 from local.github.runner import REPOSITORY, Run, stop_all
-from local.settings import LocalError, Settings, load
+from local.settings import LocalError, Settings, load, write_atomic
 from local.up import HEARTBEAT, last_line
 
 DOCUMENT = "docs/setup.md"
@@ -67,16 +67,19 @@ def rows(settings: Settings) -> dict[str, str]:
     return dict(found)
 
 
-def type_in(settings: Settings, script: str, out: Path, minutes: float) -> None:
-    """Do what a person types, in a fresh checkout and a home with their keys. Raises LocalError."""
-    given = rehearsal.values(settings)
+def type_in(
+    settings: Settings, script: str, out: Path, minutes: float, keys: Mapping[str, str]
+) -> None:
+    """Do what a person types, in a fresh checkout and a home with `keys`: {name of a file in .ssh: what it holds}.
+
+    What they leave in ~/out comes into the folder `out`. Raises LocalError.
+    """
     with tempfile.TemporaryDirectory() as name:
         home = Path(name)
         shutil.copytree(settings.state / "github/home", home, symlinks=True, dirs_exist_ok=True)
         (home / ".ssh").mkdir(mode=0o700)
-        (home / ".ssh/known_hosts").write_text(given["DROPLET_KNOWN_HOSTS"] + "\n")
-        (home / ".ssh/id_ed25519").touch(mode=0o600)
-        (home / ".ssh/id_ed25519").write_text(given["DROPLET_SSH_KEY"])
+        for file, text in keys.items():
+            write_atomic(home / ".ssh" / file, f"{text.rstrip()}\n", 0o600)
         (home / "script").write_text(script)
         # The clone of a repository on GitHub: its images are linked to it by that.
         origin = f"https://github.com/{REPOSITORY}.git"
@@ -103,16 +106,23 @@ def type_in(settings: Settings, script: str, out: Path, minutes: float) -> None:
         )
 
 
+def registry_login(settings: Settings) -> str:
+    """What a person types before they push images."""
+    token = (settings.state / "production/push-token").read_text()
+    login = f"buildah login --username {rehearsal.OWNER} --password-stdin"
+    return f"printf %s {shlex.quote(token)} | {login} {rehearsal.registry(settings)}\n"
+
+
+def exported(given: Mapping[str, str]) -> str:
+    """A shell's lines that export these values."""
+    return "".join(f"export {name}={shlex.quote(value)}\n" for name, value in given.items())
+
+
 def first_time(settings: Settings) -> None:
     """Chapter 4: build, plan, provision, and provision again, from a person's machine."""
     given = rehearsal.values(settings)
-    login = f"printf %s {shlex.quote((settings.state / 'production/push-token').read_text())} | "
-    login += f"buildah login --username {rehearsal.OWNER} --password-stdin {rehearsal.registry(settings)}\n"
-    exports = "".join(
-        f"export {name}={shlex.quote(value)}\n"
-        for name, value in given.items()
-        if name != "DROPLET_SSH_KEY"
-    )
+    login = registry_login(settings)
+    exports = exported({name: value for name, value in given.items() if name != "DROPLET_SSH_KEY"})
     typed = commands(settings, 4)
     unknown = set(PLACEHOLDER.findall(typed)) - given.keys()
     if unknown:
@@ -120,7 +130,11 @@ def first_time(settings: Settings) -> None:
             f"pipeline: {DOCUMENT} asks for what the rehearsal does not give: {sorted(unknown)}"
         )
     filled = PLACEHOLDER.sub(lambda found: f"{found[1]}={shlex.quote(given[found[1]])}", typed)
-    type_in(settings, f"{exports}{login}{filled}", settings.logs / "pipeline", 60)
+    type_in(settings, f"{exports}{login}{filled}", settings.logs / "pipeline", 60, _keys(given))
+
+
+def _keys(given: Mapping[str, str]) -> dict[str, str]:
+    return {"known_hosts": given["DROPLET_KNOWN_HOSTS"], "id_ed25519": given["DROPLET_SSH_KEY"]}
 
 
 def environment(settings: Settings) -> None:
@@ -138,7 +152,7 @@ def environment(settings: Settings) -> None:
             where = "" if kind == of_repository else " --env production"
             typed = f"gh {kind.partition(' ')[0]} set {name}{where}"
             lines.append(f"printf %s {shlex.quote(given[name])} | {typed}")
-    type_in(settings, "\n".join(lines), settings.state / "github", 5)
+    type_in(settings, "\n".join(lines), settings.state / "github", 5, {})
 
 
 def change(repository: Repository, branch: str, path: str, added: str) -> None:
@@ -153,11 +167,16 @@ def change(repository: Repository, branch: str, path: str, added: str) -> None:
         subprocess.run([*git, "push", "-q", "origin", f"HEAD:refs/heads/{branch}"], check=True)
 
 
-def propose(settings: Settings) -> int:
-    """A pull request of a harmless change to what is checked out; its number. Raises LocalError when Gate is red."""
+def propose(
+    settings: Settings, path: str = CHANGE, added: str = "# Nothing changes by this line.\n"
+) -> int:
+    """A pull request of what is checked out, with a line more in a file; its number.
+
+    Raises LocalError when Gate is red.
+    """
     repository = Repository(settings.state / "github", say)
     repository.create(settings.root)
-    change(repository, f"harmless-{time.time_ns()}", CHANGE, "# Nothing changes by this line.\n")
+    change(repository, f"harmless-{time.time_ns()}", path, added)
     number = int(repository.known()["pulls"][-1]["number"])
     repository.mergeable(number)
     return number

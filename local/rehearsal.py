@@ -65,34 +65,22 @@ def replaced(settings: Settings) -> dict[str, str]:
     }
 
 
-def values(settings: Settings) -> dict[str, str]:
-    """Every setting of production as a user would give it, by name; made once, then kept in `.local/production`."""
-    panel = (settings.state / "panel-password").read_text().strip()
+def world(settings: Settings) -> dict[str, str]:
+    """What a user knows before the first day, by name: accounts, and where everything is."""
     secret = functools.partial(_secret, settings)
     ports = settings.ports
     doors = {22: "ssh", 80: "http", 443: "https", 3000: "panel", 2377: "swarm"}
-    _, host_key = (settings.droplet / "host_ed25519.pub").read_text().split()[:2]
     from_droplet = "10.0.2.2"
     return {
-        "DROPLET_HOST": "127.0.0.1",
         "DROPLET_PORT": str(ports["ssh"]),
-        "DROPLET_USER": "cimt",
-        "DROPLET_KNOWN_HOSTS": f"[127.0.0.1]:{ports['ssh']} ssh-ed25519 {host_key}",
-        "DROPLET_SSH_KEY": (settings.droplet / "id_ed25519").read_text(),
         "CONNECT_TO": ",".join(f"{port}=127.0.0.1:{ports[name]}" for port, name in doors.items()),
         "DOCKER_SOURCE": "distribution",
-        "API_DOMAIN": "api.cimt.localhost",
-        "WEB_DOMAIN": domain("web"),
-        "N8N_DOMAIN": "n8n.cimt.localhost",
         "IMAGE_REPOSITORY": f"{registry(settings)}/{REPOSITORY}",
         "REGISTRY_USERNAME": OWNER,
         "REGISTRY_PASSWORD": secret("pull-token"),
         "LEAVE_OUT": "n8n,etl",
         "EASYPANEL_IMAGE": panel_image(settings),
-        "EASYPANEL_ADMIN_EMAIL": "admin@cimt.localhost",
-        "EASYPANEL_ADMIN_PASSWORD": panel,
         "SUPABASE_DB_URL": f"postgresql://postgres@127.0.0.1:{ports['postgres']}/postgres?sslmode=disable",
-        "API_DATABASE_PASSWORD": secret("api-database-password"),
         "API_DATABASE_URL": f"postgresql://cimt_api@{from_droplet}:{ports['postgres']}/postgres?sslmode=disable",
         "SUPABASE_URL": f"http://127.0.0.1:{ports['supabase']}",
         "SUPABASE_PUBLISHABLE_KEY": clouds.PUBLISHABLE_KEY,
@@ -101,11 +89,29 @@ def values(settings: Settings) -> dict[str, str]:
         "SUPABASE_JWKS_URL": f"http://{from_droplet}:{ports['supabase']}/auth/v1/.well-known/jwks.json",
         "OPENAI_BASE_URL": f"http://{from_droplet}:{ports['openai']}/v1",
         "OPENAI_API_KEY": secret("openai-key"),
-        # The same bucket and password as those of `make up`: it is the same droplet.
         "BACKUP_REPOSITORY": f"s3:http://{from_droplet}:{ports['s3']}/{s3.BUCKET}",
-        "BACKUP_PASSWORD": secret("../backup-password"),
         "BACKUP_KEY_ID": s3.KEY_ID,
         "BACKUP_KEY_SECRET": s3.key(settings.state),
+    }
+
+
+def values(settings: Settings) -> dict[str, str]:
+    """Every setting of production as a user would give it, by name; made once, then kept in `.local/production`."""
+    secret = functools.partial(_secret, settings)
+    host_key = " ".join((settings.droplet / "host_ed25519.pub").read_text().split()[:2])
+    return world(settings) | {
+        "DROPLET_HOST": "127.0.0.1",
+        "DROPLET_USER": "cimt",
+        "DROPLET_KNOWN_HOSTS": f"[127.0.0.1]:{settings.ports['ssh']} {host_key}",
+        "DROPLET_SSH_KEY": (settings.droplet / "id_ed25519").read_text(),
+        "API_DOMAIN": "api.cimt.localhost",
+        "WEB_DOMAIN": domain("web"),
+        "N8N_DOMAIN": "n8n.cimt.localhost",
+        "EASYPANEL_ADMIN_EMAIL": "admin@cimt.localhost",
+        "EASYPANEL_ADMIN_PASSWORD": (settings.state / "panel-password").read_text().strip(),
+        "API_DATABASE_PASSWORD": secret("api-database-password"),
+        # The same password as that of `make up`: it is the same droplet, and the same bucket.
+        "BACKUP_PASSWORD": secret("../backup-password"),
         "BACKUP_DATABASE_PASSWORD": secret("backup-database-password"),
         "INGEST_KEY": secret("ingest-key"),
         "ETL_KEY": secret("etl-key"),

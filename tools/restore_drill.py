@@ -28,12 +28,12 @@ import httpx
 import psycopg
 from rich.console import Console
 
-from local import up
+from local import aside, up
 from local.droplet import machine
 from local.postgres import server as postgres
-from local.settings import PORTS, ROOT, LocalError, Settings, load, save_ports, write_atomic
+from local.settings import ROOT, LocalError, Settings, load, write_atomic
 from local.sign_in import sign_in
-from local.waiting import eventually, free_port
+from local.waiting import eventually
 from tools.declared import Declared, NotDeclared
 
 FOLDER = ROOT / ".local/restore-drill"
@@ -105,20 +105,9 @@ def outside(keep: bool) -> int:
     """Make the clone, let the drill run there, keep its evidence, take all of it away; the exit code."""
     environment = os.environ.get("ENV", "local")
     values = source(environment)
-    remove()
     clone = FOLDER / "cimt"
-    FOLDER.mkdir(parents=True)
-    run(["git", "clone", "--quiet", "--local", str(ROOT), str(clone)], ROOT)
-    if subprocess.run(["git", "diff", "--quiet", "HEAD"], cwd=ROOT).returncode:
-        print("restore-drill: what is not committed does not take part", flush=True)
-    # Same tools: what is installed here is not installed again, though the clone's files are younger.
-    for name in (".venv", "node_modules"):
-        (clone / name).symlink_to(ROOT / name)
-    for path in (*clone.glob("requirements/*"), *clone.glob("package*.json")):
-        os.utime(path, (0, 0))
-    state = clone / ".local"
+    state = aside.make(clone, "restore-drill").state
     write_atomic(state / "given.json", json.dumps(values), 0o600)
-    save_ports(load(clone, {variable: str(free_port()) for variable, _ in PORTS.values()}))
     # Where the environment has n8n, so has its backup.
     switch = {"N8N": "1"} if environment != "local" or "n8n" in load().apps else {}
     inner = {
@@ -137,7 +126,7 @@ def outside(keep: bool) -> int:
     if keep or process.returncode:
         print(f"restore-drill: left for a look: make -C {clone} ssh. Next: make restore-drill")
     else:
-        remove()
+        aside.remove(clone)
     if process.returncode:
         return process.returncode
     tell = ["make", "--no-print-directory", "drilled", f"ENV={environment}"]
@@ -159,20 +148,11 @@ def source(environment: str) -> dict[str, str]:
     return values
 
 
-def remove() -> None:
-    """Nothing of a drill stays."""
-    clone = FOLDER / "cimt"
-    if clone.exists():
-        run([sys.executable, "-m", "local", "down"], clone, env={"ENV": "local"})
-        shutil.rmtree(FOLDER)
-
-
-def run(command: list[str], folder: Path, env: dict[str, str] | None = None) -> str:
+def run(command: list[str], folder: Path) -> str:
     """Output of a command. Raises LocalError with the last lines of it."""
     done = subprocess.run(
         command,
         cwd=folder,
-        env=os.environ | (env or {}),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -6,8 +6,10 @@ import sys
 from pathlib import Path
 
 from local.serving import arguments, serve
+from local.settings import load
 
 from .app import Api
+from .machines import Machines
 
 
 def main() -> int:
@@ -19,8 +21,17 @@ def main() -> int:
         default="203.0.113.",
         help="of every droplet; one with a dot at its end is made up",
     )
+    parser.add_argument(
+        "--volumes",
+        type=Path,
+        metavar="FOLDER",
+        help="the oldest droplet is the local one, and disks of volumes lie here",
+    )
     given = parser.parse_args()
-    return serve(Api(given.address, given.state).application(), given)
+    api = Api(given.address, given.state)
+    if given.volumes:
+        Machines(api, load(running=True), given.volumes).start()
+    return serve(api.application(), given)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ entries a page. What is kept can be looked at, and turned, in `kept` and the fie
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import threading
@@ -94,6 +95,11 @@ class Api:
                 Route("/v2/{path:path}", self._serve, methods=methods),
             ]
         )
+
+    def account_now(self) -> dict[str, Any]:
+        """A copy of what is kept, for another thread."""
+        with self._lock:
+            return copy.deepcopy(self.kept)
 
     async def _serve(self, request: Request) -> Response:
         body = await request.body()

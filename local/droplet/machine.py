@@ -39,6 +39,7 @@ SSH_SECONDS = (
     600  # an emulated droplet answers in half a minute on an idle machine, in minutes on a busy one
 )
 CLOUD_INIT_SECONDS = 600
+VOLUMES = "volumes"  # id of the controller that they hang on
 
 
 def start(settings: Settings) -> None:
@@ -120,8 +121,16 @@ def state(settings: Settings) -> dict[str, Any]:
         return {}
 
 
-def monitor(settings: Settings, command: str, seconds: float = 5) -> Any:
-    """One command to QEMU over its control socket (QMP); raises OSError when it does not answer."""
+def monitor(
+    settings: Settings,
+    command: str,
+    arguments: Mapping[str, Any] | None = None,
+    seconds: float = 5,
+) -> Any:
+    """One command to QEMU over its control socket (QMP).
+
+    Raises OSError when it does not answer, LocalError when it refuses.
+    """
     # A socket's path is limited to 107 bytes: go there by a relative name.
     directory = os.open(settings.droplet, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -130,12 +139,14 @@ def monitor(settings: Settings, command: str, seconds: float = 5) -> Any:
             client.connect(f"/proc/self/fd/{directory}/qmp.sock")
             stream = client.makefile("rw")
             stream.readline()
-            for name in ("qmp_capabilities", command):
-                stream.write(json.dumps({"execute": name}) + "\n")
+            for name, given in (("qmp_capabilities", {}), (command, arguments or {})):
+                stream.write(json.dumps({"execute": name, "arguments": given}) + "\n")
                 stream.flush()
                 answer = json.loads(stream.readline() or "{}")
                 while "event" in answer:
                     answer = json.loads(stream.readline() or "{}")
+            if "error" in answer:
+                raise LocalError(f"droplet: {command}: {answer['error'].get('desc')}")
             return answer.get("return")
     finally:
         os.close(directory)
@@ -191,7 +202,8 @@ def _boot(settings: Settings) -> None:
     kernel = home / "vmlinuz"
     acceleration, why = choose(settings, kernel if kernel.exists() else None, home / "disk.qcow2")
     print(f"droplet: {why}", flush=True)
-    _write_ssh_config(settings)
+    if (home / "host_ed25519.pub").exists():
+        _write_ssh_config(settings)
 
     forwards = "".join(
         f",hostfwd=tcp:127.0.0.1:{settings.ports[name]}-:{port}"
@@ -215,6 +227,8 @@ def _boot(settings: Settings) -> None:
         "virtio-net-pci,netdev=net",
     ]
     command += ["-device", "virtio-rng-pci", "-qmp", "unix:qmp.sock,server=on,wait=off"]
+    if "volumes" in known:
+        command += ["-device", f"virtio-scsi-pci,id={VOLUMES}"]
     if kernel.exists():
         command += ["-kernel", str(kernel), "-initrd", str(home / "initrd.img")]
         # Emulated on a busy machine, a device may take longer to appear than systemd waits for it.
@@ -232,11 +246,75 @@ def _boot(settings: Settings) -> None:
         )
     known |= {"acceleration": acceleration, "started": int(time.time()), "ready": False}
     write_atomic(home / "state.json", json.dumps(known) + "\n")
+    for name, path in known.get("volumes", {}).items():
+        _plug(settings, name, path)
     print(f"droplet: started (pid {running_pid(settings)}, {settings.image})", flush=True)
 
 
 def _create(settings: Settings) -> None:
-    """Disk, keys and seed of a new droplet. state.json comes last: without it the rest is made anew."""
+    """A new droplet as `make up` wants it: keys of its own, and an admin who has them."""
+    home = _disk(settings)
+    for name, comment in (("id_ed25519", f"{USER}@local"), ("host_ed25519", "droplet")):
+        _output(
+            ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", str(home / name)],
+            home,
+        )
+    write_seed(home / "seed.iso", user_data(home), "droplet", _authorities(settings))
+    write_atomic(home / "state.json", json.dumps({"image": settings.image}) + "\n")
+
+
+def make_as_told(settings: Settings, number: int, name: str, user: str) -> None:
+    """Boot a new droplet by somebody else's user data, as a cloud does; who logs in and how is theirs to know.
+
+    `number` is what that cloud calls it by. Volumes can be attached to it. Does not wait.
+    """
+    home = _disk(settings)
+    write_seed(home / "seed.iso", user, name, _authorities(settings))
+    about = {"image": settings.image, "number": number, "volumes": {}}
+    write_atomic(home / "state.json", json.dumps(about) + "\n")
+    boot(settings)
+
+
+def boot(settings: Settings) -> None:
+    """Start a droplet without waiting for it. Raises LocalError."""
+    check_tools("qemu-system-x86_64", "qemu-img")
+    check_ports(settings, DROPLET_PORTS)
+    save_ports(settings)
+    _boot(settings)
+
+
+def attach(settings: Settings, name: str, path: Path) -> None:
+    """Plug a disk into a droplet that was made as told; there its name is DigitalOcean's. Twice is once."""
+    known = state(settings)
+    if name in known["volumes"]:
+        return
+    if running_pid(settings):
+        _plug(settings, name, str(path))
+    known["volumes"][name] = str(path)
+    write_atomic(settings.droplet / "state.json", json.dumps(known) + "\n")
+
+
+def log_in_by(settings: Settings, private_key: str, host_key: str) -> None:
+    """Let `make ssh` and all of this module in by these keys: a droplet that was made as told is known by no other.
+
+    `host_key` is `TYPE KEY`.
+    """
+    write_atomic(settings.droplet / "id_ed25519", private_key.strip() + "\n", 0o600)
+    write_atomic(settings.droplet / "host_ed25519.pub", host_key.strip() + "\n")
+    _write_ssh_config(settings)
+
+
+def _plug(settings: Settings, name: str, path: str) -> None:
+    disk = {"driver": "raw", "node-name": name, "file": {"driver": "file", "filename": path}}
+    monitor(settings, "blockdev-add", disk)
+    # So it is called /dev/disk/by-id/scsi-0DO_Volume_NAME.
+    is_do = {"vendor": "DO", "product": "Volume", "serial": name}
+    device = {"driver": "scsi-hd", "bus": f"{VOLUMES}.0", "drive": name, "id": f"disk-{name}"}
+    monitor(settings, "device_add", device | is_do)
+
+
+def _disk(settings: Settings) -> Path:
+    """Where a new droplet lives, with its disk. state.json comes last: without it the rest is made anew."""
     base = images.ensure(settings)
     home = settings.droplet
     if home.exists():
@@ -252,25 +330,25 @@ def _create(settings: Settings) -> None:
             _link(source, home / name)
     backing = ["-F", base.format, "-b", "base", "disk.qcow2", images.DISK]
     _output(["qemu-img", "create", "-q", "-f", "qcow2", *backing], home)
-    for name, comment in (("id_ed25519", f"{USER}@local"), ("host_ed25519", "droplet")):
-        _output(
-            ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", str(home / name)],
-            home,
-        )
+    return home
+
+
+def _authorities(settings: Settings) -> str:
+    """cloud-init's vendor data: what a droplet must trust here, because registries on loopback have no other signer."""
     make_certificate(settings.clouds / "ghcr", clouds.GHCR)
     authority = (settings.clouds / "ghcr/ca.crt").read_text()
     registries = (
         f"10.0.2.2:{settings.ports['registry']}",
         f"{clouds.GHCR}:{settings.ports['ghcr']}",
     )
-    files = {f"/etc/docker/certs.d/{one}/ca.crt": authority for one in registries}
-    user = user_data(home, files)
-    write_seed(home / "seed.iso", user, f"instance-id: local-{int(time.time())}\n")
-    write_atomic(home / "state.json", json.dumps({"image": settings.image}) + "\n")
+    files = [
+        {"path": f"/etc/docker/certs.d/{one}/ca.crt", "content": authority} for one in registries
+    ]
+    return _cloud_config({"write_files": files})
 
 
-def user_data(home: Path, files: Mapping[str, str]) -> str:
-    """cloud-init's user-data: the key-only admin, the host key that known_hosts already expects, files by path."""
+def user_data(home: Path) -> str:
+    """cloud-init's user-data: the key-only admin, and the host key that known_hosts already expects."""
     key = (home / "id_ed25519.pub").read_text().strip()
     admin = {
         "name": USER,
@@ -285,23 +363,28 @@ def user_data(home: Path, files: Mapping[str, str]) -> str:
         "ssh_pwauth": False,
         "disable_root": False,  # as on a new droplet: root has the key until the ssh role runs
         "users": [admin, {"name": "root", "lock_passwd": True, "ssh_authorized_keys": [key]}],
-        "write_files": [{"path": path, "content": text} for path, text in files.items()],
         "ssh_deletekeys": True,
         "ssh_keys": {
             "ed25519_private": (home / "host_ed25519").read_text(),
             "ed25519_public": (home / "host_ed25519.pub").read_text(),
         },
     }
+    return _cloud_config(config)
+
+
+def _cloud_config(config: Mapping[str, Any]) -> str:
     return "#cloud-config\n" + json.dumps(config, indent=1) + "\n"  # JSON is YAML
 
 
-def write_seed(path: Path, user: str, meta: str) -> None:
-    """The NoCloud seed: an ISO image labelled cidata with user-data and meta-data."""
+def write_seed(path: Path, user: str, name: str, vendor: str = "") -> None:
+    """The NoCloud seed of a machine of this name: an ISO image labelled cidata."""
+    meta = f"instance-id: local-{int(time.time())}\nlocal-hostname: {name}\n"
     iso = pycdlib.PyCdlib()
     iso.new(interchange_level=3, vol_ident="cidata", rock_ridge="1.09", joliet=3)
     for short, name, text in (
         ("/USERDATA.;1", "user-data", user),
         ("/METADATA.;1", "meta-data", meta),
+        ("/VENDORDA.;1", "vendor-data", vendor),
     ):
         data = text.encode()
         iso.add_fp(io.BytesIO(data), len(data), short, rr_name=name, joliet_path=f"/{name}")

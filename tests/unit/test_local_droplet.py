@@ -97,7 +97,7 @@ def test_the_seed_is_what_cloud_init_looks_for(settings: Settings) -> None:
     for name in ("id_ed25519", "host_ed25519"):
         (home / name).write_text(f"private {name}\n")
         (home / f"{name}.pub").write_text(f"ssh-ed25519 {name} comment\n")
-    machine.write_seed(home / "seed.iso", machine.user_data(home, {}), "instance-id: local-1\n")
+    machine.write_seed(home / "seed.iso", machine.user_data(home), "droplet")
     iso = pycdlib.PyCdlib()
     iso.open(str(home / "seed.iso"))
     label = iso.pvd.volume_identifier.decode().strip()

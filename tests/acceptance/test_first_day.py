@@ -1,0 +1,151 @@
+"""The first day, from nothing: what docs/setup.md tells a person to type, against the stand-ins, up to a live release.
+
+The droplet that DigitalOcean's stand-in makes is a virtual machine of its own, with a volume: beside the one of
+`make up`, in a clone of its own below `.local/first-day`, which stays for a look when something fails.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+import shlex
+import subprocess
+import time
+from pathlib import Path
+
+from local import aside, clouds, pipeline, rehearsal
+from local.cloudflare.app import ALL_RIGHTS, Cloud
+from local.droplet import machine
+from local.github.runner import REPOSITORY
+from local.settings import ROOT, write_atomic
+from testbed.served import served
+from testbed.supabase_management import REF, management
+from tools.settings import values
+
+ANSWERS = {
+    "DOMAIN": "cimt.localhost",
+    "REGION": "fra1",
+    "REPOSITORY": REPOSITORY,
+    "EMAIL": "ann@example.com",
+    "PROJECT": REF,
+}
+TOKENS = {
+    "DIGITALOCEAN_TOKEN": "dop_v1_" + "a1" * 32,
+    "CLOUDFLARE_API_TOKEN": secrets.token_hex(20),
+    "SUPABASE_ACCESS_TOKEN": "sbp_" + "a1" * 20,
+    "GITHUB_TOKEN": "github_pat_of_a_person",
+}
+LOG_IN = (
+    'ENV=production .venv/bin/python -m tools.settings with bash -c \'ssh-add - <<<"$DROPLET_SSH_KEY" '
+    '&& echo "$DROPLET_KNOWN_HOSTS" >>~/.ssh/known_hosts\''
+)
+# In the document's order. `make github` wants what `make droplet` and `make dns` have found.
+TYPED = (
+    "make init DOMAIN=example.com REGION=nyc3 REPOSITORY=example/cimt EMAIL=… PROJECT=…",
+    "make droplet ENV=production",
+    "make droplet ENV=production CONFIRM=yes",
+    LOG_IN,
+    "make dns ENV=production",
+    "make dns ENV=production CONFIRM=yes",
+    "make build ENV=production",
+    "make plan ENV=production",
+    "make provision ENV=production",
+    "make provision ENV=production",
+    "make auth ENV=production CONFIRM=yes",
+    "make github ENV=production",
+    "make github ENV=production CONFIRM=yes",
+)
+# Said again, they have nothing to do.
+AGAIN = (
+    ("make init", "production.env: as it was"),
+    ("make droplet ENV=production CONFIRM=yes", "all is as it should be"),
+    ("make dns ENV=production CONFIRM=yes", "all is as it should be"),
+    ("make github ENV=production CONFIRM=yes", "all is as it should be"),
+)
+PERMISSIONS = {"administration": "write", "environments": "write", "variables": "write"} | {
+    "actions": "read",
+    "metadata": "read",
+}
+
+
+def documented(command: str) -> None:
+    """Raise unless a person finds this command in the document."""
+    text = (ROOT / pipeline.DOCUMENT).read_text()
+    assert command in text or command.removesuffix(" CONFIRM=yes") in text, command
+
+
+def in_full(command: str, profile: Path) -> str:
+    """What is typed for a command of the document: with its answers, and where the stand-ins are."""
+    if command.startswith("make init"):
+        return shlex.join(["make", "init", *(f"{name}={value}" for name, value in ANSWERS.items())])
+    if command.startswith(
+        "make auth"
+    ):  # the only account whose address the name of a project makes
+        return f"SUPABASE_URL=https://{REF}.supabase.co ARGS='--profile {profile}' {command}"
+    return command
+
+
+def test_from_nothing_to_live(tmp_path: Path) -> None:
+    started = time.monotonic()
+    folder = ROOT / ".local/first-day/cimt"
+    settings = aside.make(folder, "first-day")
+    print(f"first day: in {folder}; when it fails, that stays until: make -C {folder} down")
+    for name in ("registry", "postgres", "s3", "supabase", "openai", "github", "digitalocean"):
+        clouds.start(settings, name)
+    subprocess.run(["make", "panel-image"], cwd=settings.root, check=True)
+    rehearsal.prepare_runner(settings)
+    tokens = {TOKENS["GITHUB_TOKEN"]: {"permissions": PERMISSIONS}}
+    write_atomic(settings.state / "github/tokens.json", json.dumps(tokens))
+    cloud = Cloud()
+    cloud.tokens[TOKENS["CLOUDFLARE_API_TOKEN"]] = ALL_RIGHTS
+    cloud.add_zone(ANSWERS["DOMAIN"])
+    with served(cloud.application()) as dns, management(tmp_path) as (auth, profile):
+        given = TOKENS | rehearsal.world(settings)
+        given |= {
+            "DIGITALOCEAN_API_URL": f"http://127.0.0.1:{settings.ports['digitalocean']}",
+            "CLOUDFLARE_API_URL": f"http://127.0.0.1:{dns}/client/v4",
+            "GITHUB_API_URL": f"http://127.0.0.1:{settings.ports['github']}/api",
+            "DNS_PROVIDER": "cloudflare",
+            "REGISTRY": rehearsal.registry(settings),
+            "NO_PROXY": "127.0.0.1,localhost,.localhost",
+        }
+        lines = ['eval "$(ssh-agent -s)" >/dev/null']
+        for command in TYPED:
+            documented(command)
+            lines.append(in_full(command, profile))
+        for command, says in AGAIN:
+            lines.append(f"{command} | tee /dev/stderr | grep -q {shlex.quote(says)}")
+        lines += ["mkdir ~/out", "cp production.env ~/.config/cimt/production.secrets ~/out"]
+        script = pipeline.registry_login(settings) + pipeline.exported(given) + "\n".join(lines)
+        out = settings.state / "person"
+        pipeline.type_in(settings, script, out, 60, {})
+        assert auth.written, "sign-in was not declared"
+    typed_in = time.monotonic() - started
+    text = (out / "production.env").read_text()
+    (record,) = [
+        one
+        for zone in cloud.zones.values()
+        for one in zone["records"].values()
+        if one["name"].startswith("api.")
+    ]
+    host = re.search(r"^DROPLET_HOST=(.+)$", text, re.MULTILINE)
+    assert host
+    assert record["content"] == host[1]
+    # What only this machine does: its own way in, and the panel's certificate for the runner.
+    kept = values.read(out / "production.secrets")
+    pinned = re.search(r"^DROPLET_KNOWN_HOSTS=\"?\S+ (\S+ [^\s\"]+)", text, re.MULTILINE)
+    assert pinned
+    machine.log_in_by(settings, kept["DROPLET_SSH_KEY"], pinned[1])
+    mounted = machine.as_root(
+        settings, "findmnt -no SOURCE /etc/easypanel/projects/cimt/n8n/volumes"
+    )
+    assert mounted.startswith("/dev/sd"), mounted
+    rehearsal.prepare_droplet(settings)
+    number = pipeline.propose(settings, "production.env", text)
+    pipeline.live(settings, number)
+    print(
+        f"first day: {typed_in:.0f} s of commands, {time.monotonic() - started:.0f} s until it was live; typed: "
+        f"{len(TYPED)} commands, {len(ANSWERS)} answers, {len(TOKENS)} tokens; no other step by hand"
+    )
+    aside.remove(folder)
