@@ -7,6 +7,8 @@ import re
 
 import pytest
 
+from local import clouds
+from local.settings import load
 from testbed.droplet import (
     APP,
     LOCAL,
@@ -36,6 +38,22 @@ def test_its_owners_see_how_it_is_and_what_it_writes(live_build: Image) -> None:
     done = make("logs", "SERVICE=nothing")
     assert done.returncode != 0
     assert re.search(r"^api 1/1$", done.stdout, re.MULTILINE)
+
+
+def test_the_droplet_of_an_account_is_logged_in_to(live_build: Image) -> None:
+    settings = load(running=True)
+    clouds.start(settings, "digitalocean")
+    try:
+        done = make("droplet", "CONFIRM=yes")
+        assert done.returncode == 0, done.stdout
+        assert "+ droplet cimt-local" in done.stdout
+        assert re.search(r"Log in by it\] .*\n.*\nok: ", done.stdout), "by its pinned host key"
+        done = make("droplet", "CONFIRM=yes")
+        assert done.returncode == 0
+        assert "all is as it should be" in done.stdout
+    finally:
+        clouds.stop(settings, "digitalocean")
+        (settings.clouds / "digitalocean.json").unlink()
 
 
 def environment() -> dict[str, str]:
