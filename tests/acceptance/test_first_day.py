@@ -14,6 +14,8 @@ import subprocess
 import time
 from pathlib import Path
 
+import pytest
+
 from local import aside, clouds, pipeline, rehearsal
 from local.cloudflare.app import ALL_RIGHTS, Cloud
 from local.droplet import machine
@@ -86,8 +88,11 @@ def in_full(command: str, profile: Path) -> str:
     return command
 
 
-def test_from_nothing_to_live(tmp_path: Path) -> None:
+def test_from_nothing_to_live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started = time.monotonic()
+    monkeypatch.setenv(
+        "DROPLET_BARE", "1"
+    )  # as a new droplet is: all that roles need, they install
     folder = ROOT / ".local/first-day/cimt"
     settings = aside.make(folder, "first-day")
     print(f"first day: in {folder}; when it fails, that stays until: make -C {folder} down")
