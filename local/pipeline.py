@@ -89,6 +89,7 @@ def type_in(
             *("--full", "--user-namespaces", "bash", "-euo", "pipefail", "-c"),
         ]
         log = settings.logs / "pipeline-setup.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
         command += ['. "$HOME/.profile"; . "$HOME/script"']
         started = time.monotonic()
         with log.open("w") as stream:
