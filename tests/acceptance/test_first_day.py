@@ -37,6 +37,7 @@ TOKENS = {
     "CLOUDFLARE_API_TOKEN": secrets.token_hex(20),
     "SUPABASE_ACCESS_TOKEN": "sbp_" + "a1" * 20,
     "GITHUB_TOKEN": "github_pat_of_a_person",
+    "SMTP_PASSWORD": secrets.token_hex(20),
 }
 LOG_IN = (
     'ENV=production .venv/bin/python -m tools.settings with bash -c \'ssh-add - <<<"$DROPLET_SSH_KEY" '
@@ -102,6 +103,7 @@ def test_from_nothing_to_live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     rehearsal.prepare_runner(settings)
     tokens = {TOKENS["GITHUB_TOKEN"]: {"permissions": PERMISSIONS}}
     write_atomic(settings.state / "github/tokens.json", json.dumps(tokens))
+    tmp_path.chmod(0o755)  # the person is another user, where root runs this
     cloud = Cloud()
     cloud.tokens[TOKENS["CLOUDFLARE_API_TOKEN"]] = ALL_RIGHTS
     cloud.add_zone(ANSWERS["DOMAIN"])
@@ -113,6 +115,7 @@ def test_from_nothing_to_live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
             "GITHUB_API_URL": f"http://127.0.0.1:{settings.ports['github']}/api",
             "DNS_PROVIDER": "cloudflare",
             "REGISTRY": rehearsal.registry(settings),
+            "SMTP_USER": "mailer",
             "NO_PROXY": "127.0.0.1,localhost,.localhost",
         }
         lines = ['eval "$(ssh-agent -s)" >/dev/null']
