@@ -123,7 +123,7 @@ def test_from_nothing_to_live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
             documented(command)
             lines.append(in_full(command, profile))
         for command, says in AGAIN:
-            lines.append(f"{command} | tee /dev/stderr | grep -q {shlex.quote(says)}")
+            lines.append(f"{command} >~/again; cat ~/again; grep -q {shlex.quote(says)} ~/again")
         lines += ["mkdir ~/out", "cp production.env ~/.config/cimt/production.secrets ~/out"]
         script = pipeline.registry_login(settings) + pipeline.exported(given) + "\n".join(lines)
         out = settings.state / "person"
