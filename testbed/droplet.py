@@ -273,8 +273,8 @@ def variant(image: Image, number: int, lines: str) -> Image:
 
 
 def release(image: Image, **settings: str) -> subprocess.CompletedProcess[str]:
-    """`make deploy` of one image; with ``settings`` that the files do not say, and that nothing else is told of."""
-    named = (f"IMAGE={image.reference}", f"REVISION={image.revision}")
+    """`make deploy` of an image of the api; with ``settings`` that the files do not say, and nothing else is told of."""
+    named = ("SERVICE=api", f"IMAGE={image.reference}", f"REVISION={image.revision}")
     if not settings:
         return make("deploy", *named)
     made = {"N8N_TAG": "none", "ETL_TAG": "none", "ETL_SOURCES": "[]", "DATABASE_POOL": "7"}

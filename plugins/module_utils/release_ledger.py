@@ -66,7 +66,7 @@ def overtaken(live: list[dict[str, Any]], newer: Collection[str]) -> str:
     return (
         f"{last['service']} runs revision {last['revision'][:12]}, released by {last['who']} at {last['time']}, "
         "which is newer than what you bring; nothing was changed. Next: nothing, when the newer one is to stay; "
-        "to go back make rollback, or the same command with ALLOW_OLDER=true"
+        f"to go back make rollback SERVICE={last['service']}, or the same command with ALLOW_OLDER=true"
     )
 
 

@@ -48,7 +48,7 @@ def test_a_good_release_and_its_rollback_lose_no_request(
     assert client.revision() == images["good"].revision
     assert ledger()[-1]["result"] == "live"
 
-    done = make("rollback")
+    done = make("rollback", "SERVICE=api")
     assert done.returncode == 0
     assert running_image() == live_build.reference
     assert client.revision() == live_build.revision
@@ -112,7 +112,7 @@ def test_bad_settings_with_a_good_image_go_back_with_it(
     assert "api.env.SHUTDOWN_SECONDS: 20 -> soon" in str(line["changes"])
     traffic.assert_no_gap()
     assert release(images["good"]).returncode == 0, "it was not the image's fault"
-    assert make("rollback").returncode == 0
+    assert make("rollback", "SERVICE=api").returncode == 0
     assert client.revision() == live_build.revision
 
 
@@ -120,7 +120,7 @@ def test_of_two_releases_at_once_one_is_told_who_holds_the_lock(
     client: Client, traffic: Traffic, images: dict[str, Image], live_build: Image
 ) -> None:
     commands = [
-        ["make", "deploy", f"IMAGE={image.reference}", f"REVISION={image.revision}"]
+        ["make", "deploy", "SERVICE=api", f"IMAGE={image.reference}", f"REVISION={image.revision}"]
         for image in (images["good"], images["not pulled before"])
     ]
     both = [
@@ -135,7 +135,7 @@ def test_of_two_releases_at_once_one_is_told_who_holds_the_lock(
     assert sorted(code == 0 for code in codes) == [False, True]
     loser = outputs[0] if codes[0] else outputs[1]
     assert "the apps of this host are locked by" in loser
-    assert make("rollback").returncode == 0
+    assert make("rollback", "SERVICE=api").returncode == 0
     assert client.revision() == live_build.revision
     traffic.assert_no_gap()
 

@@ -160,7 +160,7 @@ def test_a_rollback_by_hand_brings_the_release_before(
 ) -> None:
     serving = client.revision()
     before = [line for line in ledger() if line["result"] == "live"][-1]["from"]
-    (run,) = repository.dispatch("operate.yml", {"verb": "rollback"})
+    (run,) = repository.dispatch("operate.yml", {"verb": "rollback", "service": "api"})
     assert run.green
     assert running_image() == before
     assert client.revision() != serving

@@ -86,7 +86,7 @@ def test_a_finding_about_the_host_is_red_and_leaves_the_release(
     assert running_image() == images["good"].reference
     assert client.revision() == images["good"].revision
     assert ledger()[-1]["result"] == "live"
-    assert make("rollback").returncode == 0
+    assert make("rollback", "SERVICE=api").returncode == 0
     assert client.revision() == live_build.revision
     traffic.assert_no_gap()
 
@@ -98,7 +98,9 @@ def test_an_older_checkout_is_refused_while_a_newer_release_serves(
     before = len(ledger())
     image = images["not pulled before"]
     newer = f"""ARGS=-e '{{"release_newer": ["{live_build.revision[:40]}"]}}'"""
-    done = make("deploy", f"IMAGE={image.reference}", f"REVISION={image.revision}", newer)
+    done = make(
+        "deploy", "SERVICE=api", f"IMAGE={image.reference}", f"REVISION={image.revision}", newer
+    )
     assert done.returncode != 0
     assert f"runs revision {live_build.revision[:12]}, released by" in " ".join(done.stdout.split())
     assert running_image() == live_build.reference

@@ -91,6 +91,9 @@ def filled(text: Any, inputs: dict[str, str], *, optional: bool) -> str:
 
     def value(match: re.Match[str]) -> str:
         for alternative in match[1].split("||"):
+            condition = re.match(r"\s*inputs\.(\w+) == '([^']*)' *&&", alternative)
+            if condition and inputs[condition[1]] != condition[2]:
+                continue
             part = alternative.rpartition("&&")[2].strip(" ()")
             context, _, name = part.strip().partition(".")
             if literal := re.fullmatch(r"'([^']*)'", part.strip()):
@@ -201,6 +204,17 @@ def test_sign_in_is_changed_by_operate_alone(made: list[Call]) -> None:
     assert "CONFIRM" in calls["operate"].environment
     assert calls["operate"].environment["SMTP_PASSWORD"]
     assert not {"CONFIRM", "SMTP_PASSWORD"} & set(calls["nightly"].environment)
+
+
+def test_a_rollback_by_operate_names_one_of_the_apps_that_are_released(made: list[Call]) -> None:
+    apps = yaml.safe_load((ROOT / "services/compose.yaml").read_text())["services"]
+    asked = WORKFLOWS["operate"][True]["workflow_dispatch"]["inputs"]["service"]
+    assert asked["options"] == [name for name, app in apps.items() if "build" in app]
+    named = {
+        call.verb: call.environment["SERVICE"] for call in made if call.where.startswith("operate")
+    }
+    assert named.pop("rollback") == asked["default"]
+    assert set(named.values()) == {""}
 
 
 def test_an_audit_declares_what_the_release_wrote(made: list[Call]) -> None:

@@ -149,7 +149,7 @@ class Project:
         if live and there.get("image") not in (None, "", live[-1]["to"]) and declared["released"]:
             self.notes.append(
                 f"{name}: the panel has {there['image']}, which no release put there; the last one was "
-                f"{live[-1]['to']}. Next: make deploy, or make rollback"
+                f"{live[-1]['to']}. Next: make deploy SERVICE={name}, or make rollback SERVICE={name}"
             )
         spare = unmanaged(wanted, there)
         self.unmanaged += [f"{name}.{path}" for path in spare]
