@@ -19,6 +19,7 @@ import pytest
 from local import aside, clouds, pipeline, rehearsal
 from local.cloudflare.app import ALL_RIGHTS, Cloud
 from local.droplet import machine
+from local.github.repository import Repository
 from local.github.runner import REPOSITORY
 from local.settings import ROOT, write_atomic
 from testbed.served import served
@@ -152,8 +153,13 @@ def test_from_nothing_to_live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     rehearsal.prepare_droplet(settings)
     number = pipeline.propose(settings, "production.env", text)
     pipeline.live(settings, number)
+    live = time.monotonic() - started
+    # And the first night finds nothing, with every value tried.
+    (night,) = Repository(settings.state / "github", pipeline.say).dispatch("nightly.yml", {})
+    told = [one.read_text() for one in (settings.state / "github").glob("issues-*.md")]
+    assert night.jobs["look"].result == "success", "\n".join(told)
     print(
-        f"first day: {typed_in:.0f} s of commands, {time.monotonic() - started:.0f} s until it was live; typed: "
+        f"first day: {typed_in:.0f} s of commands, {live:.0f} s until it was live; typed: "
         f"{len(TYPED)} commands, {len(ANSWERS)} answers, {len(TOKENS)} tokens; no other step by hand"
     )
     aside.remove(folder)
