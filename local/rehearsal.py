@@ -27,7 +27,6 @@ PANEL_CA = "/etc/easypanel/traefik/ca.crt"  # of the stand-in panel; Let's Encry
 BIN = Path(__file__).parent / "github/bin"
 WORLD = """\
 set -eu
-grep -q ' {host}$' /etc/hosts || echo '10.0.2.2 {host}' >>/etc/hosts
 cp {panel_ca} /usr/local/share/ca-certificates/cimt-panel.crt
 update-ca-certificates >/dev/null
 cat {panel_ca}
@@ -160,7 +159,7 @@ def prepare_droplet(settings: Settings) -> None:
     """Make the world around the droplet. Raises LocalError without a running one."""
     if not machine.running_pid(settings):
         raise LocalError("rehearsal: the local droplet is off. Next: make up")
-    script = WORLD.format(host=clouds.GHCR, panel_ca=PANEL_CA)
+    script = WORLD.format(panel_ca=PANEL_CA)
     try:
         authority = machine.as_root(settings, script)
     except LocalError as reason:

@@ -259,7 +259,7 @@ def _create(settings: Settings) -> None:
             ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", str(home / name)],
             home,
         )
-    write_seed(home / "seed.iso", user_data(home), "droplet", _authorities(settings))
+    write_seed(home / "seed.iso", user_data(home), "droplet", _world(settings))
     write_atomic(home / "state.json", json.dumps({"image": settings.image}) + "\n")
 
 
@@ -269,7 +269,7 @@ def make_as_told(settings: Settings, number: int, name: str, user: str) -> None:
     `number` is what that cloud calls it by. Volumes can be attached to it. Does not wait.
     """
     home = _disk(settings)
-    write_seed(home / "seed.iso", user, name, _authorities(settings))
+    write_seed(home / "seed.iso", user, name, _world(settings))
     about = {"image": settings.image, "number": number, "volumes": {}}
     write_atomic(home / "state.json", json.dumps(about) + "\n")
     boot(settings)
@@ -333,17 +333,18 @@ def _disk(settings: Settings) -> Path:
     return home
 
 
-def _authorities(settings: Settings) -> str:
-    """cloud-init's vendor data: what a droplet must trust here, because registries on loopback have no other signer."""
+def _world(settings: Settings) -> str:
+    """cloud-init's vendor data: where a droplet finds this machine's registries, and whose certificates they have."""
     make_certificate(settings.clouds / "ghcr", clouds.GHCR)
     authority = (settings.clouds / "ghcr/ca.crt").read_text()
     registries = (
         f"10.0.2.2:{settings.ports['registry']}",
         f"{clouds.GHCR}:{settings.ports['ghcr']}",
     )
-    files = [
+    files: list[dict[str, Any]] = [
         {"path": f"/etc/docker/certs.d/{one}/ca.crt", "content": authority} for one in registries
     ]
+    files += [{"path": "/etc/hosts", "content": f"10.0.2.2 {clouds.GHCR}\n", "append": True}]
     return _cloud_config({"write_files": files})
 
 

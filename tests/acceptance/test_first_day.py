@@ -83,18 +83,16 @@ def in_full(command: str, profile: Path) -> str:
     """What is typed for a command of the document: with its answers, and where the stand-ins are."""
     if command.startswith("make init"):
         return shlex.join(["make", "init", *(f"{name}={value}" for name, value in ANSWERS.items())])
-    if command.startswith(
-        "make auth"
-    ):  # the only account whose address the name of a project makes
+    if command.startswith("make auth"):
+        # The only account whose address the name of a project makes.
         return f"SUPABASE_URL=https://{REF}.supabase.co ARGS='--profile {profile}' {command}"
     return command
 
 
 def test_from_nothing_to_live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started = time.monotonic()
-    monkeypatch.setenv(
-        "DROPLET_BARE", "1"
-    )  # as a new droplet is: all that roles need, they install
+    # As a new droplet is: all that roles need, they install.
+    monkeypatch.setenv("DROPLET_BARE", "1")
     folder = ROOT / ".local/first-day/cimt"
     settings = aside.make(folder, "first-day")
     print(f"first day: in {folder}; when it fails, that stays until: make -C {folder} down")
