@@ -42,6 +42,7 @@ class Seen:
     requests: list[tuple[float, float, str]] = field(default_factory=list)
     cut: int = 0
     resumed: int = 0
+    ended: int = 0
     spliced: list[str] = field(default_factory=list)
 
 
@@ -116,6 +117,11 @@ class Clients:
                                 at = line[3:].strip()
                             elif line.startswith("data: {"):
                                 text += delta(line[6:])
+                            elif (
+                                line == "data: [DONE]"
+                            ):  # its process had no more time: the answer ends
+                                self.seen.ended += 1
+                                return
                             if at and not line and len(text) != int(at):
                                 self.seen.spliced.append(f"{len(text)} characters, and id {at}")
                                 return
@@ -156,6 +162,7 @@ class Switch:
     slow: float  # seconds, the 99th percentile of requests that began during the switch
     cut: int
     resumed: int
+    ended: int
 
 
 def ours(image: Image) -> float:
@@ -199,10 +206,11 @@ def measured(kind: str, image: Image, tokens: list[str], streams: int, rate: flo
         times[int(0.99 * (len(times) - 1))],
         seen.cut,
         seen.resumed,
+        seen.ended,
     )
     print(
         f"{kind}: {made.seconds:.0f} s, {made.failed} of {made.requests} requests failed, p99 {made.slow:.2f} s, "
-        f"{made.cut} streams cut, {made.resumed} taken up",
+        f"{made.cut} streams cut, {made.resumed} taken up, {made.ended} ended with their process",
         flush=True,
     )
     return made
@@ -236,14 +244,14 @@ def main() -> None:
     finally:
         release(live)
     print(
-        "\n| | switches | seconds | p99 during it | failed | streams cut, taken up |\n|---|---|---|---|---|---|"
+        "\n| | switches | seconds | p99 during it | failed | streams cut, taken up, ended |\n|---|---|---|---|---|---|"
     )
     for kind in ("ours", "bare"):
         of = [one for one in switches if one.kind == kind]
         print(
             f"| {kind} | {len(of)} | {spread([one.seconds for one in of])} | {spread([one.slow for one in of])} "
             f"| {sum(one.failed for one in of)} of {sum(one.requests for one in of)} "
-            f"| {sum(one.cut for one in of)}, {sum(one.resumed for one in of)} |"
+            f"| {sum(one.cut for one in of)}, {sum(one.resumed for one in of)}, {sum(one.ended for one in of)} |"
         )
     middle = {
         kind: statistics.median(one.seconds for one in switches if one.kind == kind)
