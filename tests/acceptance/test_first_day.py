@@ -55,7 +55,6 @@ TYPED = (
     "make build ENV=production",
     "make plan ENV=production",
     "make provision ENV=production",
-    "make provision ENV=production",
     "make auth ENV=production CONFIRM=yes",
     "make github ENV=production",
     "make github ENV=production CONFIRM=yes",
@@ -65,6 +64,7 @@ AGAIN = (
     ("make init", "production.env: as it was"),
     ("make droplet ENV=production CONFIRM=yes", "all is as it should be"),
     ("make dns ENV=production CONFIRM=yes", "all is as it should be"),
+    ("make provision ENV=production", "changed=0 "),
     ("make github ENV=production CONFIRM=yes", "all is as it should be"),
 )
 PERMISSIONS = {"administration": "write", "environments": "write", "variables": "write"} | {
