@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -10,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def copy_tree(folder: Path) -> None:
-    """Every file that git knows or would add, and is still there."""
+    """Every file that git knows or would add, and is still there; but what a team says of its environments (ENV.env)."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
@@ -19,6 +20,6 @@ def copy_tree(folder: Path) -> None:
         check=True,
     )
     for name in filter(None, listed.stdout.split("\0")):
-        if (ROOT / name).is_file():
+        if (ROOT / name).is_file() and not re.fullmatch(r"[a-z]+\.env", name):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
