@@ -142,8 +142,10 @@ def test_a_deploy_without_an_image(droplet: Path, where: str) -> None:
 
 
 @pytest.mark.parametrize("verb", ["provision", "plan", "services", "deploy", "history"])
-def test_settings_that_production_lacks_are_named_at_once(verb: str) -> None:
+def test_settings_that_production_lacks_are_named_at_once(verb: str, fresh: Path) -> None:
     """And nothing of Ansible's about tasks and files: it has not been asked."""
+    for name in (".venv", "node_modules"):
+        (fresh / name).symlink_to(ROOT / name)
     kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
     given = {"IMAGE": f"ghcr.io/example/api@sha256:{'0' * 64}", "REVISION": "0" * 40}
     done = subprocess.run(
@@ -154,7 +156,7 @@ def test_settings_that_production_lacks_are_named_at_once(verb: str) -> None:
             "ENV=production",
             *(f"{n}={v}" for n, v in given.items()),
         ],
-        cwd=ROOT,
+        cwd=fresh,
         env=kept | {"API_DOMAIN": "api.example.com"},
         capture_output=True,
         text=True,
