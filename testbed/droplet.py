@@ -273,7 +273,7 @@ def variant(image: Image, number: int, lines: str) -> Image:
 
 
 def release(image: Image, **settings: str) -> subprocess.CompletedProcess[str]:
-    """`make deploy` of an image of the api; with ``settings`` that the files do not say, and nothing else is told of."""
+    """`make deploy` of an image of the api; with ``settings`` that the files do not say, and told of nothing else."""
     named = ("SERVICE=api", f"IMAGE={image.reference}", f"REVISION={image.revision}")
     if not settings:
         return make("deploy", *named)

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def copy_tree(folder: Path) -> None:
-    """Every file that git knows or would add, and is still there; but what a team says of its environments (ENV.env)."""
+    """Every file that git knows or would add, and is still there; but no values of a team (ENV.env)."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
