@@ -97,6 +97,8 @@ class Droplet:
             env={
                 "PATH": f"{self.folder / 'bin'}:{program.parent}:{os.environ['PATH']}:/usr/sbin:/sbin",
                 "HOME": str(self.folder),
+                # Root of a user namespace has root's home by name, and may not write there.
+                "ANSIBLE_REMOTE_TMP": str(self.folder / "tmp"),
                 "MACHINE": str(self.folder),
                 "ENV": environment,
                 "NO_PROXY": "127.0.0.1",
