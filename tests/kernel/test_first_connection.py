@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -59,7 +60,10 @@ class Droplet:
         for name in ("bin", "etc"):
             (folder / name).mkdir()
         for name, text in PROGRAMS.items():
-            (folder / "bin" / name).write_text(f"#!{sys.executable}\n{text}")
+            # Not by the first line alone: it may hold no path with a space.
+            python = shlex.quote(sys.executable)
+            (folder / "bin" / name).write_text(f'#!/bin/sh\nexec {python} "$0.py" "$@"\n')
+            (folder / "bin" / f"{name}.py").write_text(text)
             (folder / "bin" / name).chmod(0o755)
         key = folder / "deploy"
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
