@@ -137,8 +137,6 @@ def table(rows: list[dict[str, Any]]) -> tuple[str, int]:
 
         def prove(proof: dict[str, str]) -> Proven:
             match proof:
-                case {"later": why}:
-                    return False, why
                 case {"audit": pattern}:
                     return reported(audited, pattern, fresh=True)
                 case {"smoke": pattern}:

@@ -13,7 +13,7 @@ from tools import checklist
 
 ROOT = Path(__file__).parents[2]
 ROWS = yaml.safe_load((ROOT / "tools/checklist.yaml").read_text())
-TABLES, SOURCES = [
+TABLES, PEOPLE, ANSWERS, SOURCES = [
     proof["database"] for row in ROWS for proof in row["proofs"] if "database" in proof
 ]
 ANSWER = """
@@ -39,10 +39,20 @@ def test_what_is_asked_of_the_database(major: int, monkeypatch: pytest.MonkeyPat
         assert held, seen
         assert seen.count("com RLS") == 3
         assert checklist.database(SOURCES) == (False, "0 respostas com fontes, 0 trechos")
+        assert checklist.database(ANSWERS) == (False, "0 respostas completas")
         with psycopg.connect(cluster.url(name, "supabase_admin")) as connection:
             connection.execute(ANSWER)
             connection.execute("alter table public.vectors disable row level security")
+            # As Supabase has it; here it comes with the stand-in for sign-in.
+            connection.execute(
+                "alter table auth.users add column if not exists last_sign_in_at timestamptz"
+            )
+            connection.commit()
+            assert checklist.database(PEOPLE) == (False, "0 pessoas entraram")
+            connection.execute("update auth.users set last_sign_in_at = '2026-11-27'")
         assert checklist.database(SOURCES) == (True, "1 respostas com fontes, 0 trechos")
+        assert checklist.database(ANSWERS) == (True, "1 respostas completas")
+        assert checklist.database(PEOPLE) == (True, "1 pessoas entraram, a última em 2026-11-27")
         held, seen = checklist.database(TABLES)
         assert not held
         assert "vectors SEM RLS" in seen

@@ -79,7 +79,6 @@ def row(*proofs: dict[str, str]) -> tuple[bool, str]:
         ({"audit": "test_other"}, False, "nenhum teste test_other"),
         ({"smoke": "test_only_keys"}, True, "1 testes passam"),
         ({"database": "select true, 'x'"}, False, "SUPABASE_DB_URL"),
-        ({"later": "ainda não existe"}, False, "ainda não existe"),
     ],
 )
 def test_a_proof(there: Path, proof: dict[str, str], holds: bool, told: str) -> None:
@@ -152,7 +151,7 @@ def test_the_rows_ask_what_there_is() -> None:
     proofs: list[dict[str, Any]] = [proof for entry in ROWS for proof in entry["proofs"]]
     for proof in proofs:
         assert len(proof.keys() - {"expect"}) == 1
-        assert proof.keys() <= {"audit", "smoke", "droplet", "here", "database", "later", "expect"}
+        assert proof.keys() <= {"audit", "smoke", "droplet", "here", "database", "expect"}
         for kind in proof.keys() & {"audit", "smoke"}:
             for one in proof[kind].split("|"):
                 assert any(re.search(one, name) for name in names(kind)), one
