@@ -217,6 +217,21 @@ def test_a_rollback_by_operate_names_one_of_the_apps_that_are_released(made: lis
     assert set(named.values()) == {""}
 
 
+def test_who_asks_what_is_newer_has_the_whole_history() -> None:
+    """`make plan` and what changes apps ask `git rev-list`; of a shallow checkout they want more."""
+    asking = re.compile(r"make \"?(\$\{VERB\}|plan|provision|services|deploy|rollback)\b")
+    shallow = []
+    for name, workflow in WORKFLOWS.items():
+        for job, one in workflow["jobs"].items():
+            if any(asking.search(step.get("run", "")) for step in one["steps"]):
+                (checkout,) = (
+                    step for step in one["steps"] if "actions/checkout" in step.get("uses", "")
+                )
+                if checkout["with"].get("fetch-depth") != 0:
+                    shallow.append(f"{name}.{job}")
+    assert shallow == []
+
+
 def test_an_audit_declares_what_the_release_wrote(made: list[Call]) -> None:
     compared = [call for call in made if call.verb in COMPARED]
     tools = {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/")}
