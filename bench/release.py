@@ -117,9 +117,8 @@ class Clients:
                                 at = line[3:].strip()
                             elif line.startswith("data: {"):
                                 text += delta(line[6:])
-                            elif (
-                                line == "data: [DONE]"
-                            ):  # its process had no more time: the answer ends
+                            elif line == "data: [DONE]":
+                                # Its process had no more time: the answer ends.
                                 self.seen.ended += 1
                                 return
                             if at and not line and len(text) != int(at):

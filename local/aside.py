@@ -8,7 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from local.settings import PORTS, ROOT, LocalError, Settings, load, save_ports
+from local.cache import run
+from local.settings import PORTS, ROOT, Settings, load, save_ports
 from local.waiting import free_port
 
 
@@ -16,7 +17,7 @@ def make(folder: Path, told: str) -> Settings:
     """Clone HEAD into `folder`, where nothing is; `told` begins its lines. Raises LocalError."""
     remove(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    _run(["git", "clone", "--quiet", "--local", str(ROOT), str(folder)], ROOT)
+    run(told, ["git", "clone", "--quiet", "--local", str(ROOT), str(folder)])
     if subprocess.run(["git", "diff", "--quiet", "HEAD"], cwd=ROOT).returncode:
         print(f"{told}: what is not committed does not take part", flush=True)
     # Same tools: what is installed here is not installed again, though the clone's files are younger.
@@ -32,13 +33,6 @@ def make(folder: Path, told: str) -> Settings:
 def remove(folder: Path) -> None:
     """Nothing of it stays. Raises LocalError."""
     if folder.exists():
-        _run([sys.executable, "-m", "local", "down"], folder)
+        here = os.environ | {"ENV": "local"}
+        run("what was aside", [sys.executable, "-m", "local", "down"], folder, here)
         shutil.rmtree(folder)
-
-
-def _run(command: list[str], folder: Path) -> None:
-    done = subprocess.run(
-        command, cwd=folder, env=os.environ | {"ENV": "local"}, capture_output=True, text=True
-    )
-    if done.returncode:
-        raise LocalError(f"{done.stderr.strip()[-500:]}\n{' '.join(command)} failed")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -19,7 +18,8 @@ def copy_tree(folder: Path) -> None:
         text=True,
         check=True,
     )
+    of_a_team = {path.name for path in ROOT.glob("*.env")}
     for name in filter(None, listed.stdout.split("\0")):
-        if (ROOT / name).is_file() and not re.fullmatch(r"[a-z]+\.env", name):
+        if name not in of_a_team and (ROOT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)

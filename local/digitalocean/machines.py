@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 import time
 import traceback
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from local.settings import LocalError, Settings
 
 from .app import Api
 
-SECONDS = 1.0  # between two looks at the account
+SECONDS = 1.0  # between two looks at the account, which changes with anybody's call, also by what ends meanwhile
 
 
 class Machines:
@@ -36,20 +37,24 @@ class Machines:
         while True:
             try:
                 self.step()
-            except (
-                LocalError
-            ) as reason:  # said once: whoever asked waits for a machine that does not come
-                if str(reason) != self._told:
-                    self._told = str(reason)
-                    print(self._told, flush=True)
+            except LocalError as reason:
+                self._tell(str(reason))
             except Exception:  # noqa: BLE001 - the account goes on without its machine
-                traceback.print_exc()
+                self._tell(traceback.format_exc())
             time.sleep(SECONDS)
+
+    def _tell(self, why: str) -> None:
+        """Say once why there is no machine: it is tried again every second."""
+        if why != self._told:
+            self._told = why
+            print(why, flush=True)
 
     def step(self) -> None:
         """Do what is missing. Raises LocalError where that does not work."""
         account = self._api.account_now()
-        droplet: dict[str, Any] | None = min(account["droplets"], key=_number, default=None)
+        droplet: dict[str, Any] | None = min(
+            account["droplets"], key=itemgetter("id"), default=None
+        )
         known = machine.state(self._settings)
         if known and "number" not in known:
             if droplet:
@@ -90,7 +95,3 @@ class Machines:
         with path.open("ab") as file:
             file.truncate(volume["size_gigabytes"] << 30)
         return path
-
-
-def _number(droplet: dict[str, Any]) -> int:
-    return int(droplet["id"])

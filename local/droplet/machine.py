@@ -51,9 +51,7 @@ def start(settings: Settings) -> None:
         if pid:
             print(f"droplet: runs already (pid {pid}, {state(settings).get('image')})")
         else:
-            check_ports(settings, DROPLET_PORTS)
-            save_ports(settings)
-            _boot(settings)
+            boot(settings)
         _wait(settings)
 
 
@@ -192,8 +190,11 @@ def as_root(settings: Settings, script: str, timeout: float | None = None) -> st
     return done.stdout
 
 
-def _boot(settings: Settings) -> None:
-    """Create what is missing and start QEMU as a daemon."""
+def boot(settings: Settings) -> None:
+    """Create what is missing and start QEMU as a daemon, without waiting for the droplet. Raises LocalError."""
+    check_tools("qemu-system-x86_64", "qemu-img")
+    check_ports(settings, DROPLET_PORTS)
+    save_ports(settings)
     home = settings.droplet
     known = state(settings)
     if not known:
@@ -273,14 +274,6 @@ def make_as_told(settings: Settings, number: int, name: str, user: str) -> None:
     about = {"image": settings.image, "number": number, "volumes": {}}
     write_atomic(home / "state.json", json.dumps(about) + "\n")
     boot(settings)
-
-
-def boot(settings: Settings) -> None:
-    """Start a droplet without waiting for it. Raises LocalError."""
-    check_tools("qemu-system-x86_64", "qemu-img")
-    check_ports(settings, DROPLET_PORTS)
-    save_ports(settings)
-    _boot(settings)
 
 
 def attach(settings: Settings, name: str, path: Path) -> None:

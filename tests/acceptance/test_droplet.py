@@ -53,7 +53,7 @@ def test_the_droplet_of_an_account_is_logged_in_to(live_build: Image) -> None:
         assert "all is as it should be" in done.stdout
     finally:
         clouds.stop(settings, "digitalocean")
-        (settings.clouds / "digitalocean.json").unlink()
+        (settings.clouds / "digitalocean.json").unlink(missing_ok=True)
 
 
 def environment() -> dict[str, str]:

@@ -67,9 +67,9 @@ AGAIN = (
     ("make provision ENV=production", "changed=0 "),
     ("make github ENV=production CONFIRM=yes", "all is as it should be"),
 )
-PERMISSIONS = {"administration": "write", "environments": "write", "variables": "write"} | {
-    "actions": "read",
-    "metadata": "read",
+PERMISSIONS = {
+    **dict.fromkeys(("administration", "environments", "variables"), "write"),
+    **dict.fromkeys(("actions", "metadata"), "read"),
 }
 
 
