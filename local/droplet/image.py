@@ -28,8 +28,8 @@ tzdata unattended-upgrades
 """.split()  # noqa: SIM905 - a list of names reads best as words
 # What the roles install: to unpack it takes an emulated CPU minutes. `DROPLET_BARE=1` leaves it to them.
 OF_ROLES = {
-    "debian-13": "docker.io docker-cli iptables pigz restic postgresql-client-17 aide libpam-pwquality",
-    "debian-12": "docker.io iptables pigz aide libpam-pwquality",
+    "debian-13": "docker.io docker-cli iptables pigz restic postgresql-client-17 aide auditd libpam-pwquality",
+    "debian-12": "docker.io iptables pigz aide auditd libpam-pwquality",
 }
 
 
