@@ -79,7 +79,7 @@ ranges: setup ## Are Cloudflare's networks still those of services/cloudflare.js
 github: setup ## Show what GitHub lacks of ENV: environment, variables, secrets, Gate; CONFIRM=yes makes it so, ROTATE=NAME
 	@$(with)python -m tools.github_settings
 doctor: setup ## Try every value of ENV live, all at once, and change nothing: what is well, what is not, what to type
-	@$(call step,doctor) python -m tools.doctor
+	@$(call step,doctor) python -m tools.doctor $(ARGS)
 rotate: setup ## Give SECRET=NAME a new value while the old one is still good; then CONFIRM=revoke ends the old one
 	@$(with)python -m tools.rotate
 

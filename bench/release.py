@@ -1,10 +1,11 @@
 """A release of ours beside Swarm's bare update, on the local droplet, while people ask and read long answers.
 
-Usage: python -m bench.release [--rounds 20] [--streams 50] [--rate 4]      after `make up`
+Usage: python -m bench.release [--rounds 20] [--bare-every 4] [--streams 50] [--rate 4]      after `make up`
 
-A round releases another image by `make deploy`, then takes Swarm alone to the other image and back by `docker service
-update`, so that panel and ledger say at its end what runs. Each switch is counted from the hook (the command, for the
-bare one) to the new revision's first answer. Everything shares this machine's cores: only the ratios mean something.
+A round releases another image by `make deploy`. In every fourth one Swarm alone goes to the other image and back by
+`docker service update`, so that panel and ledger say at its end what runs. Each switch is counted from the hook (the
+command, for the bare one) to the new revision's first answer. Everything shares this machine's cores: only the ratios
+mean something. Ctrl-C ends it with the table of what was measured.
 """
 
 from __future__ import annotations
@@ -224,6 +225,7 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--bare-every", type=int, default=4, help="rounds")
     parser.add_argument("--streams", type=int, default=50)
     parser.add_argument("--rate", type=float, default=4.0, help="requests a second")
     given = parser.parse_args()
@@ -238,10 +240,15 @@ def main() -> None:
             tokens = [sign_in(supabase, f"{uuid.uuid4().hex}@example.com") for _ in people]
             image, other = others[round_ % 2], running
             running = image
-            for kind, to in (("ours", image), ("bare", other), ("bare", image)):
+            bare_too = [("bare", other), ("bare", image)] if round_ % given.bare_every == 0 else []
+            for kind, to in [("ours", image), *bare_too]:
                 switches.append(measured(kind, to, tokens, given.streams, given.rate))
+    except KeyboardInterrupt:
+        print(f"\nended after {len(switches)} switches")
     finally:
         release(live)
+    if {one.kind for one in switches} != {"ours", "bare"}:
+        raise SystemExit("bench: not one round was whole")
     print(
         "\n| | switches | seconds | p99 during it | failed | streams cut, taken up, ended |\n|---|---|---|---|---|---|"
     )

@@ -3,12 +3,14 @@
 One line each: ✓, ! (look at it soon) or ✗ (it does not work), with what to type next. Nothing it prints holds a secret.
 ENV=local tries the local droplet and the local clouds. What nobody set (DIGITALOCEAN_TOKEN, CLOUDFLARE_API_TOKEN, a
 token of GitHub, channels of alerts) is not asked; GitHub's own runners look neither at GitHub nor for what is not set:
-a job has the settings of its verbs alone, and each verb names what it misses.
+a job has the settings of its verbs alone, and each verb names what it misses. --before-release tries what a release
+would stumble over at its end only: registry, database, sign-in, model.
 Exit codes: 0 nothing is wrong, 1 something is, 2 there is nothing to look at.
 """
 
 from __future__ import annotations
 
+import argparse
 import base64
 import contextlib
 import datetime
@@ -450,7 +452,8 @@ def database(patient: Patient) -> Iterator[Finding]:
     migrate = f"make migrate ENV={patient.environment} (it sets the password)"
     if api:
         urls[api_login(api)] = (with_password(api, password), migrate)
-    if api and patient["BACKUP_REPOSITORY"]:
+    backs_up = patient.environment == "local" or patient["BACKUP_DATABASE_PASSWORD"]
+    if api and patient["BACKUP_REPOSITORY"] and backs_up:
         url = re.sub(r"//cimt_api(_b)?\b", "//cimt_backup", api)
         password = "" if patient.environment == "local" else patient["BACKUP_DATABASE_PASSWORD"]
         urls["cimt_backup"] = (with_password(url, password), migrate)
@@ -667,6 +670,7 @@ CHECKS: tuple[Callable[[Patient], Iterator[Finding]], ...] = (
     *(settings, names, certificates, proxy, host_key, droplet, registry, database),
     *(sign_in, model, ingest, mail, alerts, on_github, tokens),
 )
+BEFORE_RELEASE = (registry, database, sign_in, model)
 # Without these a check asks nothing: `settings` names them.
 ASKED_WITH = {
     "names": "DROPLET_HOST",
@@ -739,6 +743,10 @@ def discreet(text: str, patient: Patient) -> str:
 
 def main() -> int:
     """Command line; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="make doctor", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--before-release", action="store_true", help="what a release needs, alone")
+    checks = BEFORE_RELEASE if parser.parse_args().before_release else CHECKS
     environment = os.environ.get("ENV", "local")
     started = time.monotonic()
     try:
@@ -750,7 +758,7 @@ def main() -> int:
         print(f"doctor: {error}. Next: mend it", file=sys.stderr)
         return 2
     told: dict[Sign, list[str]] = {"✓": [], "!": [], "✗": []}
-    for finding in examine(patient):
+    for finding in examine(patient, checks):
         told[finding.sign].append(discreet(str(finding), patient))
         print(told[finding.sign][-1], flush=True)
     note(changed=told["✗"], notes=told["!"])

@@ -485,6 +485,13 @@ def test_nothing_answers_and_no_secret_is_told(well: Patient) -> None:
     assert all(". Next: " in line for line in lines[:-1] if not line.startswith("✓"))
     assert re.fullmatch(r"doctor: \d+ well, \d+ to look at, \d+ wrong; \d+ s", lines[-1])
     assert "secret-of" not in done.stdout
+    # What a merge mends (a name, a droplet's system, a channel of alerts) must not hold it up.
+    command.append("--before-release")
+    done = subprocess.run(command, cwd=ROOT, env=given, capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    *told, _ = done.stdout.splitlines()
+    asked = {re.findall(r"registry|database|sign_in|model", line)[0] for line in told}
+    assert asked == {"registry", "database", "sign_in", "model"}, done.stdout
 
 
 def test_local_without_and_with_a_droplet_that_is_off(elsewhere: Clouds, tmp_path: Path) -> None:
