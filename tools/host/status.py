@@ -68,6 +68,12 @@ def size(count: float) -> str:
     raise AssertionError
 
 
+def share(memory: dict[str, int | None]) -> str:
+    """Memory of a container and its limit, in the megabytes of compose.yaml (2^20 bytes)."""
+    used, limit = memory["used"] or 0, memory["limit"]
+    return f"{used >> 20}" + (f" of {limit >> 20}" if limit else "") + " MB"
+
+
 def worries(seen: dict[str, Any], environment: str) -> Iterator[str]:
     """What is not as it should be, one line each with what to type next."""
     verb = f"ENV={environment}"
@@ -121,7 +127,7 @@ def show(seen: dict[str, Any], environment: str, console: Console) -> int:
         since = ", ".join(re.sub(r"^Running ", "", text) for text in one["since"]) or "not running"
         table.add_row(
             *(one["name"], one["tasks"].split()[0], since, last.get("revision", "")[:12]),
-            *(last.get("time", "")[:16].replace("T", " "), "; ".join(one["memory"])),
+            *(last.get("time", "")[:16].replace("T", " "), "; ".join(map(share, one["memory"]))),
         )
     console.print(table, highlight=False)
     if memory := seen["memory"]:
