@@ -15,6 +15,8 @@ import fcntl
 import getpass
 import os
 import re
+import shlex
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -29,13 +31,30 @@ from tools import doctor
 from tools.database.address import Refused as Unfit
 from tools.database.address import database_url, hide_secrets, told
 from tools.database.migrate import api_login
-from tools.init import VAULT, Failed, Store, fit, made, store_of, write
+from tools.host.way_in import NoWayIn, way_in
+from tools.init import VAULT, Failed, Store, fit, made, public_half, store_of, write
 from tools.settings import values
 from tools.settings.__main__ import read
 
 ROOT = Path(__file__).parents[1]
+SECONDS = 60  # for the droplet's answer
 URL = "API_DATABASE_URL"
 OTHER = {"cimt_api": "cimt_api_b", "cimt_api_b": "cimt_api"}
+# On the droplet, as the admin user: the first key of the arguments opens the door, the second does not any more.
+KEYS = """\
+import os, pathlib, sys
+path = pathlib.Path.home() / ".ssh/authorized_keys"
+opens, ends = sys.argv[1:]
+gone = ends.split()[1:]
+lines = [one for one in path.read_text().splitlines() if not set(gone) & set(one.split())]
+if not any(opens.split()[1] in one.split() for one in lines):
+    lines.append(opens)
+new = path.with_name("authorized_keys.new")
+with open(new, "w", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+    print(*lines, sep="\\n", file=file, flush=True)
+    os.fsync(file.fileno())
+os.replace(new, path)
+"""
 
 
 class Rotation:
@@ -68,8 +87,15 @@ class Rotation:
 
     def begin(self, ask: Callable[[str], str]) -> None:
         """Put the new value in the place of the old one, and the old one beside it. Raises Refused, Failed."""
+        if self.way["how"] == "door":  # by the key that is in use, before anything is changed
+            self._open(self.there.get(self.old, self.there[self.name]))
         if self.old not in self.there:
             self._put(ask)
+        if self.way["how"] == "door":
+            self.there = self.store.read()
+            self._open(self.there[self.old], self.there[self.name])
+            self._open(self.there[self.name])
+            self._name_the_other_key()
         if self.way["how"] == "login":
             self._name_the_other_login()
         if self.way["how"] == "beside":
@@ -91,6 +117,8 @@ class Rotation:
                 f"{self.name} is not changing hands. Next: make rotate SECRET={self.name} ENV={self.environment}"
             )
         self._try(self.there[self.name])
+        if self.way["how"] == "door":
+            self._open(self.there[self.name], self.there[self.name], self.there[self.old])
         if self.way["how"] == "login":
             self._end_login(api_login(self.there[self.old]))
         self.store.replace({}, [self.old])
@@ -139,6 +167,24 @@ class Rotation:
             said = doctor.discreet("; ".join(map(str, found)), patient)
             raise values.Refused(f"{self.name}: nothing was changed, it does not work yet: {said}")
 
+    def _open(self, key: str, opens: str = "", ends: str = "") -> None:
+        """Enter the droplet by a private key, and there let in another one, or shut a third out. Raises Refused."""
+        halves = [public_half(one) if one else "" for one in (opens, ends)]
+        command = shlex.join(["python3", "-I", "-", *halves]) if opens else "true"
+        try:
+            with way_in(self.environment, {**os.environ, self.name: key}) as ssh:
+                done = subprocess.run(
+                    [*ssh, command], input=KEYS, capture_output=True, text=True, timeout=SECONDS
+                )
+        except (NoWayIn, subprocess.TimeoutExpired) as reason:
+            raise values.Refused(f"{self.name}: {reason}") from None
+        if done.returncode:
+            why = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+            raise values.Refused(
+                f"{self.name}: the droplet does not take it: {why.rstrip('.')}. "
+                f"Next: make doctor ENV={self.environment}, then the same again"
+            )
+
     # -- what stands in ENV.env ---------------------------------------------------------------------
 
     def _line(self, name: str, wanted: str) -> None:
@@ -149,10 +195,17 @@ class Rotation:
             lines[found[0]] = wanted
         else:
             lines.append(wanted)
-        text = "\n".join([*lines, ""])
+        self._write("\n".join([*lines, ""]), name)
+
+    def _write(self, text: str, name: str) -> None:
         if text != self.path.read_text():
             write(self.path, text, 0o644)
             print(f"rotate: {self.path.name} has another line {name}. Next: commit it")
+
+    def _name_the_other_key(self) -> None:
+        """Have the comment of `make init` show the new public half."""
+        old, new = (public_half(self.there[name]) for name in (self.old, self.name))
+        self._write(self.path.read_text().replace(old, new), f"above {self.name}")
 
     def _url(self) -> str:
         """The address of the database that ENV.env holds. Raises Refused."""

@@ -13,6 +13,8 @@ import yaml
 from testbed.api import stand_in
 from testbed.tree import ROOT
 from tests.integration.test_init import ANSWERS, Clone, Done
+from tools.init import public_half
+from tools.settings import values
 
 SETTINGS = yaml.safe_load((ROOT / "services/settings.yaml").read_text())["settings"]
 SECRET = {name: one for name, one in SETTINGS.items() if one.get("secret")}
@@ -46,8 +48,7 @@ def kept(clone: Clone) -> dict[str, str]:
     """The secrets, wherever they are."""
     if clone.account.exists():
         return clone.item()
-    lines = clone.kept.read_text().splitlines()
-    return dict(line.split("=", 1) for line in lines if "=" in line and not line.startswith("#"))
+    return values.read(clone.kept)
 
 
 def test_a_shared_key_is_good_beside_the_one_from_before(clone: Clone) -> None:
@@ -119,8 +120,56 @@ def test_what_does_not_change_here_says_what_to_do(
     assert (clone.item(), clone.env.read_text()) == before
 
 
+# Stands in for ssh and the droplet's sshd: whoever's public half is in authorized_keys gets in, and runs the command.
+SSH = """\
+#!/bin/sh
+while [ "$1" != -- ]; do [ "$1" = -i ] && key=$2; shift; done
+half=$(ssh-keygen -y -f "$key" | cut -d' ' -f2)
+grep -qF "$half" "$HOME/.ssh/authorized_keys" || { echo 'Permission denied (publickey).' >&2; exit 255; }
+[ ! -e "$HOME/cut" ] || { echo 'Connection closed by remote host' >&2; exit 255; }
+shift 2; exec sh -c "$*"
+"""
+
+
+def test_the_door_takes_both_keys_and_then_the_new_one_alone(clone: Clone, tmp_path: Path) -> None:
+    (clone.bin / "ssh").unlink()
+    (clone.bin / "ssh").write_text(SSH)
+    (clone.bin / "ssh").chmod(0o755)
+    door = tmp_path / ".ssh/authorized_keys"
+    door.parent.mkdir()
+    at = {"DROPLET_HOST": "203.0.113.7"}
+    before, text = kept(clone), clone.env.read_text()
+    first = public_half(before["DROPLET_SSH_KEY"])
+    owner = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIFXHCVsE8hvveBIa91VpfgNDk22hC8wvSYoEB0UxGPaa owner"
+    # A key that is not in: nothing is changed, or the next release could not enter.
+    door.write_text(f"{owner}\n")
+    done = rotate(clone, "DROPLET_SSH_KEY", **at)
+    assert (done.returncode, kept(clone), clone.env.read_text()) == (2, before, text)
+    assert "Permission denied (publickey)" in done.stderr
+    door.write_text(f"{owner}\nno-pty {first} cimt\n")
+    done = rotate(clone, "DROPLET_SSH_KEY", **at)
+    assert done.returncode == 0, done.stderr
+    after = kept(clone)
+    second = public_half(after["DROPLET_SSH_KEY"])
+    assert (after["DROPLET_SSH_KEY_OLD"], second != first) == (before["DROPLET_SSH_KEY"], True)
+    both = f"{owner}\nno-pty {first} cimt\n{second}\n"
+    assert (door.read_text(), door.stat().st_mode & 0o777) == (both, 0o600)
+    assert clone.env.read_text() == text.replace(first, second)
+    # Again, as after a first call that was cut short: no third key.
+    assert rotate(clone, "DROPLET_SSH_KEY", **at).returncode == 0
+    assert (kept(clone), door.read_text()) == (after, both)
+    (tmp_path / "cut").touch()
+    assert rotate(clone, "DROPLET_SSH_KEY", CONFIRM="revoke", **at).returncode == 2
+    assert kept(clone) == after, "the old one is kept as long as it may be needed"
+    (tmp_path / "cut").unlink()
+    done = rotate(clone, "DROPLET_SSH_KEY", CONFIRM="revoke", **at)
+    assert done.returncode == 0, done.stderr
+    assert door.read_text() == f"{owner}\n{second}\n"
+    assert kept(clone) == {**before, "DROPLET_SSH_KEY": after["DROPLET_SSH_KEY"]}
+
+
 def test_every_secret_says_how_it_changes_hands() -> None:
-    ways = {"login", "beside", "made", "brought", "hand", "never"}
+    ways = {"login", "beside", "door", "made", "brought", "hand", "never"}
     for name, setting in SECRET.items():
         way = setting["rotate"]
         assert way["how"] in ways, name
