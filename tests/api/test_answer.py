@@ -107,27 +107,18 @@ def test_who_waits_is_woken_by_every_change() -> None:
         assert asyncio.run(woken(event, *way)), event
 
 
-class Response:
-    """What an HTTP client hands over, in pieces of so many bytes."""
-
-    def __init__(self, body: bytes, size: int, content_type: str = "text/event-stream") -> None:
-        self.headers = {"content-type": content_type}
-        self._pieces = [body[at : at + size] for at in range(0, len(body), size)]
-
-    async def aiter_raw(self) -> AsyncIterator[bytes]:
-        for piece in self._pieces:
-            yield piece
+async def pieces(body: bytes, size: int) -> AsyncIterator[bytes]:
+    """What an HTTP client hands over, so many bytes at a time."""
+    for at in range(0, len(body), size):
+        yield body[at : at + size]
 
 
-def read(
-    body: bytes, size: int = 65536, content_type: str = "text/event-stream"
-) -> tuple[str, str | None, Usage | None, int, str]:
+def read(body: bytes, size: int = 65536) -> tuple[str, str | None, Usage | None, int, str]:
     """Text, finish, usage, thought and how it ended: done, or a kind of failure."""
-    made: Any = Response(body, size, content_type)
     deltas: list[Delta] = []
 
     async def collect() -> None:
-        async for delta in _read(made):
+        async for delta in _read(pieces(body, size)):
             deltas.append(delta)  # noqa: PERF401 - what came before an error counts
 
     how = "done"
@@ -229,7 +220,7 @@ def test_a_complete_answer_is_complete_however_a_service_writes_it(body: bytes) 
 def test_other_ends_are_told_as_they_are(body: bytes, wanted: tuple[Any, ...]) -> None:
     assert read(body) == wanted
     whole = b'{"choices":[{"message":{"content":"Two years"},"finish_reason":"stop"}]}'
-    assert read(whole, content_type="application/json") == COMPLETE
+    assert read(whole) == COMPLETE
 
 
 def test_a_refusal_may_say_in_any_way_when_to_come_back() -> None:

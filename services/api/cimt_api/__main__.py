@@ -54,7 +54,6 @@ def serve(settings: Settings) -> None:
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=settings.log_level.upper(), handlers=[handler])
-    logging.getLogger("httpx2").setLevel(logging.WARNING)  # it logs addresses, one line per request
     edge = application(settings)
     start_http_server(settings.metrics_port, addr=settings.host, registry=edge.registry)
     config = uvicorn.Config(

@@ -126,7 +126,7 @@ def create_app(settings: Settings, metrics: Metrics, built_from: str) -> FastAPI
         # None of these waits for anybody: the port opens at once, whatever is down.
         await database.open()
         await services.authenticator.start()
-        await upstream.start(after=lambda: services.authenticator.ready)
+        await upstream.start()
         await answers.start()
         expiry = asyncio.create_task(_retention(chats, settings.chat_retention_days, metrics))
         watches = [asyncio.create_task(each.watch()) for each in (lifetimes, money)]

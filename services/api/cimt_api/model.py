@@ -1,12 +1,10 @@
-"""The model, through OpenAI's SDK: its client, without an object per token.
-
-The SDK is imported beside the running server: that takes seconds, half a minute on an emulated host, and
-nobody's health check should wait for it.
-"""
+"""The model, by OpenAI's HTTP interface: chat completions as a stream, without an object per token, and embeddings."""
 
 from __future__ import annotations
 
+import array
 import asyncio
+import base64
 import contextlib
 import datetime
 import email.utils
@@ -17,24 +15,26 @@ import random
 import re
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Mapping
+from typing import Any, NamedTuple
 
+import aiohttp
 import orjson
 from opentelemetry import trace
 from opentelemetry.trace import SpanKind
 from pydantic import BaseModel
 
+from . import __version__
 from .http.problems import Problem
 from .metrics import Metrics
 from .settings import Settings
 
-if TYPE_CHECKING:
-    import httpx2
-    from openai import AsyncOpenAI
-
+OPENAI = "https://api.openai.com/v1"
 DIMENSIONS = 1536  # of the column that embeddings are stored in
 LONGEST_LINE = 1_000_000  # bytes of one event
+LONGEST_BODY = (
+    64_000_000  # bytes of an answer that is read whole: a batch of vectors, the list of models
+)
 # The breaker opens when of the requests of so many seconds, if they are so many, so large a part has failed.
 WINDOW_SECONDS = 30.0
 VOLUME = 10
@@ -47,7 +47,7 @@ RETRY_AFTER_MAX = 2.0  # seconds that a retry may be put off; longer ones are th
 EMBED_SECONDS = 10.0
 LAST_SECONDS = 2.0  # after the end of an answer, for its usage and the end of the response
 LIST_SECONDS = 30.0
-LOAD_AFTER_TENTHS = 50  # of a second, at most: importing holds up all else, such as fetching keys
+KEEP_SECONDS = 15.0  # a connection that nobody needs
 
 log = logging.getLogger(__name__)
 TRACER = trace.get_tracer(__name__)
@@ -210,28 +210,44 @@ class Upstream:
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self._settings = settings
         self._metrics = metrics
-        self._client: asyncio.Future[AsyncOpenAI] | None = None
-        self._response: type[httpx2.Response] | None = None
+        self._url = settings.openai_base_url or OPENAI
+        self._session: aiohttp.ClientSession | None = None
         self.breaker = Breaker()
         self.embedding_breaker = Breaker()  # of its own: either may fail while the other works
         self.refused: str | None = None  # key or quota: what its service will not take any more
 
-    async def start(self, after: Callable[[], bool]) -> None:
-        """Begin to load the SDK once `after` returns true, or that takes long, without waiting for it."""
-        self._client = asyncio.ensure_future(self._load(after))
+    async def start(self) -> None:
+        """Make the client, which connects when it is asked first."""
+        settings = self._settings
+        self._session = aiohttp.ClientSession(
+            # One answer costs one connection; embeddings and ingest come on top.
+            connector=aiohttp.TCPConnector(
+                limit=settings.streams_total + 50, keepalive_timeout=KEEP_SECONDS
+            ),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(
+                total=None,
+                connect=settings.openai_connect_seconds,
+                sock_read=max(
+                    settings.openai_first_token_seconds, settings.openai_between_tokens_seconds
+                ),
+            ),
+            headers={
+                "Authorization": f"Bearer {settings.openai_api_key.get_secret_value()}",
+                "Content-Type": "application/json",
+                "User-Agent": f"cimt-api/{__version__}",
+            },
+        )
 
     async def close(self) -> None:
         """Close the connections."""
-        if self._client is not None and self._client.done():
-            await self._client.result().close()
-        elif self._client is not None:
-            self._client.cancel()
+        if self._session is not None:
+            await self._session.close()
 
     @property
     def ready(self) -> bool:
-        """Tell whether the SDK is loaded, the breaker closed, and our key taken."""
-        loaded = self._client is not None and self._client.done()
-        return loaded and not self.breaker.open and self.refused is None
+        """Tell whether the breaker is closed and our key taken."""
+        return not self.breaker.open and self.refused is None
 
     def check(self) -> None:
         """Raise Problem 503 while a breaker keeps questions from being answered."""
@@ -289,31 +305,20 @@ class Upstream:
 
     async def shutdown_dates(self) -> dict[str, datetime.date | None]:
         """Return the last day of every model that is served, None: not announced. Raises UpstreamError, tries once."""
-        client = await self._loaded()
-        assert self._response is not None  # noqa: S101 - set with the client
-        async with self._translated():
-            response = await client.get(
-                "/models", cast_to=self._response, options={"timeout": LIST_SECONDS}
-            )
-            listed = ServedModels.model_validate_json(response.content)
+        answer = await self._whole("GET", "/models", None, LIST_SECONDS)
+        try:
+            listed = ServedModels.model_validate_json(answer)
+        except ValueError:
+            raise UpstreamError("upstream-malformed") from None
         return {model.id: model.shutdown_date for model in listed.data}
 
     async def _attempt(self, body: dict[str, Any]) -> AsyncGenerator[Delta]:
-        client = await self._loaded()
-        assert self._response is not None  # noqa: S101 - set with the client
-        async with self._translated():
-            # The SDK's own way to a path that it does not know; with this type it hands the response over unread.
-            response = await client.post(
-                "/chat/completions",
-                cast_to=self._response,
-                body=body,
-                stream=True,
-                stream_cls=None,
-            )
-        deltas = _read(response)
+        async with self._translated("upstream-unreachable"):
+            response = await self._ask("POST", "/chat/completions", body)
+        deltas = _read(response.content.iter_any())
         ended = False
         try:
-            async with self._translated():
+            async with self._translated("upstream-broken"):
                 while True:
                     async with asyncio.timeout(LAST_SECONDS if ended else None):
                         delta = await anext(deltas, None)
@@ -327,111 +332,105 @@ class Upstream:
             yield Delta(done=True)  # all was said before it
         finally:
             await deltas.aclose()
-            await response.aclose()
+            response.close()
 
     async def _embed_once(self, texts: list[str], model: str) -> list[list[float]]:
-        client = await self._loaded()
-        # Only the third generation can be told how long its vectors are.
-        sized: dict[str, Any] = {"dimensions": DIMENSIONS} if "-3-" in model else {}
+        body: dict[str, Any] = {"model": model, "input": texts, "encoding_format": "base64"}
+        if "-3-" in model:  # only the third generation can be told how long its vectors are
+            body["dimensions"] = DIMENSIONS
         with TRACER.start_as_current_span(f"embeddings {model}", kind=SpanKind.CLIENT):
-            async with self._translated():
-                answer = await client.embeddings.create(
-                    model=model, input=texts, timeout=EMBED_SECONDS, **sized
-                )
-                vectors = [
-                    item.embedding for item in sorted(answer.data, key=lambda item: item.index)
-                ]
+            answer = await self._whole("POST", "/embeddings", body, EMBED_SECONDS)
+        try:
+            found = sorted(orjson.loads(answer)["data"], key=lambda item: item["index"])
+            vectors = [_vector(item["embedding"]) for item in found]
+        except (ValueError, LookupError, TypeError):
+            raise UpstreamError("upstream-malformed") from None
         if len(vectors) != len(texts) or any(len(vector) != DIMENSIONS for vector in vectors):
             raise UpstreamError("upstream-malformed")
         return vectors
 
-    async def _loaded(self) -> AsyncOpenAI:
-        assert self._client is not None, "start() comes first"  # noqa: S101
-        return self._client.result() if self._client.done() else await asyncio.shield(self._client)
+    async def _ask(
+        self, method: str, path: str, body: dict[str, Any] | None
+    ) -> aiohttp.ClientResponse:
+        """Return the response, whose body is not read yet. Raises UpstreamError where it is no success."""
+        assert self._session is not None, "start() comes first"  # noqa: S101
+        data = None if body is None else orjson.dumps(body)
+        url = f"{self._url}{path}"
+        response = await self._session.request(method, url, data=data, allow_redirects=False)
+        if response.status // 100 == 2:
+            return response
+        try:
+            raise self._status_error(response, await _body(response, LONGEST_LINE))
+        finally:
+            response.close()
 
-    async def _load(self, after: Callable[[], bool]) -> AsyncOpenAI:
-        for _ in range(LOAD_AFTER_TENTHS):
-            await asyncio.sleep(0.1)
-            if after():
-                break
-        return await asyncio.to_thread(self._make_client)
-
-    def _make_client(self) -> AsyncOpenAI:
-        import httpx2
-        from openai import AsyncOpenAI, DefaultAioHttpClient
-
-        settings = self._settings
-        self._response = httpx2.Response
-        # One answer costs one connection; embeddings and ingest come on top.
-        connections = settings.streams_total + 50
-        timeout = httpx2.Timeout(
-            connect=settings.openai_connect_seconds,
-            pool=settings.openai_connect_seconds,
-            write=settings.openai_connect_seconds,
-            read=max(settings.openai_first_token_seconds, settings.openai_between_tokens_seconds),
-        )
-        limits = httpx2.Limits(
-            max_connections=connections, max_keepalive_connections=connections, keepalive_expiry=15
-        )
-        return AsyncOpenAI(
-            api_key=settings.openai_api_key.get_secret_value(),
-            base_url=settings.openai_base_url or None,
-            max_retries=0,  # it would retry where we must not
-            timeout=timeout,
-            http_client=DefaultAioHttpClient(
-                limits=limits, timeout=timeout, follow_redirects=False
-            ),
-        )
+    async def _whole(
+        self, method: str, path: str, body: dict[str, Any] | None, seconds: float
+    ) -> bytes:
+        """Return the body of an answer that comes in so many seconds. Raises UpstreamError."""
+        async with self._translated("upstream-unreachable"), asyncio.timeout(seconds):
+            response = await self._ask(method, path, body)
+            try:
+                return await _body(response, LONGEST_BODY)
+            finally:
+                response.close()
 
     @contextlib.asynccontextmanager
-    async def _translated(self) -> AsyncIterator[None]:
-        """Raise failures of the SDK and of its HTTP client as UpstreamError."""
-        import httpx2
-        import openai
-
+    async def _translated(self, otherwise: str) -> AsyncIterator[None]:
+        """Raise failures of the client as UpstreamError: of that kind, where nothing says which."""
         try:
             yield
-        except openai.APIStatusError as error:
-            raise self._status_error(error) from None
-        except (httpx2.ReadTimeout, openai.APITimeoutError) as error:
-            # aiohttp's "server disconnected" arrives as a time-out of connecting.
-            late = isinstance(
-                error.__cause__ if isinstance(error, openai.APITimeoutError) else error,
-                httpx2.ReadTimeout,
-            )
-            raise UpstreamError("upstream-timeout" if late else "upstream-unreachable") from None
-        except openai.APIConnectionError:
+        except aiohttp.ConnectionTimeoutError:
             raise UpstreamError("upstream-unreachable") from None
-        except (httpx2.HTTPError, httpx2.StreamError):
-            raise UpstreamError("upstream-broken") from None
-        except (openai.OpenAIError, ValueError):  # no JSON, or not the promised one
+        except TimeoutError:
+            raise UpstreamError("upstream-timeout") from None
+        except (aiohttp.ClientError, OSError):
+            raise UpstreamError(otherwise) from None
+        except ValueError:  # what the client finds wrong with an answer
             raise UpstreamError("upstream-malformed") from None
 
-    def _status_error(self, error: Any) -> UpstreamError:
-        status: int = error.status_code
+    def _status_error(self, response: aiohttp.ClientResponse, text: bytes) -> UpstreamError:
+        status = response.status
+        said = _object(text) or {}
+        said = error if isinstance(error := said.get("error"), dict) else said
         # Names of the service's own; its message may hold names of keys, or what was asked.
         code, kind = (
             value if isinstance(value, str) and NAME.fullmatch(value) else ""
-            for value in (error.code, error.type)
+            for value in (said.get("code"), said.get("type"))
         )
         log.warning("the model's service answered %d (code %s, type %s)", status, code, kind)
         # A key that lacks the right to list models gets 401 too, and answers all the same.
-        if status == 401 and (code == "invalid_api_key" or error.request.method == "POST"):
+        if status == 401 and (code == "invalid_api_key" or response.method == "POST"):
             self.refused = "key"
         if "insufficient_quota" in (code, kind):
             self.refused = "quota"
             return UpstreamError("upstream-quota", RETRY_AFTER_LONGEST)
         if status == 429:
-            return UpstreamError("upstream-rate-limited", _retry_after(error.response.headers))
+            return UpstreamError("upstream-rate-limited", _retry_after(response.headers))
         return UpstreamError(
             "upstream-failing" if status >= 500 or status == 408 else "upstream-refused"
         )
 
 
-async def _read(response: httpx2.Response) -> AsyncGenerator[Delta]:
-    """Yield what a chat completion's response says, whole or as events. Raises UpstreamError, and the client's."""
-    encoded = response.headers.get("content-encoding", "identity") != "identity"
-    pieces = response.aiter_bytes() if encoded else response.aiter_raw()
+async def _body(response: aiohttp.ClientResponse, longest: int) -> bytes:
+    """Return the whole body. Raises UpstreamError where it does not end, and the client's."""
+    body = bytearray()
+    async for piece in response.content.iter_any():
+        body += piece
+        if len(body) > longest:
+            raise UpstreamError("upstream-malformed")
+    return bytes(body)
+
+
+def _vector(embedding: Any) -> list[float]:
+    """Return the numbers of an embedding: as base64 of 32-bit floats, or, from services that know no other, a list."""
+    if isinstance(embedding, str):
+        return array.array("f", base64.b64decode(embedding, validate=True)).tolist()
+    return [float(number) for number in embedding]
+
+
+async def _read(pieces: AsyncIterable[bytes]) -> AsyncGenerator[Delta]:
+    """Yield what a chat completion's body says, whole or as events. Raises UpstreamError, and what its pieces raise."""
     rest = b""
     begun = said = finished = done = whole = False
     async for piece in pieces:

@@ -150,7 +150,7 @@ class Settings(BaseSettings):
     budget_user_day_usd: Dollars = Decimal(1)  # by one user
 
     # The model
-    openai_base_url: Annotated[str, AfterValidator(lambda url: url.rstrip("/"))] = ""  # the SDK's
+    openai_base_url: Annotated[str, AfterValidator(lambda url: url.rstrip("/"))] = ""  # OpenAI's
     chat_model: str = "gpt-6-luna"
     embedding_model: str = "text-embedding-3-small"
     answer_tokens: int = Field(1024, ge=1, le=128_000)  # of an answer, thinking included

@@ -10,21 +10,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import importlib
 import json
 import logging
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import UUID
 
+import aiohttp
 import jwt
 
 from ..settings import Settings
 from .problems import Problem
-
-if TYPE_CHECKING:
-    import httpx2
 
 AUDIENCE = "authenticated"
 ALGORITHMS = {("EC", "P-256"): "ES256", ("RSA", None): "RS256"}  # by the key, never by the token
@@ -94,7 +91,7 @@ class Authenticator:
         self._issuer = f"{settings.supabase_url}/auth/v1"
         self._url = settings.supabase_jwks_url or f"{self._issuer}/.well-known/jwks.json"
         self._secret = settings.supabase_jwt_secret.get_secret_value()
-        self._client: httpx2.AsyncClient | None = None
+        self._client: aiohttp.ClientSession | None = None
         self._keys: dict[str, jwt.PyJWK] = {}
         self._fetch: asyncio.Task[bool] | None = None  # the one under way
         self._brought_forward = -COOLDOWN_SECONDS  # when an unknown key last did (monotonic)
@@ -103,6 +100,8 @@ class Authenticator:
 
     async def start(self) -> None:
         """Begin to fetch keys, without waiting for them."""
+        timeout = aiohttp.ClientTimeout(total=FETCH_SECONDS)
+        self._client = aiohttp.ClientSession(timeout=timeout)
         self._loop = asyncio.create_task(self._keep_fresh())
 
     async def close(self) -> None:
@@ -112,7 +111,7 @@ class Authenticator:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         if self._client is not None:
-            await self._client.aclose()
+            await self._client.close()
 
     @property
     def ready(self) -> bool:
@@ -225,20 +224,17 @@ class Authenticator:
 
     async def _download(self) -> bytes:
         """Return the bytes of the key set. Raises OSError or ValueError when it cannot be had."""
-        # Loaded beside the running server, for the sake of its start.
-        httpx2 = await asyncio.to_thread(importlib.import_module, "httpx2")
-        if self._client is None:
-            self._client = httpx2.AsyncClient(timeout=FETCH_SECONDS, follow_redirects=False)
+        assert self._client is not None, "start() comes first"  # noqa: S101
         body = b""
         try:
-            async with self._client.stream("GET", self._url) as response:
-                if response.status_code != 200:
-                    raise ValueError(f"status {response.status_code}")
-                async for part in response.aiter_bytes():
+            async with self._client.get(self._url, allow_redirects=False) as response:
+                if response.status != 200:
+                    raise ValueError(f"status {response.status}")
+                async for part in response.content.iter_any():
                     body += part
                     if len(body) > FETCH_BYTES:
                         raise ValueError(f"more than {FETCH_BYTES} bytes")
-        except httpx2.HTTPError as error:
+        except aiohttp.ClientError as error:
             raise OSError(f"{type(error).__name__}: {error}") from None
         return body
 
