@@ -47,7 +47,7 @@ WELL: dict[str, Any] = {
             "tasks": "1/1",
             "since": ["Running 3 hours ago"],
             "image": "ghcr.io/a/b/api@sha256:1",
-            "memory": ["90MiB / 384MiB"],
+            "memory": [{"used": 90 << 20, "limit": 384 << 20}],
         }
     ],
     "units": [],
@@ -76,6 +76,7 @@ def test_a_host_that_is_well_fits_on_a_screen() -> None:
     code, text = screen(WELL)
     assert code == 0, text
     assert "0123456789ab" in text
+    assert "90 of 384 MB" in text
     assert "all is well" in text
     assert len(text.splitlines()) < 20
 
