@@ -217,6 +217,7 @@ class OddService:
     def __init__(self) -> None:
         self.pieces: list[bytes] = []
         self.pause = 0.0
+        self.status = 200
         self.headers = {"Content-Type": "text/event-stream"}
         service = self
 
@@ -226,7 +227,7 @@ class OddService:
 
             def do_POST(self) -> None:
                 self.rfile.read(int(self.headers["Content-Length"]))
-                self.send_response(200)
+                self.send_response(service.status)
                 for name, value in service.headers.items():
                     self.send_header(name, value)
                 self.end_headers()
@@ -279,6 +280,11 @@ def test_other_services_have_their_own_ways(clouds: Clouds, folder: Path) -> Non
             used_up = asked(0, thought, length)
             assert used_up.status_code == 502
             assert used_up.json()["type"] == "urn:cimt:problem:upstream-empty"
+            # Why it refuses does not come to its end: that it does is known all the same.
+            odd.status = 429
+            busy = asked(8, b"{", b"}")
+            assert busy.json()["type"] == "urn:cimt:problem:upstream-rate-limited"
+            assert busy.elapsed.total_seconds() < 8
 
 
 def said(*texts: str, **more: Any) -> bytes:

@@ -45,7 +45,7 @@ RETRY_AFTER = 5.0  # seconds, where nothing says better
 RETRY_AFTER_LONGEST = 3600.0
 RETRY_AFTER_MAX = 2.0  # seconds that a retry may be put off; longer ones are the client's to wait
 EMBED_SECONDS = 10.0
-LAST_SECONDS = 2.0  # after the end of an answer, for its usage and the end of the response
+LAST_SECONDS = 2.0  # after the end of an answer, for its usage and the end of the response; for an error's body
 LIST_SECONDS = 30.0
 KEEP_SECONDS = 15.0  # a connection that nobody needs
 
@@ -359,10 +359,15 @@ class Upstream:
         response = await self._session.request(method, url, data=data, allow_redirects=False)
         if response.status // 100 == 2:
             return response
+        text = b""
         try:
-            raise self._status_error(response, await _body(response, LONGEST_LINE))
+            # What it says only explains the status, which counts whether or not the rest comes.
+            with contextlib.suppress(aiohttp.ClientError, OSError, UpstreamError):
+                async with asyncio.timeout(LAST_SECONDS):
+                    text = await _body(response, LONGEST_LINE)
         finally:
             response.close()
+        raise self._status_error(response, text)
 
     async def _whole(
         self, method: str, path: str, body: dict[str, Any] | None, seconds: float
