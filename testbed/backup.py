@@ -113,6 +113,7 @@ class Host:
         return subprocess.Popen(
             [*within, *map(str, command), *(arguments or ["run"])],
             env={"PATH": path},
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -120,11 +121,11 @@ class Host:
         )
 
     def run(
-        self, *arguments: str, before: str = "", within: Sequence[str] = ()
+        self, *arguments: str, before: str = "", within: Sequence[str] = (), told: str = ""
     ) -> subprocess.CompletedProcess[str]:
-        """Run it to its end."""
+        """Run it to its end; `told` is its standard input."""
         process = self.start(*arguments, before=before, within=within)
-        said, complained = process.communicate(timeout=300)
+        said, complained = process.communicate(told, timeout=300)
         return subprocess.CompletedProcess(process.args, process.returncode, said, complained)
 
     def good(self, *arguments: str) -> dict[str, Any]:
@@ -133,10 +134,12 @@ class Host:
         assert (done.returncode, done.stderr) == (0, ""), done.stderr
         return dict(json.loads(done.stdout if arguments else self.stamp().read_text()))
 
-    def bad(self, *arguments: str, before: str = "", within: Sequence[str] = ()) -> str:
+    def bad(
+        self, *arguments: str, before: str = "", within: Sequence[str] = (), told: str = ""
+    ) -> str:
         """Run it, and it must fail with one line that says what next, without a new stamp; the line."""
         stamped = self.stamp().read_text() if self.stamp().exists() else None
-        done = self.run(*arguments, before=before, within=within)
+        done = self.run(*arguments, before=before, within=within, told=told)
         assert done.returncode == 1, done.stdout + done.stderr
         (line,) = done.stderr.splitlines()
         assert "Next: " in line, line

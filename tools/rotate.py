@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import fcntl
 import getpass
+import json
 import os
 import re
 import shlex
@@ -37,7 +38,7 @@ from tools.settings import values
 from tools.settings.__main__ import read
 
 ROOT = Path(__file__).parents[1]
-SECONDS = 60  # for the droplet's answer
+SECONDS = 300  # for the droplet's answer: its backup may be at work
 URL = "API_DATABASE_URL"
 OTHER = {"cimt_api": "cimt_api_b", "cimt_api_b": "cimt_api"}
 # On the droplet, as the admin user: the first key of the arguments opens the door, the second does not any more.
@@ -96,6 +97,8 @@ class Rotation:
             self._open(self.there[self.old], self.there[self.name])
             self._open(self.there[self.name])
             self._name_the_other_key()
+        if self.way["how"] == "passwords":
+            self._tell_backup(add=self.store.read()[self.name])
         if self.way["how"] == "login":
             self._name_the_other_login()
         if self.way["how"] == "beside":
@@ -119,6 +122,8 @@ class Rotation:
         self._try(self.there[self.name])
         if self.way["how"] == "door":
             self._open(self.there[self.name], self.there[self.name], self.there[self.old])
+        if self.way["how"] == "passwords":
+            self._tell_backup(end=self.there[self.old])
         if self.way["how"] == "login":
             self._end_login(api_login(self.there[self.old]))
         self.store.replace({}, [self.old])
@@ -171,18 +176,26 @@ class Rotation:
         """Enter the droplet by a private key, and there let in another one, or shut a third out. Raises Refused."""
         halves = [public_half(one) if one else "" for one in (opens, ends)]
         command = shlex.join(["python3", "-I", "-", *halves]) if opens else "true"
+        self._on_droplet(command, KEYS, DROPLET_SSH_KEY=key)
+
+    def _tell_backup(self, **passwords: str) -> None:
+        """Have another password open the backups, or the old one no longer. Raises Refused."""
+        self._on_droplet("sudo -n cimt-backup passwords", json.dumps(passwords))
+
+    def _on_droplet(self, command: str, told: str, **known: str) -> None:
+        """Run a command there; its standard input is `told`, which no process list shows. Raises Refused."""
         try:
-            with way_in(self.environment, {**os.environ, self.name: key}) as ssh:
+            with way_in(self.environment, {**os.environ, **known}) as ssh:
                 done = subprocess.run(
-                    [*ssh, command], input=KEYS, capture_output=True, text=True, timeout=SECONDS
+                    [*ssh, command], input=told, capture_output=True, text=True, timeout=SECONDS
                 )
         except (NoWayIn, subprocess.TimeoutExpired) as reason:
             raise values.Refused(f"{self.name}: {reason}") from None
         if done.returncode:
             why = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+            after = "" if "Next: " in why else f". Next: make doctor ENV={self.environment}"
             raise values.Refused(
-                f"{self.name}: the droplet does not take it: {why.rstrip('.')}. "
-                f"Next: make doctor ENV={self.environment}, then the same again"
+                f"{self.name}: the droplet says: {why.rstrip('.')}{after}; then the same again"
             )
 
     # -- what stands in ENV.env ---------------------------------------------------------------------

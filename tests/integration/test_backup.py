@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -186,3 +187,21 @@ def test_it_waits_for_a_job_that_the_host_can_bear_only_one_of(host: Host) -> No
     lock.unlink()
     lock.symlink_to(host.volume / "config")
     assert "Next: " in host.bad()
+
+
+def test_a_new_password_opens_the_repository_beside_the_old_one_and_then_alone(host: Host) -> None:
+    host.good()
+    old, new = (host.secrets / "backup.password").read_text(), "a-password-of-tomorrow"
+    add, end = json.dumps({"add": new}), json.dumps({"end": old})
+    assert host.run("passwords", told=add).returncode == 0
+    assert host.run("passwords", told=add).returncode == 0, "again, after a call that was cut short"
+    host.good()
+    assert "make provision" in host.bad("passwords", told=end), "it would shut this host out"
+    (host.secrets / "backup.password").write_text(new)
+    host.good()
+    assert host.run("passwords", told=end).returncode == 0
+    assert host.run("passwords", told=end).returncode == 0
+    host.good()
+    (host.secrets / "backup.password").write_text(old)
+    assert "password" in host.bad()
+    assert [path.name for path in host.secrets.iterdir()] == ["backup.password"]

@@ -99,7 +99,7 @@ def test_a_provider_s_key_is_tried_before_it_takes_the_old_one_s_place(
     ("name", "says", "given"),
     [
         ("N8N_ENCRYPTION_KEY", "does not change: every credential in n8n", {}),
-        ("BACKUP_PASSWORD", "changes by hand. Next: restic takes several", {}),
+        ("BACKUP_KEY_ID", "changes by hand. Next: make a second key", {}),
         ("API_DOMAIN", "SECRET='API_DOMAIN' is none", {}),
         ("OPENAI_API_KEY", "no new value was given", {}),
         ("OPENAI_API_KEY", "is not changing hands", {"CONFIRM": "revoke"}),
@@ -168,13 +168,36 @@ def test_the_door_takes_both_keys_and_then_the_new_one_alone(clone: Clone, tmp_p
     assert kept(clone) == {**before, "DROPLET_SSH_KEY": after["DROPLET_SSH_KEY"]}
 
 
+def test_both_passwords_open_the_backups_meanwhile(clone: Clone, tmp_path: Path) -> None:
+    for name, text in (
+        ("ssh", SSH),
+        ("sudo", f'#!/bin/sh\necho "$*" $(cat) >>"{tmp_path}/told"\n'),
+    ):
+        (clone.bin / name).unlink(missing_ok=True)
+        (clone.bin / name).write_text(text)
+        (clone.bin / name).chmod(0o755)
+    at = {"DROPLET_HOST": "203.0.113.7"}
+    before = kept(clone)
+    (tmp_path / ".ssh").mkdir()
+    (tmp_path / ".ssh/authorized_keys").write_text(public_half(before["DROPLET_SSH_KEY"]))
+    done = rotate(clone, "BACKUP_PASSWORD", **at)
+    assert done.returncode == 0, done.stderr
+    assert "make provision backup ENV=production" in done.stdout
+    new = kept(clone)["BACKUP_PASSWORD"]
+    assert rotate(clone, "BACKUP_PASSWORD", CONFIRM="revoke", **at).returncode == 0
+    told = [{"add": new}, {"end": before["BACKUP_PASSWORD"]}]
+    lines = [f"-n cimt-backup passwords {json.dumps(one)}" for one in told]
+    assert (tmp_path / "told").read_text().splitlines() == lines
+    assert kept(clone) == {**before, "BACKUP_PASSWORD": new}
+
+
 def test_every_secret_says_how_it_changes_hands() -> None:
-    ways = {"login", "beside", "door", "made", "brought", "hand", "never"}
+    ways = {"login", "beside", "door", "passwords", "made", "brought", "hand", "never"}
     for name, setting in SECRET.items():
         way = setting["rotate"]
         assert way["how"] in ways, name
         assert set(way) <= {"how", "check", "apply", "revoke", "why"}
-        if way["how"] in ("login", "beside", "made"):
+        if way["how"] in ("login", "beside", "passwords", "made"):
             assert setting["make"], "one that we make"
             assert way["apply"]
         if way["how"] in ("hand", "never"):

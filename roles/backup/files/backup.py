@@ -10,6 +10,7 @@ Usage: cimt-backup [--settings FILE] VERB …
                   postgres, and copy, only files. What was there before stays beside it. Prints what it did, as JSON
   begin           from now on this host writes after the snapshots that are there, whoever made them
   drilled         note the evidence of a restore drill, JSON on stdin: a stamp, and a line of the ledger
+  passwords       of the repository, JSON on stdin: {"add": another one} or {"end": one that shall not open it any more}
   accept-smaller  the next run may be much smaller than the last, and forget many snapshots at once
   thaw            let the panel go on, in case a killed run left it frozen
 
@@ -36,6 +37,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.error
@@ -97,6 +99,7 @@ ADVICE = (
         "the repository cannot be reached. Next: is its address right, is it up? Then make backup",
     ),
 )
+WRONG_PASSWORD = 12  # restic's exit code
 # Of these restic believes that they pass.
 HOPELESS = (*ADVICE[1][0], *ADVICE[2][0])
 
@@ -158,7 +161,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="cimt-backup", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--settings", type=Path, default=SETTINGS, help="default: %(default)s")
-    verbs = ["run", "fresh", "list", "restore", "begin", "drilled", "accept-smaller", "thaw"]
+    verbs = ["run", "fresh", "list", "restore", "begin", "drilled", "passwords"]
+    verbs += ["accept-smaller", "thaw"]
     parser.add_argument("verb", choices=verbs)
     parser.add_argument("arguments", nargs="*", help="of fresh: HOURS; of restore: WHAT SNAPSHOT")
     given = parser.parse_args(argv)
@@ -179,6 +183,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             begin(settings, Restic(settings))
         elif given.verb == "drilled":
             drilled(settings, json.load(sys.stdin))
+        elif given.verb == "passwords":
+            passwords(settings, **json.load(sys.stdin))
         elif given.verb == "accept-smaller":
             settings.acceptance.write_text("")
         elif given.verb == "thaw":
@@ -244,13 +250,14 @@ def alone(settings: Settings) -> Iterator[None]:
 class Restic:
     """The program, told where the repository is by its environment: no secret stands in a process list."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, password: Path | None = None) -> None:
+        """By the host's password, or by that of another file."""
         self.settings = settings
         self.environment = {
             "PATH": os.environ.get("PATH", "/usr/local/bin:/usr/bin:/bin"),
             "LC_ALL": "C.UTF-8",
             "RESTIC_REPOSITORY": settings.repository,
-            "RESTIC_PASSWORD_FILE": str(settings.secrets / "backup.password"),
+            "RESTIC_PASSWORD_FILE": str(password or settings.secrets / "backup.password"),
             "RESTIC_CACHE_DIR": settings.cache,
             "RESTIC_READ_CONCURRENCY": "1",
             # 2 GB of memory: half the peak, and the time is the night's.
@@ -433,6 +440,21 @@ def begin(settings: Settings, restic: Restic) -> None:
         "since": now(),
     }
     write(settings.origin, origin)
+
+
+def passwords(settings: Settings, add: str = "", end: str = "") -> None:
+    """Have another password open the repository too, or one no longer. Twice is as good as once. Raises Failed."""
+    if end and end == settings.secret("backup.password"):
+        raise Failed("this host still opens the repository by it. Next: make provision")
+    with tempfile.NamedTemporaryFile("w", dir=settings.secrets) as file:
+        print(add or end, file=file, flush=True)
+        other = Restic(settings, Path(file.name))
+        known = other("cat", "config", ok=(0, WRONG_PASSWORD)).returncode == 0
+        if add and not known:
+            Restic(settings)("key", "add", f"--new-password-file={file.name}")
+        elif end and known:
+            (mine,) = [one["id"] for one in other.json("key", "list") if one["current"]]
+            Restic(settings)("key", "remove", mine)
 
 
 def check_repository(settings: Settings, restic: Restic) -> dict[str, Any]:
