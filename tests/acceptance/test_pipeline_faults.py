@@ -159,7 +159,8 @@ def test_a_rollback_by_hand_brings_the_release_before(
     repository: Repository, client: Client, traffic: Traffic
 ) -> None:
     serving = client.revision()
-    before = [line for line in ledger() if line["result"] == "live"][-1]["from"]
+    live = [line for line in ledger() if (line["service"], line["result"]) == ("api", "live")]
+    before = live[-1]["from"]
     (run,) = repository.dispatch("operate.yml", {"verb": "rollback", "service": "api"})
     assert run.green
     assert running_image() == before
