@@ -244,8 +244,8 @@ def drill(settings: Settings) -> None:
         wanted = {name: manifest["counts"]["postgres"][name] for name in rows}
         evidence.check("rows by table, as in the backup", rows == wanted, rows)
         person = known_person(database)
-    with evidence.step("release of the api"):
-        run(["make", "--no-print-directory", "deploy", "SERVICE=api"], settings.root)
+    with evidence.step("release of the apps"):
+        run(["make", "--no-print-directory", "deploy"], settings.root)
     ssh(CUT)
     if "n8n" in settings.apps:
         with evidence.step("n8n's volume"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -195,6 +196,31 @@ def test_a_failing_smoke_test_puts_back_all_that_was_switched_the_last_first(
         assert words in verdict
     assert "hello could not be put back: undo of hello failed" in verdict
     assert not done.report, "nothing is audited that does not answer"
+
+
+@pytest.mark.parametrize(
+    ("service", "asked"), [("", ["api", "web"]), ("api", ["api"]), ("web", ["web"])]
+)
+def test_a_release_of_one_app_is_not_taken_back_for_another(service: str, asked: list[str]) -> None:
+    """The page that is down, or was never released, must not keep a mend of the api from going live."""
+    domains = {"API_DOMAIN": "api.example.com", "WEB_DOMAIN": "app.example.com"}
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "--collect-only",
+            "tests/smoke",
+        ],
+        cwd=ROOT,
+        env=os.environ | domains | {"ENV": "production", "SERVICE": service},
+        capture_output=True,
+        text=True,
+    )
+    assert re.findall(r"version_and_revision\[(\w+)\]", done.stdout) == asked, done.stdout
 
 
 def test_a_finding_about_a_released_app_puts_it_back(tmp_path: Path) -> None:

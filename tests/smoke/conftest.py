@@ -26,6 +26,8 @@ DOMAINS = (
     {name: domain(name) for name in APPS} if LOCAL else panel_domains(COMPOSE, values(DECLARED))
 )
 RELEASED = [name for name, app in APPS.items() if app["released"] and app["domain"]]
+# A release of one app is not taken back for another one that is down, or not there yet.
+ASKED = [name for name in RELEASED if name == (os.environ.get("SERVICE") or name)]
 DOMAIN = DOMAINS["api"]
 Ask = Callable[..., httpx.Response]
 
