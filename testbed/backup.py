@@ -40,14 +40,16 @@ while True:
         os.replace(f"{folder}/.new", f"{folder}/{name}")
     time.sleep(0.001)
 """
-# Docker, as far as the program asks: pausing stops the process whose id is in the file `panel`.
+# Docker, as far as the program asks: pausing stops the process whose id is in the file `panel`. A service that shall
+# stop still has its container for a while.
 DOCKER = """\
 #!/bin/sh
 cd "$(dirname "$0")"
 case "$*" in
-  service*=0) echo "$*" >> asked; touch stopped; exit;;
-  service*=1) echo "$*" >> asked; rm stopped; exit;;
-  ps*cimt_n8n*) [ -e stopped ] || echo two; exit;;
+  service*=0) echo "$*" >> asked; printf .. > stops; exit;;
+  service*=1) echo "$*" >> asked; rm stops; exit;;
+  ps*cimt_n8n*) left=$(cat stops 2>/dev/null || echo .); [ -z "$left" ] || echo two
+    [ ! -e stops ] || printf %s "${left#.}" > stops; exit;;
 esac
 pid=$(cat panel)
 state=$(grep ^State /proc/$pid/status)

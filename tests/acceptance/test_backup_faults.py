@@ -148,6 +148,9 @@ def test_killed_at_any_point_the_next_night_is_well(host: Host) -> None:
 
 
 def test_the_volume_comes_back_silent_and_the_old_one_stays_aside(host: Host) -> None:
+    # Its own disk, as the droplet's volume is one.
+    host.said["restored"] = f"/dev/shm/cimt-test-restored-{os.getpid()}"
+    (host.volume / "database.sqlite").chmod(0o640)
     with (
         contextlib.closing(sqlite3.connect(host.volume / "database.sqlite", timeout=60)) as n8n,
         n8n,
@@ -162,10 +165,14 @@ def test_the_volume_comes_back_silent_and_the_old_one_stays_aside(host: Host) ->
     assert (aside / "config").read_text() == "overwritten"
     assert "a-key" in (host.volume / "config").read_text()
     assert (host.volume / "binaryData/one").stat().st_size == 100_000
+    # Whoever could open it before can again; a copy of root's kept n8n out.
+    assert (host.volume / "database.sqlite").stat().st_mode & 0o777 == 0o640
+    assert {path.name for path in host.folder.glob("volume*")} == {"volume", aside.name}
+    shutil.rmtree(host.said["restored"])
     with contextlib.closing(sqlite3.connect(host.volume / "database.sqlite")) as n8n:
         assert n8n.execute("select * from workflow_entity").fetchall() == [("alerts", 0, None)]
     asked = (host.folder / "bin/asked").read_text()
-    assert asked.splitlines()[-2:] == [f"service scale --detach=false cimt_n8n={n}" for n in (0, 1)]
+    assert asked.splitlines()[-2:] == [f"service scale --detach cimt_n8n={n}" for n in (0, 1)]
     assert "there is no 'n8m'" in host.bad("restore", "n8m", "latest")
     assert "there is no snapshot ffff" in host.bad("restore", "n8n", "ffff")
 

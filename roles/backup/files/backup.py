@@ -100,6 +100,7 @@ ADVICE = (
     ),
 )
 WRONG_PASSWORD = 12  # restic's exit code
+STOP_SECONDS = 180  # n8n has 8 to end by itself; a host at its limit needs more to see it
 # Of these restic believes that they pass.
 HOPELESS = (*ADVICE[1][0], *ADVICE[2][0])
 
@@ -532,6 +533,10 @@ def copy_sqlite(source: Path, target: Path) -> dict[str, int]:
     try:
         with contextlib.closing(sqlite3.connect(source, timeout=60)) as database:
             database.execute("vacuum into ?", (str(target),))
+        # It comes back as it was: whose it is decides who opens it.
+        own = source.stat()
+        os.chown(target, own.st_uid, own.st_gid)
+        target.chmod(own.st_mode & 0o777)
         with contextlib.closing(sqlite3.connect(target)) as copied:
             found = [row[0] for row in copied.execute("pragma integrity_check(3)")]
             if found != ["ok"]:
@@ -555,7 +560,10 @@ def copy_sqlite(source: Path, target: Path) -> dict[str, int]:
 
 def docker(*arguments: str) -> str:
     """Docker's answer. Raises Failed."""
-    done = subprocess.run(["docker", *arguments], capture_output=True, text=True, timeout=120)
+    try:
+        done = subprocess.run(["docker", *arguments], capture_output=True, text=True, timeout=120)
+    except subprocess.TimeoutExpired:
+        raise Failed(f"docker {arguments[0]}: no answer in two minutes. Next: {REPORT}") from None
     if done.returncode:
         raise Failed(explained(done.stderr or "docker failed"))
     return done.stdout
@@ -941,11 +949,9 @@ def restore(settings: Settings, what: str, snapshot: str) -> dict[str, Any]:
     if what in settings.volumes:
         volume = Path(settings.volumes[what])
         new = folder / str(volume).lstrip("/")
-        own = new.stat()
         for path in sorted((copies / what).rglob("*.sqlite")):
             place = new / path.relative_to(copies / what)
             path.rename(place)
-            os.chown(place, own.st_uid, own.st_gid)
             silence(place)
         done["aside"] = exchange([(new, volume)], folder, f"{settings.project}_{what}")
     elif what == "panel":
@@ -969,21 +975,48 @@ def restore(settings: Settings, what: str, snapshot: str) -> dict[str, Any]:
 def exchange(moves: list[tuple[Path, Path]], folder: Path, service: str = "") -> list[str]:
     """Put each restored path where it belongs, while the service stands; where the earlier ones are. Raises Failed."""
     aside: list[str] = []
-    if service:
-        docker("service", "scale", "--detach=false", f"{service}=0")
-        if containers(service, "running"):
-            raise Failed(f"{service} does not stop. Next: docker service ps {service}")
+    ready = [(near(restored, place), place) for restored, place in moves]
     try:
-        for restored, place in moves:
+        if service:
+            stop(service)
+        for restored, place in ready:
             if place.exists():
                 before = place.with_name(f"{place.name}.before-{folder.name}")
                 place.rename(before)
                 aside.append(str(before))
-            shutil.move(str(restored), str(place))
+            restored.rename(place)
     finally:
         if service:
-            docker("service", "scale", "--detach=false", f"{service}=1")
+            # When it is up is for its health to say: on a small host that takes longer than anybody waits here.
+            docker("service", "scale", "--detach", f"{service}=1")
     return aside
+
+
+def near(restored: Path, place: Path) -> Path:
+    """The restored path on the disk where it belongs, with its owners: from there it takes its place in one step.
+
+    Before anything stops: a disk that is too full is met while the service still runs. Raises Failed.
+    """
+    if restored.stat().st_dev == place.parent.stat().st_dev:
+        return restored
+    beside = place.with_name(f"{place.name}.restored")
+    shutil.rmtree(beside, ignore_errors=True)  # of a run that was killed
+    command = ["cp", "--archive", "--no-target-directory", str(restored), str(beside)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise Failed(explained(done.stderr))
+    return beside
+
+
+def stop(service: str) -> None:
+    """Stop a service of Swarm, which calls it so while its container still writes. Raises Failed."""
+    docker("service", "scale", "--detach", f"{service}=0")
+    deadline = time.monotonic() + STOP_SECONDS
+    while containers(service, "running"):
+        if time.monotonic() > deadline:
+            raise Failed(f"{service} does not stop. Next: docker service ps {service}")
+        time.sleep(1)
 
 
 # Of n8n's database: what is published, by which its webhooks answer as soon as it listens, and what is due. n8n 2.41.
