@@ -284,3 +284,18 @@ def test_a_run_waits_for_another_or_a_backup_of_the_host(
         fcntl.flock(held, fcntl.LOCK_EX)
         assert run(asked) == 2
     assert "another run, or a backup, holds" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        "<html><title>Warranty</title><main><h1>Warranty</h1><p>Two years.</p></main>",
+        "<!doctype html><html><head><title>Warranty</title></head><main><h1>Warranty</h1><p>Two years.</p></main>",
+        "<!doctype html><title>Warranty</title><article><h1>Warranty</h1><p>Two years.</p></article>",
+        "<!doctype html><title>Warranty</title><h1>Warranty</h1><p>Two years.",
+    ],
+)
+def test_a_page_may_leave_out_its_body_s_tag(page: str) -> None:
+    """HTML 5 lets it; the parser is older, and takes a <main> there for a part of the head."""
+    found = read(page)
+    assert (found["title"], found["content"]) == ("Warranty", "# Warranty\n\nTwo years.")
