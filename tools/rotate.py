@@ -92,13 +92,13 @@ class Rotation:
             self._open(self.there.get(self.old, self.there[self.name]))
         if self.old not in self.there:
             self._put(ask)
-        if self.way["how"] == "door":
             self.there = self.store.read()
+        if self.way["how"] == "door":
             self._open(self.there[self.old], self.there[self.name])
             self._open(self.there[self.name])
             self._name_the_other_key()
         if self.way["how"] == "passwords":
-            self._tell_backup(add=self.store.read()[self.name])
+            self._tell_backup(add=self.there[self.name])
         if self.way["how"] == "login":
             self._name_the_other_login()
         if self.way["how"] == "beside":
@@ -231,7 +231,7 @@ class Rotation:
 
     def _name_the_other_login(self) -> None:
         """Have API_DATABASE_URL name the login that the new password is for."""
-        url, old = self._url(), api_login(self.there.get(self.old) or self.store.read()[self.old])
+        url, old = self._url(), api_login(self.there[self.old])
         if api_login(url) == old:
             self._line(URL, values.line(URL, url.replace(f"//{old}", f"//{OTHER[old]}", 1)))
 

@@ -68,9 +68,9 @@ def size(count: float) -> str:
     raise AssertionError
 
 
-def share(memory: dict[str, int | None]) -> str:
+def share(memory: dict[str, Any]) -> str:
     """Memory of a container and its limit, in the megabytes of compose.yaml (2^20 bytes)."""
-    used, limit = memory["used"] or 0, memory["limit"]
+    used, limit = memory["used"], memory["limit"]
     return f"{used >> 20}" + (f" of {limit >> 20}" if limit else "") + " MB"
 
 

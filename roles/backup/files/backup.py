@@ -1000,13 +1000,22 @@ def near(restored: Path, place: Path) -> Path:
     if restored.stat().st_dev == place.parent.stat().st_dev:
         return restored
     beside = place.with_name(f"{place.name}.restored")
-    shutil.rmtree(beside, ignore_errors=True)  # of a run that was killed
+    remove(beside)  # of a run that was killed
     command = ["cp", "--archive", "--no-target-directory", str(restored), str(beside)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        shutil.rmtree(beside, ignore_errors=True)
+        remove(beside)
         raise Failed(explained(done.stderr))
+    remove(restored)
     return beside
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder with all in it; nothing is there, and nothing is wrong."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def stop(service: str) -> None:
@@ -1016,7 +1025,7 @@ def stop(service: str) -> None:
     while containers(service, "running"):
         if time.monotonic() > deadline:
             raise Failed(f"{service} does not stop. Next: docker service ps {service}")
-        time.sleep(1)
+        time.sleep(1)  # Docker waits for a container, but not for all of a service
 
 
 # Of n8n's database: what is published, by which its webhooks answer as soon as it listens, and what is due. n8n 2.41.

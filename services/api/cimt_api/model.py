@@ -25,6 +25,7 @@ from opentelemetry.trace import SpanKind
 from pydantic import BaseModel
 
 from . import __version__
+from .http.bodies import read_whole
 from .http.problems import Problem
 from .metrics import Metrics
 from .settings import Settings
@@ -32,9 +33,7 @@ from .settings import Settings
 OPENAI = "https://api.openai.com/v1"
 DIMENSIONS = 1536  # of the column that embeddings are stored in
 LONGEST_LINE = 1_000_000  # bytes of one event
-LONGEST_BODY = (
-    64_000_000  # bytes of an answer that is read whole: a batch of vectors, the list of models
-)
+LONGEST_BODY = 64_000_000  # bytes of an answer that is read whole, such as a batch of vectors
 # The breaker opens when of the requests of so many seconds, if they are so many, so large a part has failed.
 WINDOW_SECONDS = 30.0
 VOLUME = 10
@@ -362,9 +361,9 @@ class Upstream:
         text = b""
         try:
             # What it says only explains the status, which counts whether or not the rest comes.
-            with contextlib.suppress(aiohttp.ClientError, OSError, UpstreamError):
+            with contextlib.suppress(aiohttp.ClientError, OSError, ValueError):
                 async with asyncio.timeout(LAST_SECONDS):
-                    text = await _body(response, LONGEST_LINE)
+                    text = await read_whole(response, LONGEST_LINE)
         finally:
             response.close()
         raise self._status_error(response, text)
@@ -376,7 +375,7 @@ class Upstream:
         async with self._translated("upstream-unreachable"), asyncio.timeout(seconds):
             response = await self._ask(method, path, body)
             try:
-                return await _body(response, LONGEST_BODY)
+                return await read_whole(response, LONGEST_BODY)
             finally:
                 response.close()
 
@@ -391,7 +390,7 @@ class Upstream:
             raise UpstreamError("upstream-timeout") from None
         except (aiohttp.ClientError, OSError):
             raise UpstreamError(otherwise) from None
-        except ValueError:  # what the client finds wrong with an answer
+        except ValueError:  # too long, or what the client finds wrong with it
             raise UpstreamError("upstream-malformed") from None
 
     def _status_error(self, response: aiohttp.ClientResponse, text: bytes) -> UpstreamError:
@@ -415,16 +414,6 @@ class Upstream:
         return UpstreamError(
             "upstream-failing" if status >= 500 or status == 408 else "upstream-refused"
         )
-
-
-async def _body(response: aiohttp.ClientResponse, longest: int) -> bytes:
-    """Return the whole body. Raises UpstreamError where it does not end, and the client's."""
-    body = bytearray()
-    async for piece in response.content.iter_any():
-        body += piece
-        if len(body) > longest:
-            raise UpstreamError("upstream-malformed")
-    return bytes(body)
 
 
 def _vector(embedding: Any) -> list[float]:

@@ -158,9 +158,8 @@ def _content(root: html.HtmlElement, asked: dict[str, Any]) -> str:
         inside = {id(below) for one in found for below in one.iterdescendants()}
         return "\n\n".join(_convert(one) for one in found if id(one) not in inside)
     body = root.find("body")
-    if (
-        body is None
-    ):  # its tag may be left out, and a <main> that comes then is in the head for the parser
+    if body is None:
+        # Its tag may be left out, and a <main> that comes then is in the head for the parser.
         body = root
         _drop(body, "title, meta, link, base")
     marked = body.xpath(".//main | .//*[@role='main']") or body.xpath(".//article")

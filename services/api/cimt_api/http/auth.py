@@ -21,6 +21,7 @@ import aiohttp
 import jwt
 
 from ..settings import Settings
+from .bodies import read_whole
 from .problems import Problem
 
 AUDIENCE = "authenticated"
@@ -225,18 +226,13 @@ class Authenticator:
     async def _download(self) -> bytes:
         """Return the bytes of the key set. Raises OSError or ValueError when it cannot be had."""
         assert self._client is not None, "start() comes first"  # noqa: S101
-        body = b""
         try:
             async with self._client.get(self._url, allow_redirects=False) as response:
                 if response.status != 200:
                     raise ValueError(f"status {response.status}")
-                async for part in response.content.iter_any():
-                    body += part
-                    if len(body) > FETCH_BYTES:
-                        raise ValueError(f"more than {FETCH_BYTES} bytes")
+                return await read_whole(response, FETCH_BYTES)
         except aiohttp.ClientError as error:
             raise OSError(f"{type(error).__name__}: {error}") from None
-        return body
 
 
 def _keys(body: bytes) -> dict[str, jwt.PyJWK]:
