@@ -148,21 +148,10 @@ def source(environment: str) -> dict[str, str]:
     return values
 
 
-def run(command: list[str], folder: Path) -> str:
-    """Output of a command. Raises LocalError with the last lines of it."""
-    done = subprocess.run(
-        command,
-        cwd=folder,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-    )
-    if done.returncode:
-        tail = "\n".join(done.stdout.splitlines()[-15:])
-        raise LocalError(f"{tail}\nrestore-drill: {' '.join(command)} failed")
-    return done.stdout
+def run(command: list[str], folder: Path) -> None:
+    """A command, whose lines are seen as they come. Raises LocalError."""
+    if subprocess.run(command, cwd=folder, stdin=subprocess.DEVNULL).returncode:
+        raise LocalError(f"restore-drill: {' '.join(command)} failed; its reasons stand above")
 
 
 # -- inside the clone --------------------------------------------------------------------------------
