@@ -79,6 +79,8 @@ class Rotation:
             raise values.Refused(f"{name} changes by hand. Next: {self.way['why']}")
         self.store: Store = store_of(environment)
         self.there = self.store.read()
+        # What changes hands together, each beside its value of before.
+        self.pairs = {one: f"{one}_OLD" for one in (name, self.way.get("with")) if one}
         if not self.there.get(name):
             raise values.Refused(
                 f"{name} is not in {self.store.where}. Next: make init ENV={environment}"
@@ -104,7 +106,7 @@ class Rotation:
         if self.way["how"] == "beside":
             self._line(self.old, f"{self.old}={self.reference}")
         here = f"ENV={self.environment}"
-        named = f"{self.name},{self.old}" if self.way["how"] == "beside" else self.name
+        named = f"{self.name},{self.old}" if self.way["how"] == "beside" else ",".join(self.pairs)
         print(f"rotate: {self.name} is new in {self.store.where}; the old one is beside it")
         if self.way.get("why"):
             print(f"rotate: meanwhile: {self.way['why']}")
@@ -119,14 +121,14 @@ class Rotation:
             raise values.Refused(
                 f"{self.name} is not changing hands. Next: make rotate SECRET={self.name} ENV={self.environment}"
             )
-        self._try(self.there[self.name])
+        self._try({name: self.there[name] for name in self.pairs})
         if self.way["how"] == "door":
             self._open(self.there[self.name], self.there[self.name], self.there[self.old])
         if self.way["how"] == "passwords":
             self._tell_backup(end=self.there[self.old])
         if self.way["how"] == "login":
             self._end_login(api_login(self.there[self.old]))
-        self.store.replace({}, [self.old])
+        self.store.replace({}, list(self.pairs.values()))
         print(f"rotate: {self.store.where} has no old {self.name} any more")
         if self.way["how"] == "beside":
             self._line(self.old, f"# {self.old}={self.reference}")
@@ -139,33 +141,39 @@ class Rotation:
 
     def _put(self, ask: Callable[[str], str]) -> None:
         """Make the new value or ask for it, try it, and store it with the old one in one edit."""
-        old = self.there[self.name]
-        if self.way["how"] == "brought":
-            new = ask(
-                f"{self.name}, {self.setting['what']}\n  from {self.setting['from']}: "
-            ).strip()
-            if not new:
-                raise values.Refused(f"{self.name}: no new value was given. Next: the same again")
-            if why := fit(self.name, new):
-                raise values.Refused(f"{self.name}: {why}")
-            if new == old:
-                raise values.Refused(
-                    f"{self.name}: this is the old one. Next: a new one, and again"
-                )
+        old = {beside: self.there[name] for name, beside in self.pairs.items()}
+        if self.way["how"] in ("brought", "pair"):
+            new = {name: self._asked(name, ask) for name in self.pairs}
             self._try(new)
         else:
-            new = made(self.setting["make"])
+            new = {self.name: made(self.setting["make"])}
         if self.way["how"] == "login":  # with the name of its role: that is what ends then
-            old = with_password(self._url(), old)
-        self.store.replace({self.name: new, self.old: old})
+            old = {self.old: with_password(self._url(), old[self.old])}
+        self.store.replace(new | old)
 
-    def _try(self, value: str) -> None:
-        """Ask what takes the secret, as doctor does. Raises Refused where it does not."""
+    def _asked(self, name: str, ask: Callable[[str], str]) -> str:
+        """The new value that somebody brings. Raises Refused for none, an unfit one or the old one."""
+        setting = self.declared["settings"][name]
+        new = ask(f"{name}, {setting['what']}\n  from {setting['from']}: ").strip()
+        if not new:
+            raise values.Refused(f"{name}: no new value was given. Next: the same again")
+        if why := fit(name, new):
+            raise values.Refused(f"{name}: {why}")
+        if new == self.there.get(name):
+            raise values.Refused(f"{name}: this is the old one. Next: a new one, and again")
+        return new
+
+    def _try(self, new: dict[str, str]) -> None:
+        """Ask what takes the secret, as doctor does, or the droplet's backup. Raises Refused where it does not."""
+        if self.way["how"] == "pair":
+            key, secret = new.values()
+            keys = {"AWS_ACCESS_KEY_ID": key, "AWS_SECRET_ACCESS_KEY": secret}
+            self._on_droplet("sudo -n cimt-backup opens", json.dumps(keys))
         if not (check := self.way.get("check")):
             return
-        os.environ[self.name] = value
+        os.environ.update(new)
         patient = doctor.production(self.environment)
-        patient = replace(patient, known=patient.known | {self.name: value})
+        patient = replace(patient, known=patient.known | new)
         asked = [one for one in doctor.CHECKS if one.__name__ == check]
         found = [finding for finding in doctor.examine(patient, asked) if finding.sign == "✗"]
         if found:

@@ -102,6 +102,13 @@ class Login(Body):
     code: str = Field(default=None)
 
 
+class UpdateUser(Id):
+    """A user's role and, where it is given, password."""
+
+    admin: bool
+    password: str = Field(default=None)
+
+
 class CustomConfig(Body):
     """What is added to the proxy's configuration, as YAML."""
 

@@ -57,6 +57,7 @@ class Panel:
             "login": Operation(write, m.Login, self.login, open=True),
             "listUsers": Operation(read, m.Empty, self.users),
             "generateApiToken": Operation(write, m.Id, self.generate_api_token),
+            "updateUser": Operation(write, m.UpdateUser, self.update_user),
             "getUpdateStatus": Operation(read, m.Empty, self.update_status),
             "listProjectsAndServices": Operation(read, m.Empty, self.projects_and_services),
             "createProject": Operation(write, m.ProjectName, self.create_project),
@@ -69,6 +70,9 @@ class Panel:
             ),
             "updateAppResources": Operation(
                 write, m.UpdateResources, lambda b: self.update(b, resources=dumped(b.resources))
+            ),
+            "refreshAppDeployToken": Operation(
+                write, m.Service, lambda b: self.update(b, token=secrets.token_hex(24))
             ),
             "deployAppService": Operation(write, m.DeployService, self.deploy_app),
             "destroyAppService": Operation(write, m.Service, self.destroy_app),
@@ -106,14 +110,12 @@ class Panel:
         with self.store.change() as state:
             if state["users"]:
                 raise BadRequest("Setup is already complete.")
-            salt = secrets.token_bytes(16)
             state["users"].append(
                 {
                     "id": new_id(),
                     "email": body.email,
                     "admin": True,
-                    "salt": salt.hex(),
-                    "password": hashed(body.password, salt),
+                    **kept_password(body.password),
                     "apiToken": None,
                     "createdAt": now(),
                 }
@@ -155,6 +157,13 @@ class Panel:
             user = next((u for u in state["users"] if u["id"] == body.id), None)
             invariant(user)
             user["apiToken"] = secrets.token_hex(32)  # type: ignore[index]
+
+    def update_user(self, body: models.UpdateUser) -> None:
+        with self.store.change() as state:
+            user = next((u for u in state["users"] if u["id"] == body.id), None)
+            invariant(user)
+            changed = {} if body.password is None else kept_password(body.password)
+            user.update({"admin": body.admin, **changed})  # type: ignore[union-attr]
 
     def update_status(self, _: Body) -> dict[str, Any]:
         return {"version": self.version, "releaseTag": self.version, "available": False}
@@ -478,6 +487,12 @@ def dumped(body: Body | None) -> Any:
 def deploy_options(body: models.Deploy) -> dict[str, Any]:
     """Deploy options as the panel keeps them: no command is null, not absent."""
     return {"command": None, **dumped(body)}
+
+
+def kept_password(password: str) -> dict[str, str]:
+    """A password as a user's record keeps it."""
+    salt = secrets.token_bytes(16)
+    return {"salt": salt.hex(), "password": hashed(password, salt)}
 
 
 def hashed(password: str, salt: bytes) -> str:

@@ -179,6 +179,16 @@ def test_where_postgres_may_not_give_its_rights_away_the_migration_says_what_to_
             apply(made.url(made.database()))
 
 
+def test_other_keys_of_the_storage_are_tried_and_nothing_is_changed(host: Host) -> None:
+    host.good()
+    host.said["keys"] = {"AWS_ACCESS_KEY_ID": "backup.key-id", "RESTIC_PASSWORD": "backup.password"}
+    assert "Next: make provision" in host.bad("opens", told="{}"), "none of this host is there"
+    (host.secrets / "backup.key-id").write_text("old")
+    assert host.run("opens", told='{"AWS_ACCESS_KEY_ID": "new"}').returncode == 0
+    (host.secrets / "backup.password").write_text("another")
+    assert host.bad("opens", told='{"AWS_ACCESS_KEY_ID": "new"}')
+
+
 def test_it_waits_for_a_job_that_the_host_can_bear_only_one_of(host: Host) -> None:
     lock = host.volume / "job.lock"
     with lock.open("w") as held:

@@ -99,7 +99,7 @@ def test_a_provider_s_key_is_tried_before_it_takes_the_old_one_s_place(
     ("name", "says", "given"),
     [
         ("N8N_ENCRYPTION_KEY", "does not change: every credential in n8n", {}),
-        ("BACKUP_KEY_ID", "changes by hand. Next: make a second key", {}),
+        ("BACKUP_KEY_SECRET", "by hand. Next: make rotate SECRET=BACKUP_KEY_ID", {}),
         ("API_DOMAIN", "SECRET='API_DOMAIN' is none", {}),
         ("OPENAI_API_KEY", "no new value was given", {}),
         ("OPENAI_API_KEY", "is not changing hands", {"CONFIRM": "revoke"}),
@@ -168,18 +168,21 @@ def test_the_door_takes_both_keys_and_then_the_new_one_alone(clone: Clone, tmp_p
     assert kept(clone) == {**before, "DROPLET_SSH_KEY": after["DROPLET_SSH_KEY"]}
 
 
-def test_both_passwords_open_the_backups_meanwhile(clone: Clone, tmp_path: Path) -> None:
-    for name, text in (
-        ("ssh", SSH),
-        ("sudo", f'#!/bin/sh\necho "$*" $(cat) >>"{tmp_path}/told"\n'),
-    ):
+def droplet(clone: Clone, backup: str) -> dict[str, str]:
+    """Where a droplet is that the key in use opens; there `sudo` is only the backup's program, a script of sh."""
+    for name, text in (("ssh", SSH), ("sudo", f"#!/bin/sh\n{backup}\n")):
         (clone.bin / name).unlink(missing_ok=True)
         (clone.bin / name).write_text(text)
         (clone.bin / name).chmod(0o755)
-    at = {"DROPLET_HOST": "203.0.113.7"}
+    door = Path(clone.shell["HOME"], ".ssh/authorized_keys")
+    door.parent.mkdir()
+    door.write_text(public_half(kept(clone)["DROPLET_SSH_KEY"]))
+    return {"DROPLET_HOST": "203.0.113.7"}
+
+
+def test_both_passwords_open_the_backups_meanwhile(clone: Clone, tmp_path: Path) -> None:
+    at = droplet(clone, f'echo "$*" $(cat) >>"{tmp_path}/told"')
     before = kept(clone)
-    (tmp_path / ".ssh").mkdir()
-    (tmp_path / ".ssh/authorized_keys").write_text(public_half(before["DROPLET_SSH_KEY"]))
     done = rotate(clone, "BACKUP_PASSWORD", **at)
     assert done.returncode == 0, done.stderr
     assert "make provision backup ENV=production" in done.stdout
@@ -191,12 +194,35 @@ def test_both_passwords_open_the_backups_meanwhile(clone: Clone, tmp_path: Path)
     assert kept(clone) == {**before, "BACKUP_PASSWORD": new}
 
 
+def test_a_key_and_its_secret_change_hands_together(clone: Clone, tmp_path: Path) -> None:
+    told = tmp_path / "told"
+    refuse = "{ echo 'backup: not let in' >&2; exit 1; }"
+    at = droplet(clone, f'echo "$*" >"{told}"; cat >>"{told}"; ! grep wrong "{told}" || {refuse}')
+    old = {"BACKUP_KEY_ID": "DO00OLD", "BACKUP_KEY_SECRET": "old-secret"}
+    new = {"BACKUP_KEY_ID": "DO00NEW", "BACKUP_KEY_SECRET": "new-secret"}
+    assert clone.init(**ANSWERS, **old).returncode == 0
+    before = kept(clone)
+    refused = rotate(clone, "BACKUP_KEY_ID", "DO00NEW\nwrong-secret\n", **at)
+    assert refused.returncode == 2
+    assert "not let in" in refused.stderr
+    assert kept(clone) == before, "nothing was changed"
+    done = rotate(clone, "BACKUP_KEY_ID", "DO00NEW\nnew-secret\n", **at)
+    assert done.returncode == 0, done.stderr
+    assert "ROTATE=BACKUP_KEY_ID,BACKUP_KEY_SECRET" in done.stdout
+    asked = {"AWS_ACCESS_KEY_ID": "DO00NEW", "AWS_SECRET_ACCESS_KEY": "new-secret"}
+    assert told.read_text() == f"-n cimt-backup opens\n{json.dumps(asked)}"
+    beside = {f"{name}_OLD": value for name, value in old.items()}
+    assert kept(clone) == {**before, **new, **beside}
+    assert rotate(clone, "BACKUP_KEY_ID", CONFIRM="revoke", **at).returncode == 0
+    assert kept(clone) == {**before, **new}
+
+
 def test_every_secret_says_how_it_changes_hands() -> None:
-    ways = {"login", "beside", "door", "passwords", "made", "brought", "hand", "never"}
+    ways = {"login", "beside", "door", "passwords", "made", "brought", "pair", "hand", "never"}
     for name, setting in SECRET.items():
         way = setting["rotate"]
         assert way["how"] in ways, name
-        assert set(way) <= {"how", "check", "apply", "revoke", "why"}
+        assert set(way) <= {"how", "check", "apply", "revoke", "why", "with"}
         if way["how"] in ("login", "beside", "passwords", "made"):
             assert setting["make"], "one that we make"
             assert way["apply"]

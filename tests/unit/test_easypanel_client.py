@@ -195,6 +195,8 @@ esac
             "token_file": str(self.token),
             "admin_email": ADMIN["email"],
             "admin_password": ADMIN["password"],
+            "project": "cimt",
+            "state_directory": str(self.folder),
             "timeout": 20,
             **given,
         }
@@ -205,7 +207,7 @@ esac
             {**os.environ, "PATH": path},
             **{"easypanel.PROXY_PORTS": self.proxy_ports, "easypanel.PANEL_PORT": free_port()},
         )
-        assert ADMIN["password"] not in answer["output"].replace(json.dumps(params), "")
+        assert params["admin_password"] not in answer["output"].replace(json.dumps(params), "")
         assert "Traceback" not in answer["output"]
         return answer
 
@@ -265,6 +267,29 @@ def test_a_second_factor_is_explained(host: Host) -> None:
         told = host.provision()["msg"]
         assert "has a second factor" in told
         assert str(host.token) in told
+
+
+def test_another_password_takes_the_admins_place_and_ends_token_and_hooks(host: Host) -> None:
+    host.has(IMAGE, "2.33.1")
+    old = set_up(host.served)
+    assert host.provision()["steps"] == [f"keep an API token in {host.token}"]
+    old.token = host.token.read_text().strip()
+    (app,) = old.read("listProjectsAndServices")["services"]
+    new = {"admin_password": "another long one"}
+    (step,) = host.provision(**new, _ansible_check_mode=True)["steps"]
+    assert step.startswith("give the admin the declared password")
+    assert host.provision()["steps"] == [], "nothing was changed by a look"
+    assert host.provision(**new)["steps"] == [step]
+    with pytest.raises(PanelError, match="401"):
+        old.read("listUsers")
+    with pytest.raises(PanelError, match="401"):
+        Panel(host.served.url).write("login", **ADMIN)
+    kept = Panel(host.served.url, host.token.read_text().strip())
+    (now,) = kept.read("listProjectsAndServices")["services"]
+    assert now["token"] != app["token"]
+    assert host.provision(**new)["steps"] == []
+    host.served.quirks.answers = {"login": {"twoFactor": True}}
+    assert host.provision()["steps"] == [], "nobody can tell"
 
 
 def test_an_older_panel_becomes_the_pinned_one_and_keeps_its_apps(host: Host) -> None:

@@ -11,6 +11,7 @@ Usage: cimt-backup [--settings FILE] VERB …
   begin           from now on this host writes after the snapshots that are there, whoever made them
   drilled         note the evidence of a restore drill, JSON on stdin: a stamp, and a line of the ledger
   passwords       of the repository, JSON on stdin: {"add": another one} or {"end": one that shall not open it any more}
+  opens           whether other keys of the storage do, JSON on stdin: {"AWS_ACCESS_KEY_ID": …}; nothing is changed
   accept-smaller  the next run may be much smaller than the last, and forget many snapshots at once
   thaw            let the panel go on, in case a killed run left it frozen
 
@@ -162,7 +163,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="cimt-backup", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--settings", type=Path, default=SETTINGS, help="default: %(default)s")
-    verbs = ["run", "fresh", "list", "restore", "begin", "drilled", "passwords"]
+    verbs = ["run", "fresh", "list", "restore", "begin", "drilled", "passwords", "opens"]
     verbs += ["accept-smaller", "thaw"]
     parser.add_argument("verb", choices=verbs)
     parser.add_argument("arguments", nargs="*", help="of fresh: HOURS; of restore: WHAT SNAPSHOT")
@@ -186,6 +187,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             drilled(settings, json.load(sys.stdin))
         elif given.verb == "passwords":
             passwords(settings, **json.load(sys.stdin))
+        elif given.verb == "opens":
+            Restic(settings, keys=json.load(sys.stdin))("cat", "config")
         elif given.verb == "accept-smaller":
             settings.acceptance.write_text("")
         elif given.verb == "thaw":
@@ -251,8 +254,13 @@ def alone(settings: Settings) -> Iterator[None]:
 class Restic:
     """The program, told where the repository is by its environment: no secret stands in a process list."""
 
-    def __init__(self, settings: Settings, password: Path | None = None) -> None:
-        """By the host's password, or by that of another file."""
+    def __init__(
+        self,
+        settings: Settings,
+        password: Path | None = None,
+        keys: dict[str, str] | None = None,
+    ) -> None:
+        """By the host's password, or by that of another file; by the storage's keys of the host, or by others."""
         self.settings = settings
         self.environment = {
             "PATH": os.environ.get("PATH", "/usr/local/bin:/usr/bin:/bin"),
@@ -264,7 +272,10 @@ class Restic:
             # 2 GB of memory: half the peak, and the time is the night's.
             "GOGC": "20",
             "GOMAXPROCS": "1",
-            **{variable: settings.secret(name) for variable, name in settings.keys.items()},
+            **{
+                variable: (keys or {}).get(variable) or settings.secret(name)
+                for variable, name in settings.keys.items()
+            },
         }
         settings.secret("backup.password")
 

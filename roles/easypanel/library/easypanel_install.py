@@ -18,6 +18,7 @@ from ansible.module_utils.easypanel import (
     Panel,
     PanelError,
     failures,
+    host_lock,
     parsed_version,
     write_file,
 )
@@ -32,6 +33,8 @@ description:
   - An upgrade is checked before (it answers) and after (version, and no app is missing).
   - Creates the first admin from localhost, before anybody else can reach the panel.
   - Keeps an API token in a file that only root can read.
+  - An admin who has another password than the declared one gets that, while the kept token is good; token and deploy
+    hooks are made anew with it, under the lock of the releases, which use them.
   - Gives Swarm's own node the time that a starved host needs. One that misses its heartbeats counts as lost, and Swarm
     then starts everything a second time on the very host that has no time for it.
 options:
@@ -41,6 +44,8 @@ options:
   admin_email: {type: str, required: true, description: E-mail address of the first admin.}
   admin_password: {type: str, required: true, description: Password of the first admin, 8 characters or more.}
   token_file: {type: path, required: true, description: Where the API token is kept, mode 0600.}
+  project: {type: str, required: true, description: Project whose apps get new deploy hooks with a new password.}
+  state_directory: {type: path, required: true, description: Where the lock of the releases is.}
   downgrade: {type: str, default: "", description: The pinned version again, to take a newer panel back to it.}
   heartbeat: {type: int, default: 60, description: "Seconds between a node's heartbeats; without three it is lost."}
   timeout: {type: int, default: 600, description: Seconds to wait for the panel to answer.}
@@ -56,11 +61,15 @@ EXAMPLES = r"""
     admin_email: ops@example.com
     admin_password: "{{ password }}"
     token_file: /etc/cimt/easypanel.token
+    project: cimt
+    state_directory: /var/lib/cimt
 """
 
 RETURN = r"""
 steps: {type: list, elements: str, returned: always, description: What was done or would be done.}
 """
+
+LOCK_WAIT = 300  # seconds for a release that is under way
 
 
 def docker(module: AnsibleModule, *arguments: str) -> tuple[int, str, str]:
@@ -175,8 +184,31 @@ def token_in(answer: Any) -> str:
     return next((text for text in found if isinstance(text, str) and text), "")
 
 
+def asks_a_second_factor(error: PanelError) -> bool:
+    """Whether the panel would take the password, with a code beside it."""
+    return any(word in error.message.lower() for word in ("code", "factor", "2fa", "otp"))
+
+
+def own_user(panel: Panel, email: str) -> dict[str, Any]:
+    """The panel's user with this address. Raises PanelError when it names none."""
+    for user in panel.read("listUsers"):
+        if user["email"] == email:
+            return dict(user)
+    raise PanelError("listUsers", 200, f"the panel does not name {email}; {NEXT_VERSION}")
+
+
+def made_token(panel: Panel, user: dict[str, Any]) -> str:
+    """A new API token of the user, which ends the one of before. Raises PanelError when the panel shows none."""
+    made = token_in(panel.write("generateApiToken", id=user["id"]))
+    token = made or token_in(own_user(panel, user["email"]).get("apiToken"))
+    if not token:
+        told = f"the panel shows no token of {user['email']}; {NEXT_VERSION}"
+        raise PanelError("generateApiToken", 200, told)
+    return token
+
+
 def new_token(module: AnsibleModule, panel: Panel) -> str:
-    """A fresh API token of the admin, by signing in."""
+    """The API token of the admin, made where there is none, by signing in."""
     email = module.params["admin_email"]
     second_factor = (
         f"{email} has a second factor, which a command cannot give. Next: make an API token in the panel (Settings, "
@@ -185,7 +217,7 @@ def new_token(module: AnsibleModule, panel: Panel) -> str:
     try:
         session = panel.write("login", email=email, password=module.params["admin_password"])
     except PanelError as error:
-        if any(word in error.message.lower() for word in ("code", "factor", "2fa", "otp")):
+        if asks_a_second_factor(error):
             module.fail_json(msg=second_factor)
         module.fail_json(
             msg=f"cannot sign in to the panel as {email}: {error.message}. Next: set "
@@ -194,23 +226,35 @@ def new_token(module: AnsibleModule, panel: Panel) -> str:
     panel.token = token_in(session)
     if not panel.token:
         module.fail_json(msg=second_factor)
+    user = own_user(panel, email)
+    return token_in(user.get("apiToken")) or made_token(panel, user)
 
-    def own_user() -> dict[str, Any]:
-        for user in panel.read("listUsers"):
-            if user["email"] == email:
-                return dict(user)
-        raise PanelError("listUsers", 200, f"the panel does not name {email}, who has signed in")
 
-    user = own_user()
-    token = token_in(user.get("apiToken"))
-    if not token:
-        made = token_in(panel.write("generateApiToken", id=user["id"]))
-        token = made or token_in(own_user().get("apiToken"))
-    if not token:
-        raise PanelError(
-            "generateApiToken", 200, f"the panel shows no token of {email}; {NEXT_VERSION}"
-        )
-    return token
+def has_another_password(url: str, email: str, password: str) -> bool:
+    """Whether the panel refuses this password; of an admin with a second factor nobody can tell."""
+    try:
+        Panel(url).write("login", email=email, password=password)
+    except PanelError as error:
+        if error.status not in (400, 401, 403):
+            raise
+        return not asks_a_second_factor(error)
+    return False
+
+
+def change_hands(module: AnsibleModule, panel: Panel) -> None:
+    """The admin gets the declared password; what the one of before gave, hooks and API token, ends with it."""
+    params = module.params
+    for app in panel.read("listProjectsAndServices")["services"]:
+        if app["projectName"] == params["project"] and app["type"] == "app":
+            panel.write(
+                "refreshAppDeployToken", projectName=app["projectName"], serviceName=app["name"]
+            )
+    user = own_user(panel, params["admin_email"])
+    panel.write("updateUser", id=user["id"], admin=True, password=params["admin_password"])
+    signed_in = Panel(params["url"])
+    session = {"email": params["admin_email"], "password": params["admin_password"]}
+    signed_in.token = token_in(signed_in.write("login", **session))
+    write_file(params["token_file"], made_token(signed_in, user) + "\n")
 
 
 def apps_of(panel: Panel | None) -> set[str]:
@@ -229,6 +273,8 @@ def main() -> None:
             "version": {"type": "str", "required": True},
             "admin_email": {"type": "str", "required": True},
             "admin_password": {"type": "str", "required": True, "no_log": True},
+            "project": {"type": "str", "required": True},
+            "state_directory": {"type": "path", "required": True},
             **PANEL_ARGUMENTS,
             "downgrade": {"type": "str", "default": ""},
             "heartbeat": {"type": "int", "default": 60},
@@ -310,6 +356,12 @@ def install(module: AnsibleModule, steps: list[str]) -> None:
         steps.append(f"keep an API token in {token_file}")
         if not module.check_mode:
             write_file(token_file, new_token(module, panel) + "\n")
+            kept = kept_panel(url, token_file)
+    elif has_another_password(url, params["admin_email"], params["admin_password"]):
+        steps.append("give the admin the declared password, and make token and deploy hooks anew")
+        if not module.check_mode:
+            with host_lock(params["state_directory"], "make provision", steps[-1], wait=LOCK_WAIT):
+                change_hands(module, kept)
             kept = kept_panel(url, token_file)
     if kept is None:
         return  # check mode, or a token that the panel itself does not take: the next command says so
