@@ -67,7 +67,7 @@ count = "select count(*), coalesce(sum(active), 0) from workflow_entity"
 print(*sqlite3.connect(f"file:{volume}?mode=ro", uri=True).execute(count).fetchone())
 END
 """
-N8N_SECONDS = 900  # an emulated droplet needs most of them
+N8N_SECONDS = 1800  # an emulated droplet needs half of them
 # The one of the repository's workflows that is called by others, so that it does not run by itself when it is called.
 BY_HAND = "notify"
 
