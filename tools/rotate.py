@@ -81,9 +81,9 @@ class Rotation:
         self.there = self.store.read()
         # What changes hands together, each beside its value of before.
         self.pairs = {one: f"{one}_OLD" for one in (name, self.way.get("with")) if one}
-        if not self.there.get(name):
+        if missing := [one for one in self.pairs if not self.there.get(one)]:
             raise values.Refused(
-                f"{name} is not in {self.store.where}. Next: make init ENV={environment}"
+                f"{missing[0]} is not in {self.store.where}. Next: make init ENV={environment}"
             )
         self.path = ROOT / f"{environment}.env"
         self.reference = f"op://{VAULT}/{environment}/{self.old}"  # while both are good

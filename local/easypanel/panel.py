@@ -154,16 +154,12 @@ class Panel:
 
     def generate_api_token(self, body: models.Id) -> None:
         with self.store.change() as state:
-            user = next((u for u in state["users"] if u["id"] == body.id), None)
-            invariant(user)
-            user["apiToken"] = secrets.token_hex(32)  # type: ignore[index]
+            user_of(state, body.id)["apiToken"] = secrets.token_hex(32)
 
     def update_user(self, body: models.UpdateUser) -> None:
         with self.store.change() as state:
-            user = next((u for u in state["users"] if u["id"] == body.id), None)
-            invariant(user)
             changed = {} if body.password is None else kept_password(body.password)
-            user.update({"admin": body.admin, **changed})  # type: ignore[union-attr]
+            user_of(state, body.id).update({"admin": body.admin, **changed})
 
     def update_status(self, _: Body) -> dict[str, Any]:
         return {"version": self.version, "releaseTag": self.version, "available": False}
@@ -487,6 +483,13 @@ def dumped(body: Body | None) -> Any:
 def deploy_options(body: models.Deploy) -> dict[str, Any]:
     """Deploy options as the panel keeps them: no command is null, not absent."""
     return {"command": None, **dumped(body)}
+
+
+def user_of(state: State, number: str) -> dict[str, Any]:
+    """A user's record; raises as the panel does when there is none."""
+    found: list[dict[str, Any]] = [user for user in state["users"] if user["id"] == number]
+    invariant(found)
+    return found[0]
 
 
 def kept_password(password: str) -> dict[str, str]:

@@ -200,6 +200,9 @@ def test_a_key_and_its_secret_change_hands_together(clone: Clone, tmp_path: Path
     at = droplet(clone, f'echo "$*" >"{told}"; cat >>"{told}"; ! grep wrong "{told}" || {refuse}')
     old = {"BACKUP_KEY_ID": "DO00OLD", "BACKUP_KEY_SECRET": "old-secret"}
     new = {"BACKUP_KEY_ID": "DO00NEW", "BACKUP_KEY_SECRET": "new-secret"}
+    assert clone.init(**ANSWERS, BACKUP_KEY_ID=old["BACKUP_KEY_ID"]).returncode == 0
+    half = rotate(clone, "BACKUP_KEY_ID", "DO00NEW\nnew-secret\n", **at)
+    assert (half.returncode, "BACKUP_KEY_SECRET is not in" in half.stderr) == (2, True)
     assert clone.init(**ANSWERS, **old).returncode == 0
     before = kept(clone)
     refused = rotate(clone, "BACKUP_KEY_ID", "DO00NEW\nwrong-secret\n", **at)

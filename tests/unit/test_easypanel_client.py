@@ -288,6 +288,9 @@ def test_another_password_takes_the_admins_place_and_ends_token_and_hooks(host: 
     (now,) = kept.read("listProjectsAndServices")["services"]
     assert now["token"] != app["token"]
     assert host.provision(**new)["steps"] == []
+    told = host.provision(admin_email="somebody@example.com")["msg"]
+    assert "the panel has no user somebody@example.com. Next: set EASYPANEL_ADMIN_EMAIL" in told
+    assert kept.read("listProjectsAndServices")["services"] == [now], "nothing was changed"
     host.served.quirks.answers = {"login": {"twoFactor": True}}
     assert host.provision()["steps"] == [], "nobody can tell"
 

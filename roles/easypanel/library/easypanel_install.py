@@ -194,7 +194,8 @@ def own_user(panel: Panel, email: str) -> dict[str, Any]:
     for user in panel.read("listUsers"):
         if user["email"] == email:
             return dict(user)
-    raise PanelError("listUsers", 200, f"the panel does not name {email}; {NEXT_VERSION}")
+    told = f"the panel has no user {email}. Next: set EASYPANEL_ADMIN_EMAIL to what the panel has"
+    raise PanelError("listUsers", 200, told)
 
 
 def made_token(panel: Panel, user: dict[str, Any]) -> str:
@@ -244,12 +245,12 @@ def has_another_password(url: str, email: str, password: str) -> bool:
 def change_hands(module: AnsibleModule, panel: Panel) -> None:
     """The admin gets the declared password; what the one of before gave, hooks and API token, ends with it."""
     params = module.params
+    user = own_user(panel, params["admin_email"])
     for app in panel.read("listProjectsAndServices")["services"]:
         if app["projectName"] == params["project"] and app["type"] == "app":
             panel.write(
                 "refreshAppDeployToken", projectName=app["projectName"], serviceName=app["name"]
             )
-    user = own_user(panel, params["admin_email"])
     panel.write("updateUser", id=user["id"], admin=True, password=params["admin_password"])
     signed_in = Panel(params["url"])
     session = {"email": params["admin_email"], "password": params["admin_password"]}
