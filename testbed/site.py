@@ -19,11 +19,16 @@ class Site:
     def __init__(self) -> None:
         self.pages: dict[str, Page] = {}
         self.seen: list[tuple[str, int]] = []
+        self.connections = 0
         self.ending = threading.Event()  # what drips stops then
         site = self
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+
+            def setup(self) -> None:
+                site.connections += 1
+                super().setup()
 
             def log_message(self, *_: Any) -> None:
                 return

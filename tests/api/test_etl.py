@@ -231,6 +231,20 @@ def test_what_a_site_says_becomes_documents_and_a_second_run_costs_nothing(
     assert (report["stored"], report["embedded"]) == (1, 1)
 
 
+def test_pages_that_are_as_before_are_asked_over_few_connections(etl: Etl) -> None:
+    site = etl.site
+    paths = [f"/p{number}" for number in range(40)]
+    site.pages |= {path: html(f"Page {path}", f"Text of {path}.") for path in paths}
+    site.pages["/sitemap.xml"] = site.sitemap(*paths)
+    etl.declare("site", "sitemap", "/sitemap.xml")
+    assert etl.run()["stored"] == 40
+    site.seen.clear()
+    site.connections = 0
+    assert etl.run()["unchanged"] == 40
+    assert [site.asked(path) for path in paths] == [[304]] * 40
+    assert site.connections <= 8, "each one is a handshake of TLS elsewhere"
+
+
 def test_whatever_breaks_is_told_by_its_address_and_takes_nothing_with_it(etl: Etl) -> None:
     site = etl.site
     kinds = (

@@ -214,12 +214,15 @@ class Fetcher:
         etag: str | None = None,
         modified: str | None = None,
         declared: bool = False,
+        token: str = "",
     ) -> Answer:
         """Fetch an address, unless it still has this ETag or time. Raises Failed with the reason.
 
-        `most` bytes after decompression; what is `declared` by us (a list) does not ask robots.txt.
+        `most` bytes after decompression; what is `declared` by us (a list) does not ask robots.txt. A `token` is shown
+        to this address alone: it does not follow a redirect.
         """
         asked = {
+            **({"Authorization": basic(token)} if token else {}),
             **({"If-None-Match": etag} if etag else {}),
             **({"If-Modified-Since": modified} if modified else {}),
         }
@@ -261,10 +264,13 @@ class Fetcher:
             if self.robots and not declared and not await self._may(now):
                 raise Failed(f"{now}: its robots.txt asks us not to")
             async with self._turn(now), self.client.stream("GET", now, headers=asked) as response:
-                if response.has_redirect_location:
+                if response.has_redirect_location and "Authorization" not in asked:
                     now = urljoin(now, response.headers.get("location", ""))
                     continue
                 if response.status_code == 304 and asked:
+                    await (
+                        response.aread()
+                    )  # nothing, but only then its connection serves the next page
                     return _answer(response, now, None)
                 if response.status_code != 200:
                     raise _refusal(response, url)
@@ -392,6 +398,11 @@ async def _save(response: httpx.Response, path: Path, most: int, url: str) -> No
     except BaseException:
         path.unlink(missing_ok=True)  # noqa: ASYNC240 - a local file
         raise
+
+
+def ref_names(ref: str) -> list[str]:
+    """Return by which names a git server may list a branch or tag, in their order; ^{} is the commit of a tag."""
+    return [ref, f"refs/heads/{ref}", f"refs/tags/{ref}^{{}}", f"refs/tags/{ref}"]
 
 
 def basic(token: str) -> str:

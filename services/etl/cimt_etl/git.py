@@ -19,7 +19,7 @@ import httpx
 from dulwich.client import AbstractHttpGitClient
 from dulwich.repo import Repo
 
-from .fetch import AGENT, FILES, GIT_SECONDS, Failed, Reach, SyncCheckedNetwork, basic
+from .fetch import AGENT, FILES, GIT_SECONDS, Failed, Reach, SyncCheckedNetwork, basic, ref_names
 from .limits import limit
 
 PACK_BYTES = 200 * 1024 * 1024
@@ -82,7 +82,7 @@ class Client(AbstractHttpGitClient):
 
 
 def checkout(order: dict[str, Any]) -> dict[str, Any]:
-    """Return {commit, files: {path: blob}}; those not in `known` are written to `into`. Files None: nothing is new."""
+    """Return {commit, files: {path: blob}}; those not in `known` are written to `into`."""
     reach = Reach(frozenset(order["allow"]), frozenset(order["own"]))
     client = Client(order["url"], reach, order.get("token", ""))
     wanted = order.get("ref") or "HEAD"
@@ -91,12 +91,11 @@ def checkout(order: dict[str, Any]) -> dict[str, Any]:
     else:
         found = client.get_refs(b"")
         refs = found.refs if hasattr(found, "refs") else found
-        names = [wanted, f"refs/heads/{wanted}", f"refs/tags/{wanted}^{{}}", f"refs/tags/{wanted}"]
-        commit = next((refs[one.encode()] for one in names if refs.get(one.encode())), b"")
+        commit = next(
+            (refs[one.encode()] for one in ref_names(wanted) if refs.get(one.encode())), b""
+        )
         if not commit:
             raise Failed(f"has no branch or tag {wanted}")
-    if commit.decode() == order.get("commit"):
-        return {"commit": commit.decode(), "files": None}
     store = Path(order["into"]) / "repository"
     store.mkdir()
     repository = Repo.init_bare(store)

@@ -15,12 +15,14 @@ from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 import jsonschema
 import yaml
 
-from .fetch import ENDS_WITH_US, FILES, GIT_SECONDS, Failed, Fetcher
+from .fetch import ENDS_WITH_US, FILES, GIT_SECONDS, Failed, Fetcher, ref_names
 
 SCHEMA = json.loads(Path(__file__).with_name("sources.schema.json").read_text())
 KINDS = [one["properties"]["kind"]["const"] for one in SCHEMA["items"]["oneOf"]]
 LIST_BYTES = 64 * 1024 * 1024
 MAPS = 1000  # sitemaps of an index
+REFS_BYTES = 16 * 1024 * 1024
+REF = re.compile(rb"[0-9a-f]{4}([0-9a-f]{40}) ([^\0\n]+)")  # a line of what a git server lists
 FILE_BYTES = 20 * 1024 * 1024
 HOURS = {
     "hourly": 0.0,
@@ -226,6 +228,23 @@ async def _feed(source: Mapping[str, Any], fetcher: Fetcher, read: Read) -> List
     return Listing(items, whole=found["whole"] and not source.get("keep", True), notes=notes)
 
 
+async def _commit(url: str, ref: str, token: str, fetcher: Fetcher) -> str | None:
+    """Return the commit that a branch or tag names now; None: whoever fetches it finds out, and says what is wrong."""
+    if re.fullmatch(r"[0-9a-f]{40}", ref):
+        return ref
+    address = f"{url}/info/refs?service=git-upload-pack"
+    try:
+        answer = await fetcher.get(address, most=REFS_BYTES, declared=True, token=token)
+    except Failed:
+        return None
+    if answer.path is None or answer.url != address:
+        return None
+    named = {name: commit for commit, name in REF.findall(answer.path.read_bytes())}
+    answer.path.unlink()
+    found = next((named[one.encode()] for one in ref_names(ref) if one.encode() in named), b"")
+    return found.decode()
+
+
 async def _git(
     source: Mapping[str, Any],
     fetcher: Fetcher,
@@ -238,10 +257,12 @@ async def _git(
     parts = urlsplit(url)
     if parts.scheme != "https" and not fetcher.reach.allows(parts.hostname or "", parts.port or 80):
         raise Failed(f"{url}: git is read by https only")
+    token = tokens.get(parts.netloc.lower(), "")
+    if commit and await _commit(url, source.get("ref") or "HEAD", token, fetcher) == commit:
+        return None
     order = {
         "url": url, "ref": source.get("ref"), "folder": source.get("folder"), "match": source.get("match"),
-        "commit": commit,
-        "token": tokens.get(parts.netloc.lower(), ""), "known": dict(known), "into": str(fetcher.folder),
+        "token": token, "known": dict(known), "into": str(fetcher.folder),
         "allow": sorted(fetcher.reach.allow), "own": sorted(fetcher.reach.own),
     }  # fmt: skip
     child = await asyncio.create_subprocess_exec(
@@ -262,8 +283,6 @@ async def _git(
     done = json.loads(said)
     if "error" in done:
         raise Failed(f"{url}: {done['error']}")
-    if done["files"] is None:
-        return None
     items = [
         Item(f"{source['name']}/{path}", f"{url}/{path}", blob, path=fetcher.folder / blob)
         for path, blob in sorted(done["files"].items())
