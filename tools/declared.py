@@ -56,6 +56,7 @@ class Declared:
     ) -> None:
         """``root``: the tree; one that is not this one needs its own ANSIBLE_CONFIG before this module is imported."""
         self.environment = environment
+        self._sets: dict[str, dict[str, Any]] | None = None
         if not (inventory := root / "inventory" / environment).is_dir():
             raise NotDeclared(f"there is no environment '{environment}'. Next: ls inventory")
         init_plugin_loader()
@@ -100,6 +101,7 @@ class Declared:
 
     def set_system(self, facts: dict[str, str]) -> None:
         """Tell which system the droplet runs: some roles declare by it."""
+        self._sets = None
         self._variables.set_host_facts(
             self._host.name, {f"ansible_{name}": value for name, value in facts.items()}
         )
@@ -144,7 +146,9 @@ class Declared:
 
     def sets(self) -> dict[str, dict[str, Any]]:
         """Configuration sets by name, as the module config_set gets them: files, units, …"""
-        return {found["name"]: found for found in self.calls("config_set")}
+        if self._sets is None:  # seconds, and the audit asks for each of its tests
+            self._sets = {found["name"]: found for found in self.calls("config_set")}
+        return self._sets
 
     def packages(self) -> dict[str, dict[str, Any]]:
         """Packages by name: ``{"version": pattern or "", "hold": bool}``."""
