@@ -277,7 +277,9 @@ def public_half(key: str) -> str:
 def first_day(declared: Mapping[str, Any]) -> list[str]:
     """Names of the settings without which the first day does not end."""
     wanted = {
-        name for verb in (*FIRST_DAY, "access") for name in of_verb(declared, verb, "needed_by")
+        name
+        for verb in (*FIRST_DAY, "access", "door")
+        for name in of_verb(declared, verb, "needed_by")
     }
     return [name for name in declared["settings"] if name in wanted]
 
@@ -405,6 +407,8 @@ def init(
     certain = {name: hint for name, hint in hints.items() if "needed_by" in settings[name]}
     if derived := for_api(there.get("SUPABASE_DB_URL", "")):
         certain["API_DATABASE_URL"] = derived
+    if (ci_key := there.get("DROPLET_CI_KEY", "")).startswith(PRIVATE_KEY):
+        certain["DROPLET_CI_KEYS"] = public_half(ci_key)
     certain = {name: hint for name, hint in certain.items() if not settings[name].get("secret")}
     certain |= plain | {name: hints[name] for name in there if name in settings}
     key = there.get("DROPLET_SSH_KEY", "")

@@ -255,7 +255,12 @@ def boot(settings: Settings) -> None:
 def _create(settings: Settings) -> None:
     """A new droplet as `make up` wants it: keys of its own, and an admin who has them."""
     home = _disk(settings)
-    for name, comment in (("id_ed25519", f"{USER}@local"), ("host_ed25519", "droplet")):
+    keys = (
+        ("id_ed25519", f"{USER}@local"),
+        ("ci_ed25519", "pipeline"),
+        ("host_ed25519", "droplet"),
+    )
+    for name, comment in keys:
         _output(
             ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", str(home / name)],
             home,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import time
 
 import pytest
 
@@ -17,6 +19,7 @@ from testbed.droplet import (
     Traffic,
     ledger,
     make,
+    on_droplet,
     panel,
 )
 
@@ -54,6 +57,42 @@ def test_the_droplet_of_an_account_is_logged_in_to(live_build: Image) -> None:
     finally:
         clouds.stop(settings, "digitalocean")
         (settings.clouds / "digitalocean.json").unlink(missing_ok=True)
+
+
+def by_the_pipelines_key(*words: str, request: str = "") -> subprocess.CompletedProcess[str]:
+    """What that key gets for a call of ssh with these words."""
+    ssh = ["ssh", "-F", str(LOCAL / "ssh_config"), "-o", "ControlPath=none", "-o", "LogLevel=error"]
+    ssh += ["-o", "IdentitiesOnly=yes", "-i", str(LOCAL / "droplet/ci_ed25519"), "-l", "cimt-ci"]
+    return subprocess.run(
+        [*ssh, *words], input=request, capture_output=True, text=True, timeout=120
+    )
+
+
+def test_the_pipelines_key_opens_nothing_but_the_door() -> None:
+    hello = json.loads(
+        by_the_pipelines_key("droplet", "cimt-door", request='{"do": "hello"}').stdout
+    )
+    assert abs(hello["time"] - time.time()) < 60
+    for words in (["droplet", "bash -i"], ["droplet", "sudo id"], ["-s", "droplet", "sftp"]):
+        done = by_the_pipelines_key(*words)
+        assert done.returncode != 0
+        assert json.loads(done.stdout)["msg"].endswith("is no request"), done
+    for words in (
+        ["-W", "127.0.0.1:3000", "droplet"],
+        ["-o", "ExitOnForwardFailure=yes", "-R", "4444:127.0.0.1:22", "-N", "droplet"],
+    ):
+        assert by_the_pipelines_key(*words).returncode != 0
+    everything = {"type": "bind", "hostPath": "/", "mountPath": "/host"}
+    crafted = {"service": "api", "app": {"name": "api", "mounts": [everything]}}
+    request = {"do": "easypanel_release", "door": hello["door"], "with": crafted}
+    told = by_the_pipelines_key("droplet", "cimt-door", request=json.dumps(request)).stdout
+    assert "no app may have api: '/' of the host" in json.loads(told)["msg"]
+    said = on_droplet("journalctl --no-pager --identifier=cimt-door --output=cat --since=-10min")
+    assert "refused: a command: 'sudo id' is no request" in said
+    assert "refused: easypanel_release: no app may have api: '/' of the host" in said
+    sshd = "--identifier=sshd --identifier=sshd-session"
+    said = on_droplet(f"journalctl --no-pager {sshd} --output=cat --since=-10min")
+    assert "refused local port forward" in said
 
 
 def environment() -> dict[str, str]:

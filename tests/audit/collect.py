@@ -6,6 +6,7 @@ Environments of containers hold secrets, so only the variables that are asked fo
 
 from __future__ import annotations
 
+import hashlib
 import http.client
 import json
 import os
@@ -57,6 +58,14 @@ def entry(path: str, content: bool) -> dict[str, str | None]:
     if stat.S_ISDIR(status.st_mode):
         return {**found, "kind": "directory"}
     return {**found, "kind": "file", "content": text(path) if content else None}
+
+
+def digest(path: str) -> str:
+    """SHA-256 of a file, empty when there is none."""
+    try:
+        return hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest()
+    except OSError:
+        return ""
 
 
 def hours_since(path: str) -> float | None:
@@ -285,6 +294,7 @@ print(
     json.dumps(
         {
             "files": {path: entry(path, content) for path, content in wanted["files"].items()},
+            "digests": {path: digest(path) for path in wanted["digests"]},
             "sysctl": {
                 name: " ".join((text("/proc/sys/" + name.replace(".", "/")) or "none").split())
                 for name in wanted["sysctl"]

@@ -7,17 +7,14 @@ from __future__ import annotations
 
 import json
 import os
-import re
-import time
 from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
-import testinfra
-from testinfra.host import Host
 
+from tests.audit.way import Closed, Way, way_to
 from tools.declared import Declared, NotDeclared
 
 ENV = os.environ.get("ENV", "local")
@@ -39,7 +36,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-def stop(message: str) -> None:
+def stop(message: str) -> NoReturn:
     """End the whole run with one line: nothing can be audited."""
     pytest.exit(f"audit: {message}", returncode=1)
 
@@ -93,7 +90,7 @@ def declared() -> Declared:
 class Reached:
     """The droplet, and how far its clock is from ours (seconds, give or take ``uncertainty``)."""
 
-    host: Host
+    way: Way
     skew: float
     uncertainty: float
 
@@ -101,29 +98,16 @@ class Reached:
 @pytest.fixture(scope="session")
 def reached(declared: Declared) -> Reached:
     """The first contact: opens the shared connection and learns which system this is."""
-    host = testinfra.get_host(declared.hostspec(), ssh_extra_args=declared.ssh_arguments())
     try:
-        host.run("true")  # the connection is made outside of the measurement
-        before = time.time()
-        answer = host.run("date +%s.%N; cat /etc/os-release")
-        after = time.time()
-        sudo = host.run("sudo -n true")
-    except RuntimeError as error:
-        told = re.sub(r"\\[rn]", "\n", str(error.args[0].stderr if error.args else error)).strip()
+        way, release, skew, uncertainty = way_to(declared)
+    except Closed as reason:
         by_hand = "ssh -p {port} {user}@{host}".format(
             port=declared.get("ansible_port", 22),
             user=declared["ansible_user"],
             host=declared["ansible_host"],
         )
         next_step = "make up" if ENV == "local" else f"{by_hand} (it says more)"
-        stop(
-            f"no {ENV} droplet answers ({told.splitlines()[-1] if told else 'ssh'}). Next: {next_step}"
-        )
-    if sudo.rc:
-        stop(
-            f"{declared['ansible_user']} has no sudo on the droplet. Next: docs/setup.md, the admin user"
-        )
-    first, _, release = answer.stdout.partition("\n")
+        stop(f"no {ENV} droplet answers ({reason}). Next: {next_step}")
     system = dict(line.split("=", 1) for line in release.splitlines() if "=" in line)
     version = system["VERSION_ID"].strip('"')
     declared.set_system(
@@ -134,17 +118,11 @@ def reached(declared: Declared) -> Reached:
             "distribution_release": system["VERSION_CODENAME"].strip('"'),
         }
     )
-    return Reached(host, float(first) - (before + after) / 2, (after - before) / 2)
+    return Reached(way, skew, uncertainty)
 
 
 @pytest.fixture(scope="session")
-def host(reached: Reached) -> Host:
-    """The droplet, over one shared SSH connection."""
-    return reached.host
-
-
-@pytest.fixture(scope="session")
-def collected(host: Host, declared: Declared) -> dict[str, Any]:
+def collected(reached: Reached, declared: Declared) -> dict[str, Any]:
     """What is there now, read once."""
     sets = declared.sets()
     project = declared["services_project"]
@@ -161,6 +139,7 @@ def collected(host: Host, declared: Declared) -> dict[str, Any]:
         files[f"/etc/ssh/ssh_host_{kind}_key"] = False
     question = {
         "files": files,
+        "digests": [declared["door_program"]],
         "sysctl": list(declared["baseline_sysctl"]),
         "units": list(
             dict.fromkeys(
@@ -181,12 +160,10 @@ def collected(host: Host, declared: Declared) -> dict[str, Any]:
         "ca_file": declared["release_ca_file"],
         "origin_hosts": declared["easypanel_origin_hosts"],
     }
-    script = Path(__file__).with_name("collect.py").read_text()
-    # Script and question travel as arguments; neither holds a secret.
-    done = host.run("printf %%s %s | sudo -n python3 -c %s", json.dumps(question), script)
-    if done.rc:
-        stop(f"the droplet's state cannot be read: {done.stderr.strip()[-2000:]}")
-    return dict(json.loads(done.stdout))
+    try:
+        return reached.way.collect(question)
+    except Closed as reason:
+        stop(f"the droplet's state cannot be read: {reason}")
 
 
 @pytest.fixture
@@ -215,16 +192,11 @@ def pytest_runtest_makereport(
         _about_released.extend(name for name in released if name == about["name"])
     marker = item.get_closest_marker("logs")
     funcargs: dict[str, Any] = getattr(item, "funcargs", {})
-    if report.when == "call" and report.failed and "host" in funcargs:
+    if report.when == "call" and report.failed and "reached" in funcargs:
         names = list(marker.args) if marker else []
         if app := funcargs.get("app"):
             names.append(f"{read_declared()['services_project']}_{app['name']}")
         for name in names:
-            if "." in name:
-                command = "sudo -n journalctl --no-pager --lines=15 --unit=%s"
-            else:
-                command = "sudo -n timeout 20 docker service logs --raw --tail 15 %s 2>&1"
-            report.sections.append(
-                (f"last lines of {name}", funcargs["host"].run(command, name).stdout)
-            )
+            said = funcargs["reached"].way.last_lines(name)
+            report.sections.append((f"last lines of {name}", said))
     return report

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
 
+from tests.audit.way import PACK
 from tools.declared import Declared
 
 
@@ -32,6 +35,17 @@ def test_only_keys_open_the_door(declared: Declared, effective: dict[str, list[s
         "pubkeyauthentication": ["yes"],
     }
     assert {name: effective.get(name) for name in wanted} == wanted
+
+
+def test_the_pipelines_door_is_the_one_of_this_repository(
+    declared: Declared, collected: dict[str, Any]
+) -> None:
+    """What its program does there, as root, is all that the pipeline's key can do."""
+    if not declared["door_public_keys"]:
+        return
+    packed = subprocess.run([sys.executable, PACK], capture_output=True, text=True, check=True)
+    there = collected["digests"][declared["door_program"]]
+    assert there == packed.stdout.strip(), "Next: make provision"
 
 
 @pytest.mark.parametrize(

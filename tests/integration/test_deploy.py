@@ -19,7 +19,7 @@ from tools.declared import Declared
 
 ROOT = Path(__file__).parents[2]
 TASKS = yaml.safe_load((ROOT / "roles/release/tasks/main.yml").read_text())
-NAMES = list(TASKS[0]["block"][0]["easypanel_release"])
+NAMES = [*TASKS[0]["block"][0]["easypanel_release"], "entries"]
 MODULE = f"""
 import json, pathlib
 from ansible.module_utils.basic import AnsibleModule
@@ -28,6 +28,8 @@ module = AnsibleModule(argument_spec={{name: {{"type": "raw"}} for name in {NAME
 said = module.params
 service, deploys = said["service"], said["action"] == "deploy"
 world = json.loads(pathlib.Path("WORLD").read_text())
+if said["action"] == "history":
+    module.exit_json(entries=world["ledger"])
 with pathlib.Path("CALLS").open("a") as stream:
     stream.write(json.dumps([said["action"], service, said["image"], said["reason"]]) + "\\n")
 if service in world["locked_once"] and not pathlib.Path("TRIED").exists():

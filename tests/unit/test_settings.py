@@ -49,7 +49,8 @@ def test_a_setting_says_what_it_is_and_who_takes_it(name: str) -> None:
 
 def test_init_fills_what_the_first_day_needs() -> None:
     """Of what cannot be left out, people bring only what somebody else gave them."""
-    outputs = {"DROPLET_HOST", "DROPLET_KNOWN_HOSTS", "API_DATABASE_URL"}  # of droplet and database
+    # Of droplet, database and the door's key.
+    outputs = {"DROPLET_HOST", "DROPLET_KNOWN_HOSTS", "API_DATABASE_URL", "DROPLET_CI_KEYS"}
     accounts = {"SUPABASE_DB_URL", "SUPABASE_PUBLISHABLE_KEY", "OPENAI_API_KEY"}
     by_hand = {name for name in first_day(DECLARED) if not {"init", "make"} & set(SETTINGS[name])}
     assert by_hand == outputs | accounts

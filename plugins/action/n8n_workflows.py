@@ -1,0 +1,1 @@
+easypanel_apps.py
