@@ -94,8 +94,8 @@ logs: setup ## Logs of SERVICE=api (or of a unit), SINCE=1h, FOLLOW=1; none name
 .PHONY: provision plan
 provision: setup ## Make the host and its panel what the files here say
 	@$(call play,provision) $(ARGS)
-plan: setup ## Show what `provision` would change; changes nothing; .local/plan.json has the count
-	@$(call step,plan) $(call play,provision) --check --diff $(ARGS)
+plan: setup ## Show what `provision` would change (a pipeline: what `services` would); .local/plan.json has the count
+	@$(call step,plan) $(call play,$(if $(DROPLET_DOOR),services,provision)) --check --diff $(ARGS)
 	@$(with)python -m tools.plan.live || [ $$? = 2 ]
 
 .PHONY: pull-request-plan

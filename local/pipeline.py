@@ -57,14 +57,14 @@ def commands(settings: Settings, number: int) -> str:
     )
 
 
-def rows(settings: Settings) -> dict[str, str]:
-    """Where GitHub keeps each setting, by the document's table: {NAME: variable or secret}."""
+def rows(settings: Settings) -> dict[str, tuple[str, str]]:
+    """Where GitHub keeps each setting, by the document's table: {NAME: (variable or secret, of which environments)}."""
     found = re.findall(
-        r"^\| `([A-Z0-9_]+)` \|.*\| (variable|secret|variable of the repository) \|$",
+        r"^\| `([A-Z0-9_]+)` \|.*\| (variable|secret|variable of the repository)(, host|, both|) \|$",
         section(settings, 3),
         re.MULTILINE,
     )
-    return dict(found)
+    return {name: (kind, where) for name, kind, where in found}
 
 
 def type_in(
@@ -148,10 +148,12 @@ def environment(settings: Settings) -> None:
             f"pipeline: chapter 5 of {DOCUMENT} shows no gh variable set and gh secret set"
         )
     lines = []
-    for name, kind in rows(settings).items():
-        if name in given:
-            where = "" if kind == of_repository else " --env production"
-            typed = f"gh {kind.partition(' ')[0]} set {name}{where}"
+    places = {"": ["production"], ", host": ["production-host"]}
+    places[", both"] = places[""] + places[", host"]
+    for name, (kind, where) in rows(settings).items():
+        for environment in places[where] if name in given else ():
+            place = "" if kind == of_repository else f" --env {environment}"
+            typed = f"gh {kind.partition(' ')[0]} set {name}{place}"
             lines.append(f"printf %s {shlex.quote(given[name])} | {typed}")
     type_in(settings, "\n".join(lines), settings.state / "github", 5, {})
 

@@ -97,12 +97,17 @@ def world(settings: Settings) -> dict[str, str]:
 def values(settings: Settings) -> dict[str, str]:
     """Every setting of production as a user would give it, by name; made once, then kept in `.local/production`."""
     secret = functools.partial(_secret, settings)
-    host_key = " ".join((settings.droplet / "host_ed25519.pub").read_text().split()[:2])
+    host_key, public = (
+        " ".join((settings.droplet / f"{name}_ed25519.pub").read_text().split()[:2])
+        for name in ("host", "ci")
+    )
     return world(settings) | {
         "DROPLET_HOST": "127.0.0.1",
         "DROPLET_USER": "cimt",
         "DROPLET_KNOWN_HOSTS": f"[127.0.0.1]:{settings.ports['ssh']} {host_key}",
         "DROPLET_SSH_KEY": (settings.droplet / "id_ed25519").read_text(),
+        "DROPLET_CI_KEY": (settings.droplet / "ci_ed25519").read_text(),
+        "DROPLET_CI_KEYS": public,
         "API_DOMAIN": "api.cimt.localhost",
         "WEB_DOMAIN": domain("web"),
         "N8N_DOMAIN": "n8n.cimt.localhost",

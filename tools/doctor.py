@@ -46,6 +46,7 @@ from tools.settings.__main__ import read, refused
 from tools.step import note
 
 ROOT = Path(__file__).parents[1]
+PACK = ROOT / "roles/door/files/pack.py"
 LOCAL = ROOT / ".local"
 SECONDS = 10  # for one answer
 PATIENCE = 40  # for one check, which may want several
@@ -358,11 +359,13 @@ def host_key(patient: Patient) -> Iterator[Finding]:
 
 
 def droplet(patient: Patient) -> Iterator[Finding]:
-    """The admin user gets in, and the system gets updates."""
-    with way_in(patient.environment, patient.known) as ssh:
+    """The admin user gets in, or a pipeline through the door, and the system gets updates."""
+    pipeline = os.environ.get("DROPLET_DOOR", "")
+    user = pipeline or patient["DROPLET_USER"]
+    with way_in(patient.environment, {**patient.known, "DROPLET_USER": user}) as ssh:
         done = subprocess.run(
-            [*ssh, SHOW],
-            stdin=subprocess.DEVNULL,
+            [*ssh, "cimt-door" if pipeline else SHOW],
+            input='{"do": "hello"}',
             capture_output=True,
             text=True,
             timeout=3 * SECONDS,
@@ -370,15 +373,29 @@ def droplet(patient: Patient) -> Iterator[Finding]:
     if done.returncode:
         told = (done.stderr.strip().splitlines() or ["no answer"])[-1]
         yield wrong(
-            f"SSH lets {patient['DROPLET_USER'] or 'nobody'} not in: {told}",
-            "its public half into ~cimt/.ssh/authorized_keys"
+            f"SSH lets {user or 'nobody'} not in: {told}",
+            (
+                "make provision, with its public half in DROPLET_CI_KEYS"
+                if pipeline
+                else "its public half into ~cimt/.ssh/authorized_keys"
+            )
             if "denied" in told
             else "is the droplet on, and its address DROPLET_HOST?",
         )
         return
-    facts = dict(part.split("=", 1) for part in shlex.split(done.stdout) if "=" in part)
+    shown = done.stdout
+    if pipeline:
+        told = json.loads(done.stdout)
+        shown = told["system"]
+        packed = subprocess.run([sys.executable, PACK], capture_output=True, text=True, check=True)
+        if told["door"] != packed.stdout.strip():
+            yield wrong(
+                "the droplet's door is of another revision, and takes no release of this one",
+                "Operate → provision",
+            )
+    facts = dict(part.split("=", 1) for part in shlex.split(shown) if "=" in part)
     system = f"{facts.get('ID')} {facts.get('VERSION_ID')}"
-    yield well(f"SSH lets {patient['DROPLET_USER'] or 'the admin user'} in")
+    yield well(f"SSH lets {user or 'the admin user'} in")
     end = SUPPORTED.get(system)
     if not end:
         yield soon(
@@ -632,13 +649,12 @@ def on_github(patient: Patient) -> Iterator[Finding]:
         return
     found: list[github_settings.Change] = []
     headers = {"Authorization": f"Bearer {token}", "Accept": "application/vnd.github+json"}
-    want = github_settings.wanted(
-        patient.declared,
-        {one: value for one, value in patient.known.items() if os.environ.get(one)},
-    )
+    given = {one: value for one, value in patient.known.items() if os.environ.get(one)}
+    wants = github_settings.by_environment(patient.declared, given, patient.environment)
     try:
         with httpx.Client(base_url=url, headers=headers, timeout=SECONDS) as client:
-            found = github_settings.Settings(client, name, patient.environment).plan(want)
+            for at, want in wants.items():
+                found += github_settings.Settings(client, name, at).plan(want)
     except github.NotDone as error:
         what, _, following = github_settings.told(str(error), token).partition(". Next: ")
         # A token that may not look proves nothing about GitHub.

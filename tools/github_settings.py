@@ -1,4 +1,7 @@
-"""`make github`: the environment, its variables and secrets, and the rule for `main`, as services/settings.yaml says.
+"""`make github`: environments, their variables and secrets, and the rule for `main`, as services/settings.yaml says.
+
+There are two: ENV for what every merge does, and ENV-host for what rules the droplet, which waits for a reviewer. Each
+gets what the jobs of the workflows take that run in it.
 
 Without CONFIRM=yes it only shows what it would change: `+` new, `~` other, `-` gone, `?` not ours, which stays.
 A secret's value cannot be read back from GitHub: one is written when it is missing there, or named in ROTATE=NAME,NAME;
@@ -15,7 +18,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,15 +29,14 @@ from nacl.public import PublicKey, SealedBox
 from tools import github
 from tools.github import NotDone
 from tools.init import first_day, suggested
+from tools.settings.__main__ import HOST_JOBS, MERGE_JOBS, read, taken
 from tools.settings.__main__ import github as kept_as
-from tools.settings.__main__ import read
 
 ROOT = Path(__file__).parents[1]
 RULESET = "cimt"
-OF_WORKFLOWS = (
-    "production"  # their environment: what belongs to the whole repository is as that one has it
-)
+HOST = "-host"  # what the second environment is called after the first
 ACTIONS = 15368  # the app whose check Gate is: GitHub Actions
+SECRET = ("secret", "secret by choice")
 RULES: dict[str, dict[str, Any]] = {
     "deletion": {},
     "non_fast_forward": {},
@@ -74,8 +76,9 @@ class Change:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What GitHub shall have: variables with values, secrets with values, names that are ours by where they belong."""
+    """What GitHub shall have of an environment: values of variables and secrets, names that are ours by their kind."""
 
+    reviewed: bool
     variables: dict[str, str]
     of_repository: dict[str, str]
     secrets: dict[str, str]
@@ -83,10 +86,9 @@ class Wanted:
     rotate: set[str]
 
 
-def wanted(declared: Mapping[str, Any], env: Mapping[str, str]) -> Wanted:
+def wanted(declared: Mapping[str, Any], env: Mapping[str, str], host: bool) -> Wanted:
     """By services/settings.yaml, and the workflows that take them; the values are the environment's."""
-    workflows = (path.read_text() for path in (ROOT / ".github/workflows").glob("*.yml"))
-    used = {name for text in workflows for name in re.findall(r"\b(?:vars|secrets)\.(\w+)", text)}
+    used = taken(HOST_JOBS if host else MERGE_JOBS)
     names: dict[str, set[str]] = {
         "variable": set(),
         "secret": set(),
@@ -106,6 +108,7 @@ def wanted(declared: Mapping[str, Any], env: Mapping[str, str]) -> Wanted:
 
     rotate = {name for name in re.split(r"[,\s]+", env.get("ROTATE", "")) if name}
     return Wanted(
+        reviewed=host,
         variables=values("variable"),
         of_repository=values("variable of the repository"),
         secrets=values("secret")
@@ -115,16 +118,25 @@ def wanted(declared: Mapping[str, Any], env: Mapping[str, str]) -> Wanted:
     )
 
 
-def refused(declared: Mapping[str, Any], want: Wanted) -> str:
+def by_environment(
+    declared: Mapping[str, Any], env: Mapping[str, str], name: str
+) -> dict[str, Wanted]:
+    """Of both environments what they shall have, by their names at GitHub."""
+    return {name + (HOST if host else ""): wanted(declared, env, host) for host in (False, True)}
+
+
+def refused(declared: Mapping[str, Any], wants: Collection[Wanted]) -> str:
     """Why GitHub is not asked at all; empty when it can be."""
-    known = want.variables | want.secrets
-    secret = want.names["secret"] | want.names["secret by choice"]
-    ours = want.names["variable"] | want.names["secret"]
+    known = {name for want in wants for name in want.variables | want.secrets}
+    secret = {name for want in wants for kind in SECRET for name in want.names[kind]}
+    ours = {name for want in wants for kind in ("variable", "secret") for name in want.names[kind]}
+    (rotate,) = {frozenset(want.rotate) for want in wants}
+    given = {name for want in wants for name in want.secrets}
     if lacking := [name for name in first_day(declared) if name in ours and name not in known]:
         return f"not set: {', '.join(lacking)}. Next: make init says where each comes from"
-    if strange := want.rotate - secret:
+    if strange := rotate - secret:
         return f"ROTATE={','.join(sorted(strange))} is no secret of a workflow. Next: docs/setup.md has their names"
-    if absent := want.rotate - want.secrets.keys():
+    if absent := rotate - given:
         return f"ROTATE={','.join(sorted(absent))} has no new value here. Next: put it into 1Password, or the shell"
     return ""
 
@@ -158,9 +170,10 @@ class Settings(github.Repository):
 
     def plan(self, want: Wanted) -> list[Change]:
         """Every difference, in the order in which it is made: no secret goes into an environment that is still open."""
-        return [*self._protect(), *self._variables(want), *self._secrets(want), *self._rule()]
+        rule = () if want.reviewed else self._rule()
+        return [*self._protect(want), *self._variables(want), *self._secrets(want), *rule]
 
-    def _protect(self) -> Iterator[Change]:
+    def _protect(self, want: Wanted) -> Iterator[Change]:
         policy = {"protected_branches": False, "custom_branch_policies": True}
         there = self._there(self._at)
         body: dict[str, Any] = {"wait_timer": 0, "prevent_self_review": False, "reviewers": []}
@@ -175,12 +188,25 @@ class Settings(github.Repository):
                 {"type": one["type"], "id": one["reviewer"]["id"]}
                 for one in rule.get("reviewers", ())
             ]
+        told = f"environment {self._environment}: only named branches deploy into it"
+        changed = there is None or there["deployment_branch_policy"] != policy
+        if want.reviewed and not body["reviewers"]:
+            if self._ask("GET", "").get("visibility") == "public":
+                body["reviewers"] = [{"type": "User", "id": self._person()}]
+                told, changed = f"{told}, once you have approved it", True
+            else:
+                open_to = (
+                    f"environment {self._environment}: whoever may start Operate deploys into it"
+                )
+                yield Change(
+                    "?",
+                    f"{open_to}; for a private repository GitHub asks reviewers on Enterprise Cloud only",
+                )
         # What is not used is not said: a plan without reviewers or timers would refuse it.
         body = {name: value for name, value in body.items() if value}
         body["deployment_branch_policy"] = policy
-        if there is None or there["deployment_branch_policy"] != policy:
+        if changed:
             sign = "+" if there is None else "~"
-            told = f"environment {self._environment}: only named branches deploy into it"
             yield Change(sign, told, lambda: self._ask("PUT", self._at, json=body))
         place = f"{self._at}/deployment-branch-policies"
         known = self._entries(place, "branch_policies") if there else []
@@ -195,6 +221,13 @@ class Settings(github.Repository):
                 yield Change("-", told, self._delete(f"{place}/{one['id']}"))
         self._new = there is None
 
+    def _person(self) -> int:
+        """Number of whose token this is."""
+        answer = self._client.get("user")
+        if not answer.is_success:
+            raise NotDone(f"GET user: {answer.status_code} {answer.text[:150]}")
+        return int(answer.json()["id"])
+
     def _delete(self, path: str) -> Callable[[], Any]:
         return lambda: self._ask("DELETE", path)
 
@@ -203,7 +236,9 @@ class Settings(github.Repository):
             "variable": (self._at, want.variables),
             "variable of the repository": ("/actions", want.of_repository),
         }
-        if self._environment != OF_WORKFLOWS:
+        if (
+            self._environment != MERGE_JOBS
+        ):  # what belongs to the whole repository is as that has it
             del places["variable of the repository"]
         for kind, (at, values) in places.items():
             place = f"{at}/variables"
@@ -260,8 +295,8 @@ class Settings(github.Repository):
             elif name in want.rotate:
                 yield Change("~", f"secret {name}, there since {there[name]}", seal(name))
         for name in sorted(there.keys() - want.secrets.keys()):
-            told = "no workflow takes it"
-            if name in want.names["secret"] | want.names["secret by choice"]:
+            told = "no workflow takes it from here"
+            if any(name in want.names[kind] for kind in SECRET):
                 told = "its value is not here, or was not named"
             yield Change("?", f"secret {name}: {told}; it stays")
 
@@ -338,8 +373,8 @@ def main() -> int:
     """Command line; returns the exit code."""
     environment = os.environ.get("ENV", "local")
     declared = read()
-    want = wanted(declared, os.environ)
-    if reason := refused(declared, want):
+    wants = by_environment(declared, os.environ, environment)
+    if reason := refused(declared, wants.values()):
         print(f"github: {reason}", file=sys.stderr)
         return 2
     url, name, token = access()
@@ -363,18 +398,20 @@ def main() -> int:
 
     def do() -> None:
         with httpx.Client(base_url=url, headers=headers, timeout=30) as client:
-            settings = Settings(client, name, environment)
-            for change in settings.plan(want):
-                if str(change) not in shown:  # a second try tells only what is new
-                    shown.append(str(change))
-                    print(change, flush=True)
-                if confirmed and change.do:
-                    change.do()
-            after = settings.plan(replace(want, rotate=set())) if confirmed else []
-            if left := [one for one in after if one.do]:
-                raise NotDone(f"still so after it was changed: {left[0]}")
+            for at, want in wants.items():
+                settings = Settings(client, name, at)
+                for change in settings.plan(want):
+                    line = f"{change}" if at == environment else f"{change} ({at})"
+                    if line not in shown:  # a second try tells only what is new
+                        shown.append(line)
+                        print(line, flush=True)
+                    if confirmed and change.do:
+                        change.do()
+                after = settings.plan(replace(want, rotate=set())) if confirmed else []
+                if left := [one for one in after if one.do]:
+                    raise NotDone(f"still so after it was changed: {left[0]}")
 
-    print(f"github: {name}, environment {environment}")
+    print(f"github: {name}, environments {' and '.join(wants)}")
     if reason := github.patiently(do):
         print(f"github: {told(reason, token)}", file=sys.stderr)
         return 1

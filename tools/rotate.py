@@ -40,6 +40,8 @@ from tools.settings.__main__ import read
 ROOT = Path(__file__).parents[1]
 SECONDS = 300  # for the droplet's answer: its backup may be at work
 URL = "API_DATABASE_URL"
+PUBLIC = "DROPLET_CI_KEYS"
+DOOR = "cimt-ci"  # the account of the door
 OTHER = {"cimt_api": "cimt_api_b", "cimt_api_b": "cimt_api"}
 # On the droplet, as the admin user: the first key of the arguments opens the door, the second does not any more.
 KEYS = """\
@@ -105,15 +107,21 @@ class Rotation:
             self._name_the_other_login()
         if self.way["how"] == "beside":
             self._line(self.old, f"{self.old}={self.reference}")
+        if self.way["how"] == "public":
+            self._name_public_halves(self.name, self.old)
         here = f"ENV={self.environment}"
         named = f"{self.name},{self.old}" if self.way["how"] == "beside" else ",".join(self.pairs)
         print(f"rotate: {self.name} is new in {self.store.where}; the old one is beside it")
         if self.way.get("why"):
             print(f"rotate: meanwhile: {self.way['why']}")
-        print(f"Next: make github {here} CONFIRM=yes ROTATE={named}   (where workflows take it)")
+        following = [f"make github {here} CONFIRM=yes ROTATE={named}   (where workflows take it)"]
         if apply := self.way.get("apply"):
-            print(f"      make {apply} {here}   (or Deploy, after {self.path.name} is merged)")
-        print(f"      make rotate SECRET={self.name} {here} CONFIRM=revoke")
+            by = "Operate" if self.way["how"] == "public" else "Deploy"
+            bring = f"make {apply} {here}   (or {by}, after {self.path.name} is merged)"
+            # A door has to know the key before anybody comes by it.
+            following.insert(0 if self.way["how"] == "public" else 1, bring)
+        following.append(f"make rotate SECRET={self.name} {here} CONFIRM=revoke")
+        print("Next:", "\n      ".join(following))
 
     def finish(self) -> None:
         """Try the new value, end the old one, and keep it no longer. Raises Refused, Failed."""
@@ -122,6 +130,11 @@ class Rotation:
                 f"{self.name} is not changing hands. Next: make rotate SECRET={self.name} ENV={self.environment}"
             )
         self._try({name: self.there[name] for name in self.pairs})
+        if self.way["how"] == "public":
+            hello = json.dumps({"do": "hello"})
+            at = {"DROPLET_SSH_KEY": self.there[self.name], "DROPLET_USER": DOOR}
+            self._on_droplet("cimt-door", hello, **at)
+            self._name_public_halves(self.name)
         if self.way["how"] == "door":
             self._open(self.there[self.name], self.there[self.name], self.there[self.old])
         if self.way["how"] == "passwords":
@@ -227,6 +240,11 @@ class Rotation:
         """Have the comment of `make init` show the new public half."""
         old, new = (public_half(self.there[name]) for name in (self.old, self.name))
         self._write(self.path.read_text().replace(old, new), f"above {self.name}")
+
+    def _name_public_halves(self, *names: str) -> None:
+        """Have ENV.env show what the droplet's door shall take."""
+        halves = ",".join(public_half(self.there[name]) for name in names)
+        self._line(PUBLIC, values.line(PUBLIC, halves))
 
     def _url(self) -> str:
         """The address of the database that ENV.env holds. Raises Refused."""

@@ -74,7 +74,7 @@ def application(folder: Path, state: Path | None = None) -> Starlette:
     return Starlette(
         routes=[
             Route("/stand-in/health", health),
-            *([api.route(state)] if state else []),
+            *(api.routes(state) if state else []),
             Route(
                 "/{owner}/{repository}/{path:path}", Served(folder).answer, methods=["GET", "POST"]
             ),

@@ -45,6 +45,8 @@ def answer(folder: Path, token: str, asked: str, query: dict[str, str], sent: An
     tokens = json.loads((folder / "tokens.json").read_text())
     if token not in tokens:
         raise LookupError(401, "Bad credentials")
+    if asked == "GET /user":
+        return {"id": 7, "login": "a-person"}
     needs = [needed for path, needed in NEEDS.items() if re.fullmatch(path, asked)]
     if not needs:
         raise LookupError(404, "Not Found")
@@ -137,12 +139,13 @@ def answer(folder: Path, token: str, asked: str, query: dict[str, str], sent: An
     return found
 
 
-def route(folder: Path) -> Route:
+def routes(folder: Path) -> list[Route]:
     """All of it, below /api."""
 
     async def endpoint(request: Request) -> Response:
         token = request.headers.get("authorization", "").removeprefix("Bearer ")
-        asked = f"{request.method} {request.path_params['path'].lstrip('/')}"
+        path = request.path_params.get("path", "")
+        asked = f"{request.method} {path.lstrip('/') if 'path' in request.path_params else '/user'}"
         try:
             sent = json.loads(await request.body() or b"{}")
             found = answer(folder, token, asked, dict(request.query_params), sent)
@@ -158,4 +161,5 @@ def route(folder: Path) -> Route:
         return JSONResponse(found, 201 if request.method == "POST" else 200)
 
     path = "/api/repos/{owner}/{repository}{path:path}"
-    return Route(path, endpoint, methods=["GET", "POST", "PATCH", "PUT", "DELETE"])
+    methods = ["GET", "POST", "PATCH", "PUT", "DELETE"]
+    return [Route(path, endpoint, methods=methods), Route("/api/user", endpoint)]

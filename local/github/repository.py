@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -165,14 +165,15 @@ class Repository:
         self.say(f"pull request {number} merged: main is {new[:12]}")
         return self.received(old, new, "refs/heads/main")
 
-    def start(self, event: Event, only: str = "") -> list[Run]:
-        """Run every workflow that the event starts, or the named one."""
+    def start(self, event: Event, only: str = "", approved: Collection[str] = ()) -> list[Run]:
+        """Run every workflow that the event starts, or the named one; these environments' reviewers approve."""
         runs = []
         for path in self.git("ls-tree", "--name-only", event.ref, f"{WORKFLOWS}/").splitlines():
             if only and only not in (path, Path(path).name):
                 continue
             if starts(parse(self.git("show", f"{event.ref}:{path}")), event):
                 runs.append(Run(self.state, path, event, self.say))
+                runs[-1].approved = approved
                 runs[-1].run()
                 self._checked(event, runs[-1])
         return runs
@@ -207,11 +208,12 @@ class Repository:
         self._checked(event, run)
         return run
 
-    def dispatch(self, workflow: str, inputs: dict[str, str]) -> list[Run]:
-        """Actions → a workflow → Run workflow, on main."""
-        return self.start(
-            Event("workflow_dispatch", "refs/heads/main", {"inputs": inputs}), workflow
-        )
+    def dispatch(
+        self, workflow: str, inputs: dict[str, str], approved: Collection[str] = ()
+    ) -> list[Run]:
+        """Actions → a workflow → Run workflow, on main; these environments' reviewers approve."""
+        event = Event("workflow_dispatch", "refs/heads/main", {"inputs": inputs})
+        return self.start(event, workflow, approved)
 
 
 def main() -> int:
@@ -219,6 +221,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("verb", choices=["received", "merge", "again", "dispatch"])
     parser.add_argument("arguments", nargs="*")
+    parser.add_argument("--approve", action="append", default=[], metavar="ENVIRONMENT")
     given = parser.parse_args()
     settings = load(running=True)
     repository = Repository(settings.state / "github", lambda text: print(text, flush=True))
@@ -231,7 +234,7 @@ def main() -> int:
             runs = [repository.again(int(given.arguments[0]), given.arguments[1:])]
         else:
             pairs = dict(one.split("=", 1) for one in given.arguments[1:])
-            runs = repository.dispatch(given.arguments[0], pairs)
+            runs = repository.dispatch(given.arguments[0], pairs, given.approve)
     except LocalError as error:
         print(error, file=sys.stderr)
         return 1

@@ -1,8 +1,9 @@
 """Runs workflow files as GitHub would: each job by nektos/act, in a fresh checkout and home, as an ordinary user.
 
 act alone hands every secret to every job and leaves out what GitHub enforces around a job. So each job is a call of
-its own, and here are: filters of events, `needs` across calls, an environment's own secrets and its rule of branches,
-a token with the job's permissions, time-outs, groups of concurrency, and the search for secrets in what was printed.
+its own, and here are: filters of events, `needs` across calls, an environment's own secrets and its rules of branches
+and reviewers, a token with the job's permissions, time-outs, groups of concurrency, and the search for secrets in what
+was printed.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -97,7 +98,12 @@ def _matches(pattern: str, text: str) -> bool:
 
 
 class Run:
-    """One run of one workflow. `state` holds the repository, environments and runs; `say` takes a line of progress."""
+    """One run of one workflow. `state` holds the repository, environments and runs; `say` takes a line of progress.
+
+    A job whose environment has reviewers runs where `approved` names it: nobody else is there who could be waited for.
+    """
+
+    approved: Collection[str] = ()  # environments
 
     def __init__(
         self, state: Path, path: str, event: Event, say: Say = print, sha: str = ""
@@ -177,6 +183,9 @@ class Run:
                 f"  {name}: {self.event.ref} is not allowed to deploy to {environment} (environment protection rules)"
             )
             return Job("failure", {}, 0)
+        if self._reviewers(environment) and environment not in self.approved:
+            self.say(f"  {name}: waits for a reviewer of {environment}, in vain")
+            return Job("cancelled", {}, 0)
         permissions = job.get("permissions", self.workflow.get("permissions")) or {}
         variables, secret = self._given(""), self._given("", secret=True)
         if environment:
@@ -199,6 +208,12 @@ class Run:
             self.say("\n".join(f"  {name} | {line}" for line in lines[-TAIL:]))
         self.say(f"  {name}: {result} in {seconds:.0f} s")
         return Job(result, dict(ended.get("outputs") or {}), round(seconds, 1))
+
+    def _reviewers(self, environment: str) -> list[Any]:
+        """Who has to approve a job of that environment, as `make github` left it (settings.py)."""
+        path = self.state / "settings/environments.json"
+        kept = json.loads(path.read_text()) if path.exists() else {}
+        return list(kept.get(environment, {}).get("sent", {}).get("reviewers") or [])
 
     def _given(self, environment: str, *, secret: bool = False) -> dict[str, str]:
         """Variables or secrets of the repository, or of an environment, as `gh` left them (bin/gh)."""

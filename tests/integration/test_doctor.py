@@ -343,6 +343,13 @@ def test_the_droplet_s_system(
     assert "!" in signs(well, "droplet"), "five months before its end"
     monkeypatch.setattr(doctor, "_today", lambda: SUPPORTED["ubuntu 22.04"] + timedelta(1))
     assert signs(well, "droplet") == "✓✗"
+    monkeypatch.setenv("DROPLET_DOOR", "cimt-ci")
+    system = 'ID=debian\nVERSION_ID="13"\n'
+    (tmp_path / "system").write_text(json.dumps({"door": "0" * 64, "system": system}))
+    assert signs(well, "droplet") == "✗✓✓", (
+        "a pipeline is told that the host's program is not its own"
+    )
+    monkeypatch.delenv("DROPLET_DOOR")
     (tmp_path / "in").unlink()
     (finding,) = found(well, "droplet")
     assert "SSH lets cimt not in: ops@droplet: Permission denied" in finding.what

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from local.github.repository import Repository
-from local.github.runner import Run
+from local.github.runner import Event, Run
 from local.pipeline import AUTHOR
 from local.settings import LocalError
 
@@ -160,6 +161,20 @@ def test_a_secret_that_is_printed_fails_the_run(small: Small) -> None:
     assert results(run)["release"] == "success", "GitHub would not notice"
     assert run.leaked == ["release: KEY"]
     assert not run.green
+
+
+def test_a_reviewed_environment_waits_for_its_reviewer(small: Small) -> None:
+    kept = small.github.state / "settings/environments.json"
+    reviewers = [{"type": "User", "id": 7}]
+    kept.write_text(json.dumps({"production": {"sent": {"reviewers": reviewers}}}))
+    try:
+        event = Event("push", "refs/heads/main", {})
+        (run,) = small.github.start(event, "deploy.yml")
+        assert results(run)["release"] == "cancelled"
+        (run,) = small.github.start(event, "deploy.yml", approved=["production"])
+        assert results(run)["release"] == "success"
+    finally:
+        kept.unlink()
 
 
 def test_another_branch_than_main_reaches_no_environment(small: Small) -> None:

@@ -122,6 +122,7 @@ def test_a_change_of_each_kind(clone: Clone) -> None:
     clone.edit(
         "roles/host_report/templates/cimt-host-report.timer.j2", "[Timer]", "[Timer]\nPersistent=no"
     )
+    clone.edit("plugins/module_utils/release_ledger.py", '"""', '"""Changed. ')
     workflows = clone.folder / "n8n_workflows"
     (workflows / "release-notice.json").unlink()
     notify = json.loads((workflows / "notify.json").read_text())
@@ -167,9 +168,10 @@ def test_a_change_of_each_kind(clone: Clone) -> None:
         "- `- package curl`: stays where it is",
         "`/etc/systemd/journald.conf.d/90-cimt.conf` (file 0644; set baseline)\n\n````diff\n",
         "+# ‹OPENAI_API_KEY› ```\n",
-        "cimt-host-report.timer` (file 0644; set host-report, comes with the merge)\n\n```diff\n",
+        "cimt-host-report.timer` (file 0644; set host-report)\n\n```diff\n",
         "+Persistent=no\n",
         "These reach the droplet by Operate → provision, not by the merge",
+        "**After the merge** Deploy stops, and has done nothing, until Operate → provision has brought the droplet",
         # n8n
         "`n8n_workflows/notify.json` (**Notify**) changes; it is active after the merge\n",
         "- `` + node Later `on` `` (n8n-nodes-base.wait)\n",

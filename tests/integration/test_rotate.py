@@ -194,6 +194,28 @@ def test_both_passwords_open_the_backups_meanwhile(clone: Clone, tmp_path: Path)
     assert kept(clone) == {**before, "BACKUP_PASSWORD": new}
 
 
+def test_the_doors_new_key_is_tried_before_the_old_one_ends(clone: Clone) -> None:
+    at = droplet(clone, "exit 1")
+    (clone.bin / "cimt-door").write_text("#!/bin/sh\ngrep -q hello\n")
+    (clone.bin / "cimt-door").chmod(0o755)
+    first = public_half(kept(clone)["DROPLET_CI_KEY"])
+    assert values.read(clone.env)["DROPLET_CI_KEYS"] == first
+    done = rotate(clone, "DROPLET_CI_KEY", **at)
+    assert done.returncode == 0, done.stderr
+    second = public_half(kept(clone)["DROPLET_CI_KEY"])
+    assert values.read(clone.env)["DROPLET_CI_KEYS"] == f"{second},{first}"
+    told = done.stdout
+    assert told.index("make provision") < told.index("make github"), "first the droplet knows it"
+    done = rotate(clone, "DROPLET_CI_KEY", CONFIRM="revoke", **at)
+    assert done.returncode == 2
+    assert "Permission denied" in done.stderr, "it does not get in before `make provision`"
+    with Path(clone.shell["HOME"], ".ssh/authorized_keys").open("a") as door:
+        door.write(f"\n{second}\n")
+    done = rotate(clone, "DROPLET_CI_KEY", CONFIRM="revoke", **at)
+    assert done.returncode == 0, done.stderr
+    assert values.read(clone.env)["DROPLET_CI_KEYS"] == second
+
+
 def test_a_key_and_its_secret_change_hands_together(clone: Clone, tmp_path: Path) -> None:
     told = tmp_path / "told"
     refuse = "{ echo 'backup: not let in' >&2; exit 1; }"
@@ -221,7 +243,18 @@ def test_a_key_and_its_secret_change_hands_together(clone: Clone, tmp_path: Path
 
 
 def test_every_secret_says_how_it_changes_hands() -> None:
-    ways = {"login", "beside", "door", "passwords", "made", "brought", "pair", "hand", "never"}
+    ways = {
+        "login",
+        "beside",
+        "door",
+        "public",
+        "passwords",
+        "made",
+        "brought",
+        "pair",
+        "hand",
+        "never",
+    }
     for name, setting in SECRET.items():
         way = setting["rotate"]
         assert way["how"] in ways, name

@@ -115,14 +115,20 @@ def test_from_nothing_to_all_that_the_workflows_take(there: Repository) -> None:
     for name, value in GIVEN.items():
         if name == "IMAGE_REPOSITORY":  # the workflow says it
             continue
-        where = "repository" if name == "LEAVE_OUT" else "production"
         kind = "secrets" if name in secret else "variables"
-        assert files[f"{where}/{kind}/{name}"] == value
+        for host in (False, True):
+            at = "production-host" if host else "production"
+            where = "repository" if name == "LEAVE_OUT" else at
+            taken = any(name in names for names in wanted(DECLARED, {}, host).names.values())
+            assert files.get(f"{where}/{kind}/{name}") == (value if taken else None), (name, at)
     assert "production/secrets/SUPABASE_SECRET_KEY" not in files
     # Closed before anything secret goes in.
     lines = said.splitlines()
     first = next(index for index, one in enumerate(lines) if one.startswith("+ secret"))
     assert "the branch main deploys into it" in "\n".join(lines[:first])
+    kept = json.loads(files["environments.json"])
+    assert kept["production-host"]["sent"]["reviewers"] == [{"type": "User", "id": 7}]
+    assert "reviewers" not in kept["production"]["sent"], "a merge waits for nobody"
     environment = there.ask("GET", "environments/production").json()
     assert environment["deployment_branch_policy"]["custom_branch_policies"] is True
     (policy,) = there.ask("GET", "environments/production/deployment-branch-policies").json()[
@@ -138,10 +144,17 @@ def test_from_nothing_to_all_that_the_workflows_take(there: Repository) -> None:
 
 def test_every_name_of_the_workflows_is_one_of_them() -> None:
     """None is forgotten: a job would run without it."""
-    names = set().union(*wanted(DECLARED, {}).names.values())
-    for verb in ("access", "migrate", "services", "provision", "deploy"):
-        apart = {"IMAGE_REPOSITORY"}
-        assert set(of_verb(DECLARED, verb)) - apart <= names, verb
+    for host, verbs in (
+        (False, ("door", "migrate", "services", "deploy")),
+        (True, ("access", "provision")),
+    ):
+        names = set().union(*wanted(DECLARED, {}, host).names.values())
+        for verb in verbs:
+            apart = {"IMAGE_REPOSITORY"}
+            assert set(of_verb(DECLARED, verb)) - apart <= names, verb
+    ours, hosts = (wanted(DECLARED, {}, host).names["secret"] for host in (False, True))
+    assert {"DROPLET_SSH_KEY", "EASYPANEL_ADMIN_PASSWORD", "BACKUP_PASSWORD"} <= hosts - ours
+    assert "SUPABASE_DB_URL" in ours - hosts
 
 
 def test_what_differs_is_shown_and_only_that_is_changed(there: Repository) -> None:
@@ -253,7 +266,7 @@ def test_a_private_repository(there: Repository, plan: str) -> None:
             there.github(CONFIRM="yes"), "Upgrade to GitHub", "Next: make the repository public"
         )
     else:
-        there.changed()
+        assert "whoever may start Operate deploys into it" in there.changed()
 
 
 def test_what_is_missing_here_is_named_before_github_is_asked(there: Repository) -> None:

@@ -129,6 +129,12 @@ def choices(workflow: dict[str, Any]) -> Iterator[dict[str, str]]:
         yield given | {"verb": verb}
 
 
+def runs(job: dict[str, Any], verb: str) -> bool:
+    """Whether the job is for that verb, as its condition says."""
+    of = re.search(r"(!?)contains\(fromJSON\('(.*?)'\), inputs\.verb\)", str(job.get("if", "")))
+    return not of or (verb in json.loads(of[2])) is not bool(of[1])
+
+
 def calls(folder: Path, *, optional: bool) -> list[Call]:
     """Every call of make that the workflows can make."""
     programs = folder / "bin"
@@ -139,6 +145,8 @@ def calls(folder: Path, *, optional: bool) -> list[Call]:
     for name, workflow in WORKFLOWS.items():
         for inputs in choices(workflow):
             for job in workflow["jobs"].values():
+                if not runs(job, inputs["verb"]):
+                    continue
                 for number, step in enumerate(job["steps"]):
                     if not re.search(r"(^|&& )make ", step.get("run", ""), re.MULTILINE):
                         continue
@@ -178,7 +186,8 @@ def needed(verb: str) -> set[str]:
     """Settings without which a verb stops."""
     if verb in NEEDED:
         return NEEDED[verb]
-    playbook = ROOT / "playbooks" / f"{'provision' if verb == 'plan' else verb}.yml"
+    # Nightly plans what a merge changes; the host is planned where there is its key.
+    playbook = ROOT / "playbooks" / f"{'services' if verb == 'plan' else verb}.yml"
     return set(REQUIRED[yaml.safe_load(playbook.read_text())[0]["vars"]["preflight_for"]])
 
 
@@ -206,12 +215,47 @@ def test_sign_in_is_changed_by_operate_alone(made: list[Call]) -> None:
     assert not {"CONFIRM", "SMTP_PASSWORD"} & set(calls["nightly"].environment)
 
 
+def test_a_merge_that_changes_what_releases_stops_before_its_migrations(tmp_path: Path) -> None:
+    """The script that lets a job in, with a host of another revision, then of this one."""
+    key = tmp_path / "key"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
+    public = " ".join(key.with_suffix(".pub").read_text().split()[:2])
+    (tmp_path / "ssh").write_text(f"#!/bin/sh\ngrep -q hello && cat {tmp_path}/door 2>/dev/null\n")
+    (tmp_path / "ssh").chmod(0o755)
+    given = {
+        "GITHUB_ACTIONS": "true",
+        "HOME": str(tmp_path),
+        "DROPLET_HOST": "203.0.113.7",
+        "DROPLET_KNOWN_HOSTS": f"203.0.113.7 {public}",
+        "DROPLET_DOOR": "cimt-ci",
+        "DROPLET_CI_KEY": key.read_text(),
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+    }
+    packed = [sys.executable, ROOT / "roles/door/files/pack.py"]
+    digest = subprocess.run(packed, capture_output=True, text=True, check=True).stdout.strip()
+    for door, said in (
+        (None, "does not open for DROPLET_CI_KEY"),
+        ("0" * 64, "changes the program that releases on the droplet, so nothing was done"),
+        (digest, ""),
+    ):
+        if door:
+            (tmp_path / "door").write_text(json.dumps({"door": door}))
+        script = [ROOT / ".github/droplet-access.sh", "--same-program"]
+        done = subprocess.run(script, cwd=ROOT, env=given, capture_output=True, text=True)
+        assert (done.returncode, said in done.stdout) == (1 if said else 0, True), done
+    (release,) = (job for job in WORKFLOWS["deploy"]["jobs"].values() if "environment" in job)
+    steps = [step.get("run", "") for step in release["steps"]]
+    assert steps.index(".github/droplet-access.sh --same-program") < steps.index("make migrate")
+
+
 def test_a_rollback_by_operate_names_one_of_the_apps_that_are_released(made: list[Call]) -> None:
     apps = yaml.safe_load((ROOT / "services/compose.yaml").read_text())["services"]
     asked = WORKFLOWS["operate"][True]["workflow_dispatch"]["inputs"]["service"]
     assert asked["options"] == [name for name, app in apps.items() if "build" in app]
     named = {
-        call.verb: call.environment["SERVICE"] for call in made if call.where.startswith("operate")
+        call.verb: call.environment.get("SERVICE", "")
+        for call in made
+        if call.where.startswith("operate")
     }
     assert named.pop("rollback") == asked["default"]
     assert set(named.values()) == {""}
@@ -246,6 +290,8 @@ def test_an_audit_declares_what_the_release_wrote(made: list[Call]) -> None:
     assert done.returncode == 0, done.stderr
     first, *others = json.loads(done.stdout)
     assert {app["name"] for app in first["apps"]} >= {"api", "n8n"}
+    for one in (first, *others):  # who comes in is another matter
+        one["host"] = one["host"].rpartition("@")[2]
     for call, declared in zip(compared[1:], others, strict=True):
         assert declared == first, f"{call.where} and {compared[0].where} differ"
 

@@ -27,7 +27,7 @@ LIMIT = 60_000  # characters; GitHub takes 65,536
 SECTIONS = {
     "Settings": "",
     "Apps": "As the panel gets them with the merge. The code of an app is not shown here: it is built into its image.",
-    "Host": "These reach the droplet by Operate → provision, not by the merge, where nothing else is said.",
+    "Host": "These reach the droplet by Operate → provision, not by the merge.",
     "n8n": "With the merge.",
     "Migrations": "Applied by the merge, before the release.",
 }

@@ -10,6 +10,7 @@ from typing import Any
 
 from plugins.module_utils import app_changes
 from tools.database.safety import Report
+from tools.plan.tree import DOOR
 from tools.settings.__main__ import github
 
 Tree = Mapping[str, Any]
@@ -120,6 +121,11 @@ def settings(base: Tree, head: Tree) -> Iterator[str]:
 def host(base: Tree, head: Tree) -> Iterator[str]:
     """Packages, units and files that roles would write."""
     if pair := both(base, head, "host"):
+        if pair[0].get(DOOR) != pair[1].get(DOOR):
+            yield (
+                "**After the merge** Deploy stops, and has done nothing, until Operate → provision has brought the "
+                "droplet this program of releases; then re-run it."
+            )
         yield from ["\n".join(rows)] if (rows := list(changes(*pair))) else []
     if not (pair := both(base, head, "files")):
         return
@@ -137,10 +143,7 @@ def host(base: Tree, head: Tree) -> Iterator[str]:
             if old["state"] in ("", new["state"])
             else f"{old['state']} → {new['state']}"
         )
-        merge = ", comes with the merge" if new["set"] in (head.get("merged_sets") or []) else ""
-        title = (
-            f"{code(path)} ({state}; set {new['set']}{merge}){'' if path in left else ' is new'}"
-        )
+        title = f"{code(path)} ({state}; set {new['set']}){'' if path in left else ' is new'}"
         lines = list(
             difflib.unified_diff(
                 old["text"].splitlines(), new["text"].splitlines(), "base", "head", lineterm=""

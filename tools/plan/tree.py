@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from tools.declared import Declared
 
 PLACEHOLDER = "‹NAME›"
+DOOR = "program of the door"
 # The system of production's droplet (docs/setup.md): some roles declare by it.
 SYSTEM = {
     "distribution": "Ubuntu",
@@ -86,14 +88,17 @@ def files(declared: Declared) -> dict[str, dict[str, str]]:
     return result
 
 
-def host(declared: Declared) -> Flat:
-    """What roles declare of the host beside files: packages, units, the panel."""
+def host(declared: Declared, folder: Path) -> Flat:
+    """What roles declare of the host beside files: packages, units, the panel, the program of releases."""
     result = {}
     for name, package in declared.packages().items():
         held = "held" if package["hold"] else ""
         result[f"package {name}"] = " ".join(filter(None, [package["version"], held]))
     for name, declaration in declared.sets().items():
         result |= {f"unit {unit}": f"set {name}" for unit in declaration.get("units", [])}
+    if (pack := folder / "roles/door/files/pack.py").exists():
+        packed = subprocess.run([sys.executable, pack], capture_output=True, text=True, check=True)
+        result[DOOR] = packed.stdout[:12]
     for panel in declared.calls("easypanel_install"):
         result |= {f"panel {key}": value for key, value in flat(panel).items()}
     return result
@@ -150,12 +155,10 @@ def read(folder: Path) -> dict[str, Any]:
                 for one in panel["apps"]
             },
             "files": lambda: files(declared),
-            "host": lambda: host(declared),
+            "host": lambda: host(declared, folder),
             "n8n": lambda: n8n(declared),
-            # The merge runs this playbook itself.
-            "merged_sets": lambda: production("services").set_names(),
         }
-    for part in ("apps", "files", "host", "n8n", "merged_sets"):
+    for part in ("apps", "files", "host", "n8n"):
         found[part] = attempt(part, parts[part]) if part in parts else None
     return found
 

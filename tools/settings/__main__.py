@@ -12,6 +12,7 @@ twin have a table of all settings, production.env.example a line for each.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import sys
@@ -39,6 +40,8 @@ WORKFLOW_BLOCK = re.compile(
 TABLE = re.compile(
     r"(?P<head><!-- settings -->\n)(?P<block>.*?)(?P<tail><!-- end of settings -->\n)", re.DOTALL
 )
+# GitHub's environments, as the workflows name them: of what every merge does, and of what rules the host.
+MERGE_JOBS, HOST_JOBS = "production", "production-host"
 PLACES = {"secret": "secrets", "secret by choice": "secrets", "variable": "vars"}
 EXAMPLE_HEAD = """\
 # Every setting of production; docs/setup.md says more. Written from services/settings.yaml by `make settings`.
@@ -55,6 +58,18 @@ def read() -> dict[str, Any]:
 def github(setting: Mapping[str, Any]) -> str:
     """Where GitHub keeps it: `secret`, `variable`, … or `workflow` for what a workflow gives by itself."""
     return str(setting.get("github") or ("secret" if setting.get("secret") else "variable"))
+
+
+def taken(environment: str) -> set[str]:
+    """Names that workflows take in the jobs of an environment, or outside of every job."""
+    found = set()
+    for path in sorted((ROOT / ".github/workflows").glob("*.yml")):
+        workflow = yaml.safe_load(path.read_text())
+        jobs = workflow.pop("jobs").values()
+        jobs = [job for job in jobs if (job.get("environment") or {}).get("name") == environment]
+        text = json.dumps([workflow, jobs], default=str)
+        found |= set(re.findall(r"\b(?:vars|secrets)\.(\w+)", text))
+    return found
 
 
 def workflow_block(declared: Mapping[str, Any], kind: str, verbs: Iterable[str]) -> Iterator[str]:
@@ -89,6 +104,8 @@ class Words:
     github: Mapping[str, str] = field(
         default_factory=dict
     )  # where it is kept; else the English word
+    both: str = ", both"  # of the environments
+    host: str = ", host"  # the second of them alone
 
 
 ENGLISH = Words(
@@ -106,6 +123,8 @@ PORTUGUESE = Words(
         "secret by choice": "segredo, se você quiser",
         "variable of the repository": "variável do repositório",
     },
+    ", ambos",
+    ", host",
 )
 
 
@@ -120,6 +139,7 @@ def table(
     """
     yield words.head
     yield "|---|---|---|---|---|"
+    merge, host = taken(MERGE_JOBS), taken(HOST_JOBS)
     for name, setting in declared["settings"].items():
         what, source = translated[name] if translated else (setting["what"], setting["from"])
         if "default" in setting:
@@ -130,9 +150,12 @@ def table(
             source = f"`{setting['make']}`, {source}"
         taking = [verb for verb in declared["verbs"] if name in of_verb(declared, verb)]
         kind = github(setting)
+        where = ""
+        if kind in ("variable", "secret") and name in host:
+            where = words.both if name in merge else words.host
         yield (
             f"| `{name}` | {what} | {source} | {', '.join(taking) or words.github_only} "
-            f"| {words.github.get(kind, kind)} |"
+            f"| {words.github.get(kind, kind)}{where} |"
         )
 
 
