@@ -440,9 +440,13 @@ def test_a_private_repository_and_a_folder_are_read_file_by_file(etl: Etl, tmp_p
     commit(**files)
     inner = make_wsgi_chain(DictBackend({"/example/handbook": repository}))
     calls: list[str] = []
+    moved = threading.Event()
 
     def guarded(environ: dict[str, Any], start: Any) -> Any:
         calls.append(f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}")
+        if moved.is_set():
+            start("302 Found", [("Location", f"{etl.site.url}/elsewhere")])
+            return [b""]
         if environ.get("HTTP_AUTHORIZATION") != "Basic eC1hY2Nlc3MtdG9rZW46c2VjcmV0":
             start("401 Unauthorized", [])
             return [b""]
@@ -487,6 +491,9 @@ def test_a_private_repository_and_a_folder_are_read_file_by_file(etl: Etl, tmp_p
         assert calls == ["GET /example/handbook/info/refs"], (
             "nothing but the name of the newest commit"
         )
+        moved.set()
+        assert "declare that address" in reasons(etl.run())["handbook"]
+        assert etl.site.asked("/elsewhere") == [], "the token is shown to nobody else"
         etl.sources = [git]
         assert "by https only" in reasons(etl.run())["handbook"]
     finally:
