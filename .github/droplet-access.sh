@@ -6,7 +6,7 @@
 set -euo pipefail
 
 stop() {
-  echo "::error::$1. Next: docs/setup.md, «The GitHub environments»"
+  echo "::error::$1. Next: ${2:-docs/setup.md, «The GitHub environments»}"
   exit 1
 }
 [ "${GITHUB_ACTIONS:-}" = true ] || stop "this would overwrite ~/.ssh/id_ed25519: it is for a GitHub runner only"
@@ -34,7 +34,6 @@ ssh-keygen -F "${host}" -f "${HOME}/.ssh/known_hosts" >/dev/null ||
 
 told=$(ssh -o BatchMode=yes -o ConnectTimeout=20 -p "${DROPLET_PORT:-22}" "${DROPLET_DOOR}@${DROPLET_HOST}" \
   cimt-door <<<'{"do": "hello"}') || stop "the droplet's door does not open for ${key}; is its public half in DROPLET_CI_KEYS, and provisioned?"
-[ "$(jq -r .door <<<"${told}")" = "$(.venv/bin/python roles/door/files/pack.py)" ] || {
-  echo "::error::This merge changes the program that releases on the droplet, so nothing was done. Next: Operate → provision, which a reviewer approves; then Re-run jobs here"
-  exit 1
-}
+[ "$(jq -r .door <<<"${told}")" = "$(.venv/bin/python roles/door/files/pack.py)" ] ||
+  stop "This merge changes the program that releases on the droplet, so nothing was done" \
+    "Operate → provision, which a reviewer approves; then Re-run jobs here"

@@ -22,13 +22,13 @@ import psycopg
 import yaml
 
 from tools.database.address import Refused, database_url
+from tools.host import door
 from tools.host.way_in import NoWayIn, way_in
 from tools.receipt import cases
 from tools.step import ROOT, hidden, note, secret_values
 
 ENV = os.environ.get("ENV", "local")
 DOOR = os.environ.get("DROPLET_DOOR", "")
-PACK = ROOT / "roles/door/files/pack.py"
 SECONDS = 240  # for the slowest proof, on an emulated droplet
 MARK = "--- proof "
 Proven = tuple[bool, str]  # whether it holds, and what was seen
@@ -63,11 +63,9 @@ def judged(code: int, seen: str, expect: str = "") -> Proven:
 def droplet(commands: list[str]) -> list[tuple[int, str]]:
     """What each command says on the droplet, as root."""
     if DOOR:  # the host has them, packed by `make provision`: a pipeline's key runs no others
-        packed = run([sys.executable, str(PACK)])[1].splitlines()[-1]
-        request = json.dumps({"do": "checklist", "door": packed})
         try:
             with way_in(ENV, {**os.environ, "DROPLET_USER": DOOR}) as ssh:
-                code, told = run([*ssh, "cimt-door"], request)
+                code, told = run([*ssh, "cimt-door"], door.request("checklist"))
             return [(int(one), str(seen)) for one, seen in json.loads(told)]
         except NoWayIn as error:
             return [(2, f"sem acesso ao droplet: {error}")] * len(commands)

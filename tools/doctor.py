@@ -40,13 +40,13 @@ from tools.database.address import Refused as Unfit
 from tools.database.address import database_url
 from tools.database.address import secrets as spelled
 from tools.database.migrate import api_login
+from tools.host import door
 from tools.host.way_in import way_in
 from tools.init import first_day
 from tools.settings.__main__ import read, refused
 from tools.step import note
 
 ROOT = Path(__file__).parents[1]
-PACK = ROOT / "roles/door/files/pack.py"
 LOCAL = ROOT / ".local"
 SECONDS = 10  # for one answer
 PATIENCE = 40  # for one check, which may want several
@@ -365,7 +365,7 @@ def droplet(patient: Patient) -> Iterator[Finding]:
     with way_in(patient.environment, {**patient.known, "DROPLET_USER": user}) as ssh:
         done = subprocess.run(
             [*ssh, "cimt-door" if pipeline else SHOW],
-            input='{"do": "hello"}',
+            input=door.request("hello"),
             capture_output=True,
             text=True,
             timeout=3 * SECONDS,
@@ -385,10 +385,9 @@ def droplet(patient: Patient) -> Iterator[Finding]:
         return
     shown = done.stdout
     if pipeline:
-        told = json.loads(done.stdout)
-        shown = told["system"]
-        packed = subprocess.run([sys.executable, PACK], capture_output=True, text=True, check=True)
-        if told["door"] != packed.stdout.strip():
+        hello = json.loads(done.stdout)
+        shown = hello["system"]
+        if hello["door"] != door.program():
             yield wrong(
                 "the droplet's door is of another revision, and takes no release of this one",
                 "Operate → provision",

@@ -32,6 +32,7 @@ from tools import doctor
 from tools.database.address import Refused as Unfit
 from tools.database.address import database_url, hide_secrets, told
 from tools.database.migrate import api_login
+from tools.host import door
 from tools.host.way_in import NoWayIn, way_in
 from tools.init import VAULT, Failed, Store, fit, made, public_half, store_of, write
 from tools.settings import values
@@ -41,7 +42,6 @@ ROOT = Path(__file__).parents[1]
 SECONDS = 300  # for the droplet's answer: its backup may be at work
 URL = "API_DATABASE_URL"
 PUBLIC = "DROPLET_CI_KEYS"
-DOOR = "cimt-ci"  # the account of the door
 OTHER = {"cimt_api": "cimt_api_b", "cimt_api_b": "cimt_api"}
 # On the droplet, as the admin user: the first key of the arguments opens the door, the second does not any more.
 KEYS = """\
@@ -131,9 +131,8 @@ class Rotation:
             )
         self._try({name: self.there[name] for name in self.pairs})
         if self.way["how"] == "public":
-            hello = json.dumps({"do": "hello"})
-            at = {"DROPLET_SSH_KEY": self.there[self.name], "DROPLET_USER": DOOR}
-            self._on_droplet("cimt-door", hello, **at)
+            at = {"DROPLET_SSH_KEY": self.there[self.name], "DROPLET_USER": door.account()}
+            self._on_droplet("cimt-door", door.request("hello"), **at)
             self._name_public_halves(self.name)
         if self.way["how"] == "door":
             self._open(self.there[self.name], self.there[self.name], self.there[self.old])

@@ -144,8 +144,8 @@ def routes(folder: Path) -> list[Route]:
 
     async def endpoint(request: Request) -> Response:
         token = request.headers.get("authorization", "").removeprefix("Bearer ")
-        path = request.path_params.get("path", "")
-        asked = f"{request.method} {path.lstrip('/') if 'path' in request.path_params else '/user'}"
+        path = request.path_params.get("path")
+        asked = f"{request.method} {'/user' if path is None else path.lstrip('/')}"
         try:
             sent = json.loads(await request.body() or b"{}")
             found = answer(folder, token, asked, dict(request.query_params), sent)

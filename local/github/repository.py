@@ -172,8 +172,7 @@ class Repository:
             if only and only not in (path, Path(path).name):
                 continue
             if starts(parse(self.git("show", f"{event.ref}:{path}")), event):
-                runs.append(Run(self.state, path, event, self.say))
-                runs[-1].approved = approved
+                runs.append(Run(self.state, path, event, self.say, approved=approved))
                 runs[-1].run()
                 self._checked(event, runs[-1])
         return runs

@@ -103,12 +103,17 @@ class Run:
     A job whose environment has reviewers runs where `approved` names it: nobody else is there who could be waited for.
     """
 
-    approved: Collection[str] = ()  # environments
-
     def __init__(
-        self, state: Path, path: str, event: Event, say: Say = print, sha: str = ""
+        self,
+        state: Path,
+        path: str,
+        event: Event,
+        say: Say = print,
+        sha: str = "",
+        approved: Collection[str] = (),
     ) -> None:
         self.state, self.path, self.event, self.say = state, path, event, say
+        self.approved = approved
         git = ["git", "-C", str(state / "cimt.git")]
         named = sha or event.ref  # a run that is started again keeps its commit
         self.sha = subprocess.check_output([*git, "rev-parse", named], text=True).strip()

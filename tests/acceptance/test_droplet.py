@@ -22,6 +22,7 @@ from testbed.droplet import (
     on_droplet,
     panel,
 )
+from tools.host import door
 
 
 def test_a_second_provision_changes_nothing() -> None:
@@ -62,7 +63,14 @@ def test_the_droplet_of_an_account_is_logged_in_to(live_build: Image) -> None:
 def by_the_pipelines_key(*words: str, request: str = "") -> subprocess.CompletedProcess[str]:
     """What that key gets for a call of ssh with these words."""
     ssh = ["ssh", "-F", str(LOCAL / "ssh_config"), "-o", "ControlPath=none", "-o", "LogLevel=error"]
-    ssh += ["-o", "IdentitiesOnly=yes", "-i", str(LOCAL / "droplet/ci_ed25519"), "-l", "cimt-ci"]
+    ssh += [
+        "-o",
+        "IdentitiesOnly=yes",
+        "-i",
+        str(LOCAL / "droplet/ci_ed25519"),
+        "-l",
+        door.account(),
+    ]
     return subprocess.run(
         [*ssh, *words], input=request, capture_output=True, text=True, timeout=120
     )
@@ -70,7 +78,7 @@ def by_the_pipelines_key(*words: str, request: str = "") -> subprocess.Completed
 
 def test_the_pipelines_key_opens_nothing_but_the_door() -> None:
     hello = json.loads(
-        by_the_pipelines_key("droplet", "cimt-door", request='{"do": "hello"}').stdout
+        by_the_pipelines_key("droplet", "cimt-door", request=door.request("hello")).stdout
     )
     assert abs(hello["time"] - time.time()) < 60
     for words in (["droplet", "bash -i"], ["droplet", "sudo id"], ["-s", "droplet", "sftp"]):

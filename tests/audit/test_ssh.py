@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from typing import Any
 
 import pytest
 
-from tests.audit.way import PACK
 from tools.declared import Declared
+from tools.host import door
 
 
 @pytest.fixture
@@ -43,9 +41,8 @@ def test_the_pipelines_door_is_the_one_of_this_repository(
     """What its program does there, as root, is all that the pipeline's key can do."""
     if not declared["door_public_keys"]:
         return
-    packed = subprocess.run([sys.executable, PACK], capture_output=True, text=True, check=True)
     there = collected["digests"][declared["door_program"]]
-    assert there == packed.stdout.strip(), "Next: make provision"
+    assert there == door.program(), "Next: make provision"
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ import json
 import re
 import shlex
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,9 +13,9 @@ from typing import Any, Protocol
 import testinfra
 
 from tools.declared import Declared
+from tools.host import door
 
 COLLECT = Path(__file__).with_name("collect.py")
-PACK = Path(__file__).parents[2] / "roles/door/files/pack.py"
 
 
 class Closed(Exception):
@@ -81,15 +80,12 @@ class Door:
             f"{declared['ansible_user']}@{declared['ansible_host']}",
             "cimt-door",
         ]
-        packed = subprocess.run([sys.executable, PACK], capture_output=True, text=True, check=True)
-        self.program = packed.stdout.strip()
         self._ask("hello")  # the connection is made outside of what is measured
 
     def _ask(self, what: str, **given: Any) -> str:
-        request = json.dumps({"door": self.program, "do": what, "with": given})
         done = subprocess.run(
             self.command,
-            input=request,
+            input=door.request(what, **given),
             capture_output=True,
             text=True,
             errors="replace",

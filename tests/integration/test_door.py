@@ -136,6 +136,7 @@ def test_no_app_gets_more_of_the_host(door: Door, fields: dict[str, Any]) -> Non
         ("easypanel_release", {"service": "web", "app": declared("api")}),
         ("easypanel_release", {"service": "api", "app": '{"name": "api"}'}),
         ("easypanel_apps", {"apps": '[{"name": "api"}]'}),
+        ("easypanel_apps", {"apps": 5}),
         ("config_set", {"name": "x"}),
         ("ansible.builtin.command", {"cmd": "id"}),
         ("logs", {"name": "--file=/etc/shadow"}),

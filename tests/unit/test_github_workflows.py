@@ -20,6 +20,7 @@ import pytest
 import yaml
 
 from plugins.filter import settings
+from tools.host import door
 
 ROOT = Path(__file__).parents[2]
 WORKFLOWS = {
@@ -215,6 +216,20 @@ def test_sign_in_is_changed_by_operate_alone(made: list[Call]) -> None:
     assert not {"CONFIRM", "SMTP_PASSWORD"} & set(calls["nightly"].environment)
 
 
+def test_each_verb_of_operate_has_one_job_and_one_key() -> None:
+    """The door's account is the role's; what rules the host comes by the other environment."""
+    accounts = {
+        (job["environment"]["name"], job["env"].get("DROPLET_DOOR"))
+        for workflow in WORKFLOWS.values()
+        for job in workflow["jobs"].values()
+        if "environment" in job
+    }
+    assert accounts == {("production", door.account()), ("production-host", None)}
+    operate = WORKFLOWS["operate"]
+    for inputs in choices(operate):
+        assert sum(runs(job, inputs["verb"]) for job in operate["jobs"].values()) == 1, inputs
+
+
 def test_a_merge_that_changes_what_releases_stops_before_its_migrations(tmp_path: Path) -> None:
     """The script that lets a job in, with a host of another revision, then of this one."""
     key = tmp_path / "key"
@@ -227,19 +242,17 @@ def test_a_merge_that_changes_what_releases_stops_before_its_migrations(tmp_path
         "HOME": str(tmp_path),
         "DROPLET_HOST": "203.0.113.7",
         "DROPLET_KNOWN_HOSTS": f"203.0.113.7 {public}",
-        "DROPLET_DOOR": "cimt-ci",
+        "DROPLET_DOOR": door.account(),
         "DROPLET_CI_KEY": key.read_text(),
         "PATH": f"{tmp_path}:{os.environ['PATH']}",
     }
-    packed = [sys.executable, ROOT / "roles/door/files/pack.py"]
-    digest = subprocess.run(packed, capture_output=True, text=True, check=True).stdout.strip()
-    for door, said in (
+    for there, said in (
         (None, "does not open for DROPLET_CI_KEY"),
         ("0" * 64, "changes the program that releases on the droplet, so nothing was done"),
-        (digest, ""),
+        (door.program(), ""),
     ):
-        if door:
-            (tmp_path / "door").write_text(json.dumps({"door": door}))
+        if there:
+            (tmp_path / "door").write_text(json.dumps({"door": there}))
         script = [ROOT / ".github/droplet-access.sh", "--same-program"]
         done = subprocess.run(script, cwd=ROOT, env=given, capture_output=True, text=True)
         assert (done.returncode, said in done.stdout) == (1 if said else 0, True), done

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -19,6 +18,7 @@ import yaml
 
 from plugins.module_utils.app_changes import desired
 from plugins.module_utils.n8n_files import normal
+from tools.host import door
 from tools.workflows import repository
 
 if TYPE_CHECKING:
@@ -96,9 +96,8 @@ def host(declared: Declared, folder: Path) -> Flat:
         result[f"package {name}"] = " ".join(filter(None, [package["version"], held]))
     for name, declaration in declared.sets().items():
         result |= {f"unit {unit}": f"set {name}" for unit in declaration.get("units", [])}
-    if (pack := folder / "roles/door/files/pack.py").exists():
-        packed = subprocess.run([sys.executable, pack], capture_output=True, text=True, check=True)
-        result[DOOR] = packed.stdout[:12]
+    if (role := folder / "roles/door").exists():
+        result[DOOR] = door.program(role)[:12]
     for panel in declared.calls("easypanel_install"):
         result |= {f"panel {key}": value for key, value in flat(panel).items()}
     return result
@@ -130,8 +129,8 @@ def read(folder: Path) -> dict[str, Any]:
             problems.append(f"{what}: {said.replace(f'{folder}/', '')[:1000]}")
             return None
 
-    def production(playbook: str) -> Declared:
-        declared = Declared("production", folder, [playbook])
+    def production() -> Declared:
+        declared = Declared("production", folder, ["provision"])
         declared.set_system(SYSTEM)
         return declared
 
@@ -145,7 +144,7 @@ def read(folder: Path) -> dict[str, Any]:
         "settings": attempt("services/settings.yaml", lambda: settings(folder)),
         "workflows": workflows,
     }
-    declared = attempt("inventory and playbooks", lambda: production("provision"))
+    declared = attempt("inventory and playbooks", production)
     parts: dict[str, Callable[[], Any]] = {}
     if declared is not None:
         parts = {

@@ -43,40 +43,14 @@ FREE = {
         *("who", "lock_wait", "newer"),
     },
     "easypanel_release": {
-        *(
-            "action",
-            "service",
-            "app",
-            "secret_env",
-            "secret_files",
-            "image",
-            "drop",
-            "gate_waived",
-            "reason",
-        ),
-        *(
-            "newer",
-            "revision",
-            "migration",
-            "contracts",
-            "accept",
-            "registry_username",
-            "registry_password",
-        ),
-        *("health_url", "ca_file"),
-        *("who", "timeout", "revision_timeout", "lock_wait", "min_free_mb", "entries"),
+        *("action", "service", "app", "secret_env", "secret_files", "image", "drop", "gate_waived"),
+        *("reason", "newer", "revision", "migration", "contracts", "accept", "health_url"),
+        *("ca_file", "registry_username", "registry_password", "who", "timeout"),
+        *("revision_timeout", "lock_wait", "min_free_mb", "entries"),
     },
     "n8n_workflows": {
-        *(
-            "state",
-            "workflows",
-            "settings",
-            "credentials",
-            "secrets",
-            "encryption_key",
-            "owner_email",
-        ),
-        *("owner_password", "who", "timeout"),
+        *("state", "workflows", "settings", "credentials", "secrets", "encryption_key"),
+        *("owner_email", "owner_password", "who", "timeout"),
     },
 }
 
@@ -141,8 +115,8 @@ def arguments(what: str, given: dict[str, Any], settings: dict[str, Any]) -> dic
     )
     if others:
         raise Refused(f"{', '.join(others)} of {what} is said on the host, and otherwise there")
-    apps = [*given.get("apps", []), *filter(None, [given.get("app")])]
     try:
+        apps = [*given.get("apps", []), *filter(None, [given.get("app")])]
         found = [problem for app in apps for problem in unfit(app, settings)]
     except (AttributeError, TypeError):  # a text that is read as one later on
         raise Refused("an app is an object, with lists of objects in it") from None

@@ -67,7 +67,7 @@ def ours(program: Path) -> set[Path]:
 
 def packed() -> bytes:
     """The program."""
-    file = io.BytesIO(b"")
+    file = io.BytesIO()
     file.write(b"#!/usr/bin/python3 -I\n")
     # Stored: every zlib packs the same bytes otherwise, and two machines would never agree on the program.
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:

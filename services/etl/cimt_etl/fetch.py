@@ -268,9 +268,8 @@ class Fetcher:
                     now = urljoin(now, response.headers.get("location", ""))
                     continue
                 if response.status_code == 304 and asked:
-                    await (
-                        response.aread()
-                    )  # nothing, but only then its connection serves the next page
+                    # It is empty; but only one that was read leaves its connection to the next page.
+                    await response.aread()
                     return _answer(response, now, None)
                 if response.status_code != 200:
                     raise _refusal(response, url)
