@@ -57,14 +57,13 @@ WAYS = (
 def bare(connection: psycopg.Connection, values: dict[str, object]) -> list[int]:
     """The nearest ids by index, or as the planner likes it best under a filter."""
     sql = BARE_FILTERED if values["filter"] else BARE
-    with connection.transaction():
-        return [row[0] for row in connection.execute(sql.encode(), values)]
+    return [row[0] for row in connection.execute(sql.encode(), values)]
 
 
 def ours(connection: psycopg.Connection, values: dict[str, object]) -> list[int]:
-    """As retrieval.Retriever asks: claims and question in one pipeline, one transaction."""
+    """As retrieval.Retriever asks: claims and question in one pipeline, which is one transaction."""
     claims = json.dumps({"sub": USER, "role": "authenticated"})
-    with connection.pipeline(), connection.transaction():
+    with connection.pipeline():
         connection.execute(
             "select set_config('request.jwt.claims', %s, true), set_config('statement_timeout', '10000', true)",
             (claims,),

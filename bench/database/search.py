@@ -153,7 +153,7 @@ def ask(
 ) -> tuple[float, list[int]]:
     """Milliseconds and ids, as the API asks: claims and question in one transaction, in one round trip."""
     start = time.perf_counter()
-    with api.pipeline(), api.transaction():
+    with api.pipeline():
         api.execute(
             "select set_config('request.jwt.claims', %s, true), set_config('statement_timeout', '60000', true)",
             (json.dumps(claims),),

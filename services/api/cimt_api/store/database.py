@@ -134,14 +134,18 @@ class Database:
     ) -> AsyncIterator[Connection]:
         settings = "select set_config('request.jwt.claims', %s, true), set_config('statement_timeout', %s, true)"
         try:
-            async with (
-                self._connection(wait) as connection,
-                connection.pipeline(),
-                connection.transaction(),
-            ):
-                # In the transaction alone, so that it also holds behind a pooler that shares connections.
-                await connection.execute(settings, (claims, f"{seconds * 1000:.0f}"))
-                yield connection
+            # What is sent up to the end of a pipeline is one transaction. BEGIN and COMMIT would be waited for.
+            async with self._connection(wait) as connection, connection.pipeline():
+                try:
+                    # In the transaction alone, so that it also holds behind a pooler that shares connections.
+                    await connection.execute(settings, (claims, f"{seconds * 1000:.0f}"))
+                    yield connection
+                except psycopg.Error:
+                    raise  # by which the server has ended it
+                except BaseException:
+                    with contextlib.suppress(psycopg.Error):
+                        await connection.execute("rollback")
+                    raise
         except (PoolTimeout, TooManyRequests):
             raise unavailable("Every connection is in use, or none can be made.") from None
         except psycopg.DataError as error:
