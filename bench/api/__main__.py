@@ -3,8 +3,9 @@
 Usage: python -m bench.api [--rounds 3] [--seconds 4] [--users 20] [--without litellm]
        python -m bench.api --long 100000      memory of this API over so many streams, and nothing else
 
-All of them and the client share this machine, so only ratios mean something. A stream has 100 events, which the
-stand-in sends as fast as it can. LiteLLM is installed into ~/.cache/cimt the first time (some minutes).
+All of them, Postgres and the client share this machine, so only ratios mean something, and those of what a server's
+own process computes for a stream mean most: the database of production has cores of its own. A stream has 100 events,
+which the stand-in sends as fast as it can. LiteLLM is installed into ~/.cache/cimt the first time (some minutes).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from pathlib import Path
 import httpx
 import uvloop
 
-from bench.api.load import Target, first_token, memory, resident, throughput
+from bench.api.load import Target, computing, first_token, memory, resident, throughput
 from local.waiting import free_port
 from testbed import api as harness
 
@@ -157,13 +158,24 @@ async def bench(made: list[Target], rounds: int, seconds: float, users: int) -> 
     for name, value in first.items():
         print(f"  {name:22} {value - first['upstream itself']:+.1f} ms to the upstream itself")
 
+    computed: dict[str, list[float]] = {target.name: [] for target in made}
+
     async def streams(target: Target) -> float:
-        return await throughput(target, QUESTION, users, seconds)
+        before, started = computing(target.pids), time.monotonic()
+        rate = await throughput(target, QUESTION, users, seconds)
+        of_one = (computing(target.pids) - before) / (rate * (time.monotonic() - started))
+        computed[target.name].append(of_one * 1000)
+        return rate
 
     rate = await each(f"streams of {EVENTS} events, {users} users", streams, "streams/s")
+    own = {name: statistics.median(values) for name, values in computed.items()}
+    print("\nof one core, what a stream takes in the server's own process")
+    for name, values in computed.items():
+        print(f"  {name:22} {spread(values, 'ms')}")
     if base := rate.get("LiteLLM proxy"):
+        print("\nto LiteLLM: streams/s, and what a stream takes")
         for name, value in rate.items():
-            print(f"  {name:22} {value / base:.1f} x LiteLLM")
+            print(f"  {name:22} {value / base:.1f} x, {own['LiteLLM proxy'] / own[name]:.1f} x")
     print(f"\nresident memory with open streams: idle, then {', '.join(map(str, OPEN))}")
     for target in made:
         sizes = [resident(target.pids)]

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import os
 import re
 import subprocess
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from urllib.parse import urlsplit
 
 END = b"data: [DONE]"
@@ -156,3 +158,12 @@ def resident(pids: tuple[int, ...]) -> int:
         with open(f"/proc/{pid}/status") as status:
             kilobytes += next(int(line.split()[1]) for line in status if line.startswith("VmRSS"))
     return round(kilobytes / 1024)
+
+
+def computing(pids: tuple[int, ...]) -> float:
+    """What these processes have computed since they started, in seconds of one core."""
+    ticks = 0
+    for pid in pids:
+        after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(after_name[11]) + int(after_name[12])  # utime, stime: proc(5)
+    return ticks / os.sysconf("SC_CLK_TCK")
