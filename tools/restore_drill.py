@@ -310,7 +310,8 @@ def of_n8n(ssh: Callable[[str], str], counts: dict[str, int], evidence: Evidence
         command = "env N8N_RUNNERS_BROKER_PORT=5690 n8n execute"
         # What n8n complains of is on either stream, and a failure here shows the second.
         said = ssh(
-            f'said=$({N8N} {command} --id={BY_HAND} 2>&1) || {{ echo "$said" >&2; exit 1; }}\necho "$said"'
+            f"said=$({N8N} {command} --id={BY_HAND} 2>&1) || "  # 137: the kernel, for want of memory
+            '{ echo "$said; it ended with $?" >&2; exit 1; }\necho "$said"'
         )
     evidence.check(f"workflow {BY_HAND}", "successful" in said, said.strip().splitlines()[0][:100])
 
