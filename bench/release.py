@@ -28,9 +28,9 @@ from testbed.droplet import DOMAIN, GENEROUS, Client, Image, built, on_droplet, 
 
 A_PERSON = 4  # streams at once: MAX_STREAMS_PER_USER of the api
 QUESTION = "[stand-in: endless; delay=2] How long is the warranty?"
-AFTER = (
-    15  # seconds that are looked at after the new revision's first answer: what drains is cut then
-)
+# Seconds that are looked at after the new revision's first answer: what drains is cut then (DRAIN_SECONDS and
+# SHUTDOWN_SECONDS of the api, and what an emulated droplet takes for them).
+AFTER = 45
 GOOD = "RUN printf %s {revision} > /app/revision"
 HOOK = re.compile(r"(\d+\.\d) s  deploy hook fired")
 STEADY = re.compile(r"(\d+\.\d) s  health: ")
@@ -69,13 +69,15 @@ class Clients:
         )
 
     async def ask(self) -> None:
-        """One request on a connection of its own."""
+        """Two requests on a connection of its own: as people ask, which no proxy tries again, and for the revision."""
         begun, started = time.time(), time.perf_counter()
         revision = ""
         try:
             async with self.client() as client:
+                asked = await client.post("/chat", extensions={"sni_hostname": DOMAIN})
                 answer = await client.get("/healthz", extensions={"sni_hostname": DOMAIN})
-                revision = str(answer.json()["revision"]) if answer.status_code == 200 else ""
+                if asked.status_code == answer.status_code == 200:
+                    revision = str(answer.json()["revision"])
         except (httpx.HTTPError, ValueError, KeyError):
             pass
         self.seen.requests.append((begun, time.perf_counter() - started, revision))

@@ -1,4 +1,4 @@
-"""A client that costs little: raw HTTP/1.1 on asyncio, one connection per user, streams read by their bytes."""
+"""A client that costs little: raw HTTP/1.1 on asyncio, one connection per user while it lasts, read by its bytes."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ class Connection:
 
     async def first_text(self, request: bytes) -> tuple[float, bytes]:
         """Send; seconds until text came, and what was read by then. RuntimeError unless it is a stream."""
-        writer = self.writer or await self.open()
         started = time.perf_counter()
+        writer = self.writer or await self.open()
         writer.write(request)
         got = b""
         async with asyncio.timeout(WAIT_SECONDS):
@@ -76,12 +76,15 @@ class Connection:
                 if not data:
                     raise RuntimeError(f"{self.target.name}: the stream broke off")
                 tail = (tail + data)[-64:]
+        if b"\r\nconnection: close\r\n" in got[: got.index(b"\r\n\r\n") + 2].lower():
+            self.close()
         return seconds
 
     def close(self) -> None:
         """Leave, if it ever came."""
         if self.writer is not None:
             self.writer.close()
+            self.writer = None
 
 
 async def first_token(target: Target, question: str, times: int) -> list[float]:

@@ -53,6 +53,14 @@ def text_of(client: httpx.Client, answer_id: str) -> str:
     return str(client.get(f"/chat/{answer_id}").json()["choices"][0]["message"]["content"])
 
 
+def test_a_stream_takes_its_connection_with_it(ann: httpx.Client) -> None:
+    """A proxy that had it back would send the next question to a process that perhaps ends with this stream."""
+    with ann.stream("POST", "/chat", json={"message": QUESTION, "stream": True}) as streamed:
+        streamed.read()
+    assert streamed.headers.get_list("connection") == ["close"]
+    assert "connection" not in ann.post("/chat").headers
+
+
 @pytest.mark.parametrize("how", ["in its midst", "before its first word", "as JSON"])
 def test_without_an_id_who_leaves_stops_the_model(
     ann: httpx.Client, clouds: Clouds, model: Model, how: str

@@ -11,6 +11,7 @@ import orjson
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from ..http.edge import EVENT_STREAM
 from ..http.problems import LEFT, Problem
 from ..model import Usage
 from .answer import Answer, State, problem_of
@@ -244,7 +245,7 @@ class AnswerResponse(Response):
     ) -> None:
         answer = self._answer
         headers = {
-            "content-type": "text/event-stream; charset=utf-8",
+            "content-type": EVENT_STREAM,
             "cache-control": "no-store, no-transform",
             "x-accel-buffering": "no",
             **wire.headers,

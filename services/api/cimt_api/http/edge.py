@@ -24,6 +24,8 @@ SECURITY_HEADERS = [
 # From a cached answer to a long streamed one, in seconds.
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 
+EVENT_STREAM = "text/event-stream; charset=utf-8"
+
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 log = logging.getLogger("cimt_api.access")
@@ -33,8 +35,10 @@ class Edge:
     """The outermost ASGI layer.
 
     `draining` is set by the server after SIGTERM: answers then carry `Connection: close`, so that the
-    proxy stops reusing its connections before they are cut. `stop_in` tells the application in how many
-    seconds it must be done with what it is doing.
+    proxy stops reusing its connections before they are cut. A stream always does: it may be what this
+    process ends with, long after its head was sent, and a proxy that has its connection back then sends
+    the next question into it, which is lost where it is a POST (proxies ask GET again by themselves).
+    `stop_in` tells the application in how many seconds it must be done with what it is doing.
     """
 
     def __init__(
@@ -109,7 +113,7 @@ class Edge:
                 headers.append((b"x-request-id", identifier))
                 if not any(name == b"cache-control" for name, _ in headers):
                     headers.append((b"cache-control", b"no-store"))
-                if self.draining:
+                if self.draining or (b"content-type", EVENT_STREAM.encode()) in headers:
                     headers.append((b"connection", b"close"))
                 message = {**message, "headers": headers}
             await send(message)
