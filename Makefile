@@ -180,7 +180,7 @@ smoke: setup ## Ask the product through its public address: TLS, /healthz, POST 
 audit: setup ## Read-only audit of the droplet: testinfra inside, port scan outside
 	@mkdir -p .local/reports
 	@$(call step,audit) python -m pytest -q -p no:cacheprovider tests/audit --junitxml=.local/reports/audit-$(ENV).xml $(ARGS)
-scan: setup ## Lynis, ssh-audit and every TCP port (minutes): an HTML page of what is not waived, in .local/reports
+scan: setup .venv/audit/.installed ## Lynis, OpenSCAP, ssh-audit, TLS, every TCP port (minutes): an HTML page of what is not waived
 	@$(with)python -m tools.scan
 checklist: setup ## The product's fifteen promises, each proven by a command (Portuguese); ARGS=--strict fails on a ❌
 	@$(call step,checklist) python -m tools.checklist $(ARGS)

@@ -39,6 +39,18 @@ def test_one_suggestion_about_many_settings_is_a_finding_for_each() -> None:
     assert scan.lynis_facts(LYNIS)["hardening_index"] == "88"
 
 
+def test_a_rule_of_openscap_that_is_not_kept_is_a_finding_and_counts() -> None:
+    told = (
+        "ssg-debian12 anssi_bp28_enhanced\nsudo_add_noexec|fail|Sudo &quot;NOEXEC&quot;\n"
+        "package_audit_installed|pass|Audit\nsysctl_x|pass|X\npartition_for_opt|notapplicable|/opt\n"
+    )
+    assert scan.openscap(told) == (
+        [scan.Finding("openscap", "fail", "sudo_add_noexec", 'Sudo "NOEXEC"')],
+        66,
+        "ssg-debian12 anssi_bp28_enhanced",
+    )
+
+
 def test_ssh_audit_s_warnings_name_their_algorithm() -> None:
     text = "(kex) diffie-hellman-group14-sha256 -- [warn] 2048-bit modulus\n(mac) umac-128-etm -- [info] since 6.2\n"
     assert scan.ssh_audit(text) == [
@@ -46,11 +58,27 @@ def test_ssh_audit_s_warnings_name_their_algorithm() -> None:
     ]
 
 
+def test_what_a_name_speaks_and_should_not_is_a_finding() -> None:
+    told = (
+        '\n    Checking results against Mozilla\'s "intermediate" configuration.\n\n'
+        "    127.0.0.1:8443: FAILED - Not compliant.\n        * tls_curves: TLS curves {'X448'} are supported.\n"
+    )
+    assert scan.sslyze("api.example.com", told) == [
+        scan.Finding(
+            "sslyze", "tls_curves", "api.example.com", "TLS curves {'X448'} are supported."
+        )
+    ]
+    assert scan.sslyze("api.example.com", "  127.0.0.1:8443: OK - Compliant.\n") == []
+
+
 def test_a_waiver_for_one_setting_excuses_no_other() -> None:
     waivers = [{"tool": "lynis", "test": "KRNL-6000", "about": ["net.x"], "why": "two\ncards"}]
     one = scan.Finding("lynis", "KRNL-6000", "net.x", "")
     assert scan.waived(one, waivers).why == "two cards"
     assert scan.waived(scan.Finding("lynis", "KRNL-6000", "net.xy", ""), waivers).why == ""
+    many = [{"tool": "openscap", "test": "fail", "about": ["partition_for_*"], "why": "one disk"}]
+    assert scan.waived(scan.Finding("openscap", "fail", "partition_for_var", ""), many).why
+    assert not scan.waived(scan.Finding("openscap", "fail", "no_partition_for_x", ""), many).why
 
 
 def test_every_waiver_has_a_reason_and_stands_once() -> None:
@@ -62,20 +90,22 @@ def test_every_waiver_has_a_reason_and_stands_once() -> None:
     assert len(named) == len(set(named))
 
 
-def result(*findings: scan.Finding, index: int = 91) -> dict[str, Any]:
+def result(*findings: scan.Finding, index: int = 91, kept: int = 91) -> dict[str, Any]:
     """What main() keeps."""
     rows = [{**scan.asdict(one), "key": one.key} for one in findings]
     about = {"env": "local", "when": "2026-11-27 04:00 UTC", "index": index, "least": 90}
+    about |= {"kept": kept, "kept_least": 90, "openscap": "debian12 strict"}
     return {**about, "lynis": "3.1.4", "ports": "all", "findings": rows}
 
 
 @pytest.mark.parametrize(
-    ("index", "why", "code"), [(91, "a reason", 0), (91, "", 1), (89, "a reason", 1)]
+    ("index", "kept", "why", "code"),
+    [(91, 91, "a reason", 0), (91, 91, "", 1), (89, 91, "a reason", 1), (91, 89, "a reason", 1)],
 )
-def test_it_is_red_for_an_unexplained_finding_and_for_a_low_index(
-    index: int, why: str, code: int, capsys: pytest.CaptureFixture[str]
+def test_it_is_red_for_an_unexplained_finding_and_for_a_low_figure(
+    index: int, kept: int, why: str, code: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    now = result(scan.Finding("lynis", "A-1", "x", "what is wrong", why), index=index)
+    now = result(scan.Finding("lynis", "A-1", "x", "what is wrong", why), index=index, kept=kept)
     assert scan.summary(now, {}, Path("page.html")) == code
     assert ("✗" in capsys.readouterr().out) == bool(code)
 
