@@ -16,6 +16,7 @@ def served(app: Any, **options: Any) -> Iterator[int]:
     config = uvicorn.Config(app, port=0, log_level="error", **options)
     server = uvicorn.Server(config)
     bound = config.bind_socket()
+    bound.listen()  # uvicorn does that when it has started, which may be after the first request
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
     thread.start()
     try:
