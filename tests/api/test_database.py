@@ -54,7 +54,6 @@ class Wire:
                     self.trips += 1
                 self._asked = asks
                 writer.write(data)
-                await asyncio.sleep(0.05)  # what belongs to one turn arrives in it
         finally:
             writer.close()
 
@@ -129,6 +128,9 @@ def test_what_is_given_up_in_between_leaves_nothing(
             await written(database, ann, gives_up(), "given up")
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
             await written(database, ann, [account, uuid4()], "also for another")
+        # What the client itself cannot send, the server has heard nothing of.
+        with pytest.raises(Problem):
+            await written(database, ann, [account, "\0"], "unsendable")
         # It is the first mistake that is told, not what follows from it.
         with pytest.raises(Problem) as refused:
             await written(database, ann, ["no uuid", *[account] * 20], "of nobody")
@@ -139,7 +141,7 @@ def test_what_is_given_up_in_between_leaves_nothing(
             async with database.as_user(ann) as connection:
                 await connection.execute(WRITE, (account, "cancelled"))
                 begun.set()
-                await asyncio.sleep(60)
+                await asyncio.Event().wait()
 
         task = asyncio.create_task(waiting())
         await begun.wait()
@@ -153,5 +155,5 @@ def test_what_is_given_up_in_between_leaves_nothing(
     )
     assert {title for (title,) in found} >= {"kept", "kept too"}
     assert not {title for (title,) in found} & {
-        *("given up", "also for another", "of nobody", "cancelled")
+        *("given up", "also for another", "unsendable", "of nobody", "cancelled")
     }

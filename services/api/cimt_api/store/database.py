@@ -140,9 +140,9 @@ class Database:
                     # In the transaction alone, so that it also holds behind a pooler that shares connections.
                     await connection.execute(settings, (claims, f"{seconds * 1000:.0f}"))
                     yield connection
-                except psycopg.Error:
-                    raise  # by which the server has ended it
                 except BaseException:
+                    # The end of the pipeline would commit what was sent before it. Where it is the server's own word,
+                    # that has ended the transaction already.
                     with contextlib.suppress(psycopg.Error):
                         await connection.execute("rollback")
                     raise
