@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import compileall
 import contextlib
-import hashlib
 import json
 import os
 import shutil
@@ -28,7 +27,9 @@ from typing import Any
 
 import yaml
 
-from local.settings import ROOT
+from local.cache import key, made
+from local.cache import run as step
+from local.settings import ROOT, cache
 from testbed import api as harness
 from testbed.site import Site
 
@@ -51,24 +52,23 @@ def megabytes(process: int) -> float:
 def installed() -> Path:
     """A Python with what the image of the ETL has, compiled; made once, in ~/.cache/cimt."""
     lock = ROOT / "services/etl/requirements.txt"
-    digest = hashlib.sha256(lock.read_bytes()).hexdigest()[:16]
-    folder = Path.home() / ".cache/cimt" / f"bench-etl-{digest}"
-    if not (folder / "complete").exists():
-        print(f"bench: installing the packages of services/etl into {folder}", flush=True)
-        subprocess.run(
-            ["uv", "venv", "-q", "--clear", "--python", sys.executable, folder], check=True
-        )
-        sync = ["uv", "pip", "sync", "-q", "--python", folder / "bin/python", "--require-hashes"]
-        subprocess.run([*sync, "--compile-bytecode", lock], check=True)
-        (folder / "complete").touch()
-    return folder / "bin/python"
+    inputs = {"lock": lock.read_text(), "python": sys.version}
+
+    def make(folder: Path) -> None:
+        step("bench", ["uv", "venv", "-q", "--clear", "--python", sys.executable, str(folder)])
+        sync = ["uv", "pip", "sync", "-q", "--require-hashes", "--compile-bytecode", str(lock)]
+        step("bench", [*sync, "--python", str(folder / "bin/python")])
+
+    return made("bench", cache() / "bench-etl" / key(inputs), inputs, make) / "bin/python"
 
 
-def run(source: dict[str, Any], api: str, folder: Path) -> tuple[dict[str, Any], float, float]:
+def run(
+    python: Path, source: dict[str, Any], api: str, folder: Path
+) -> tuple[dict[str, Any], float, float]:
     """The report of one run, its seconds, and the most memory seen, in MB."""
     file = folder / f"{source['name']}.yaml"
     file.write_text(yaml.safe_dump([source]))
-    command = [str(installed()), "-m", "cimt_etl", "run", str(file), "--json"]
+    command = [str(python), "-m", "cimt_etl", "run", str(file), "--json"]
     command += ["--api", api, "--state", str(folder / f"{source['name']}.sqlite")]
     keys = {"INGEST_KEY": harness.INGEST_KEY, "PYTHONPATH": str(folder / "program")}
     started, most = time.monotonic(), 0.0
@@ -98,7 +98,7 @@ def main() -> None:
         files = folder / "files"
         files.mkdir()
         git = stack.enter_context(harness.stand_in(folder, "github", "--folder", str(files)))
-        installed()
+        python = installed()
         shutil.copytree(ROOT / "services/etl/cimt_etl", folder / "program/cimt_etl")
         compileall.compile_dir(folder / "program", quiet=1)
         site = stack.enter_context(contextlib.closing(Site()))
@@ -126,7 +126,9 @@ def main() -> None:
                     write(one, f"Changed for the run “{what}” of {one}. {PARAGRAPH}")
                 site.seen.clear()
                 clouds.model.reset()
-                told, seconds, most = run({"name": kind, "kind": kind, **source}, api.url, folder)
+                told, seconds, most = run(
+                    python, {"name": kind, "kind": kind, **source}, api.url, folder
+                )
                 first = first or seconds
                 print(
                     f"{kind:<8} {what:<12} {seconds:6.1f} s (first / this: {first / seconds:5.1f})  "

@@ -62,9 +62,10 @@ def main() -> int:
     environment = os.environ.get("ENV", "local")
     try:
         declared = Declared(environment)
-        told = ask(declared)
-        ports, scanned = knock(declared)
+        # From here first: what cannot be reached is known before minutes are spent on the host.
         spoken = [one for name in names(declared) for one in tls(name, declared, environment)]
+        ports, scanned = knock(declared)
+        told = ask(declared)
     except (NotDeclared, OSError) as error:
         print(f"scan: {error}", file=sys.stderr)
         return 2

@@ -53,7 +53,7 @@ nice -n 19 usr/bin/oscap xccdf eval --progress --profile "xccdf_org.ssgproject.c
 }
 echo "$(basename "$rules" -ds.xml) $profile"
 # Lines of "rule|result|title".
-awk -F : 'NR == FNR { sub(/.*_content_rule_|.*content_rule_/, "", $1); result[$1] = $2; next }
+awk -F : 'NR == FNR { sub(/.*content_rule_/, "", $1); result[$1] = $2; next }
   /:Rule / { rule = $0; sub(/.*content_rule_/, "", rule); sub(/".*/, "", rule) }
   /:title/ && rule in result { title = $0; sub(/^[^>]*>/, "", title); sub(/<.*/, "", title); print rule "|" result[rule] "|" title; delete result[rule] }' \
   oscap.out rules.xml

@@ -25,6 +25,7 @@ SECURITY_HEADERS = [
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 
 EVENT_STREAM = "text/event-stream; charset=utf-8"
+STREAMED = (b"content-type", EVENT_STREAM.encode())
 
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
@@ -113,7 +114,7 @@ class Edge:
                 headers.append((b"x-request-id", identifier))
                 if not any(name == b"cache-control" for name, _ in headers):
                     headers.append((b"cache-control", b"no-store"))
-                if self.draining or (b"content-type", EVENT_STREAM.encode()) in headers:
+                if self.draining or STREAMED in headers:
                     headers.append((b"connection", b"close"))
                 message = {**message, "headers": headers}
             await send(message)
