@@ -308,12 +308,14 @@ def of_n8n(ssh: Callable[[str], str], counts: dict[str, int], evidence: Evidence
     evidence.check("credentials that open", opened == counts["credentials_entity"], opened)
     with evidence.step("one workflow runs by hand"):
         command = "env N8N_RUNNERS_BROKER_PORT=5690 n8n execute"
-        # What n8n complains of is on either stream, and a failure here shows the second.
+        # What it says is what counts: on an emulated CPU Node may end with 139, a crash of its own, once all is done.
         said = ssh(
-            f"said=$({N8N} {command} --id={BY_HAND} 2>&1) || "  # 137: the kernel, for want of memory
-            '{ echo "$said; it ended with $?" >&2; exit 1; }\necho "$said"'
+            f'code=0; {N8N} {command} --id={BY_HAND} 2>&1 || code=$?; echo "ended with $code"'
         )
-    evidence.check(f"workflow {BY_HAND}", "successful" in said, said.strip().splitlines()[0][:100])
+    done = '"finished": true' in said and '"status": "success"' in said
+    *_, last = said.strip().splitlines()
+    seen = f"ran; n8n {last}" if done else " ".join(said.split())[-500:]
+    evidence.check(f"workflow {BY_HAND}", done, seen)
 
 
 def of_a_person(settings: Settings, person: dict[str, Any], evidence: Evidence) -> None:
