@@ -10,7 +10,7 @@ ENV ?= local
 PYTHON ?= python3
 # Values of people go through the environment, where no shell reads them, and as they were typed: make expands none.
 people := SERVICE NAME IMAGE REVISION ACCEPT ACCEPT_NO_BACKUP CONFIRM START WHAT FROM INTO MAX_AGE_HOURS USER_ID MONTH BASE PYTHON \
-  DOMAIN REGION REPOSITORY EMAIL PROJECT ROTATE SINCE FOLLOW REPLICAS SIZE DISK ALSO SECRET
+  DOMAIN REGION REPOSITORY EMAIL PROJECT ROTATE SINCE FOLLOW REPLICAS SIZE DISK ALSO SECRET NODES HOST DRAIN RETURN REMOVE
 $(foreach name,$(people),$(if $(value $(name)),$(eval override export $(name) := $$(value $(name)))))
 export ENV
 export GOALS := $(MAKECMDGOALS)
@@ -114,6 +114,10 @@ adopt: setup ## A Compose file from what a panel has, secrets as references, in 
 prune: setup ## Show what the panel has and the file does not name; CONFIRM='NAME, NAME' removes it, never a volume
 	@$(call play,prune) $(if $(value CONFIRM),,--check --diff) $(ARGS)
 
+.PHONY: nodes
+nodes: setup ## The nodes of the Swarm and what runs there; DRAIN=NAME empties one, RETURN=NAME uses it again, REMOVE=NAME
+	@$(call play,nodes) $(ARGS)
+
 .PHONY: scale
 scale: setup ## Another number of replicas in services/compose.yaml, and what it takes: SERVICE=api REPLICAS=3
 	@$(with)python -m tools.scale
@@ -177,7 +181,7 @@ drilled: setup # what the drill found, told to the droplet whose backup it was
 .PHONY: smoke audit scan checklist receipt
 smoke: setup ## Ask the product through its public address: TLS, /healthz, POST /chat
 	@$(call step,smoke) python -m pytest -q -p no:cacheprovider tests/smoke $(ARGS)
-audit: setup ## Read-only audit of the droplet: testinfra inside, port scan outside
+audit: setup ## Read-only audit of the droplet: testinfra inside, port scan outside; HOST=NAME of a worker
 	@mkdir -p .local/reports
 	@$(call step,audit) python -m pytest -q -p no:cacheprovider tests/audit --junitxml=.local/reports/audit-$(ENV).xml $(ARGS)
 scan: setup .venv/audit/.installed ## Lynis, OpenSCAP, ssh-audit, TLS, every TCP port (minutes): an HTML page of what is not waived

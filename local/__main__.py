@@ -28,10 +28,11 @@ def parser() -> argparse.ArgumentParser:
         "stop": "power the droplet off and stop the clouds; everything is kept",
         "status": "what runs here, and where",
         "image": "make sure that the droplet's disk image exists",
-        "droplet": "make sure that the droplet runs",
         "dev": "the API with reload, Postgres and the stand-ins, without a virtual machine",
     }.items():
         verbs.add_parser(verb, help=text, description=text)
+    droplet = verbs.add_parser("droplet", help="make sure that the droplet runs")
+    droplet.add_argument("--node", type=int, default=1, help="2: the worker of `make up NODES=2`")
     port = verbs.add_parser("port", help="print a host port, such as the registry's")
     port.add_argument("name", choices=list(PORTS))
     base = verbs.add_parser(
@@ -43,6 +44,7 @@ def parser() -> argparse.ArgumentParser:
         "name", nargs="?", default="", help="one of them, such as provision, registry, console"
     )
     ssh = verbs.add_parser("ssh", help="a shell or a command on the droplet")
+    ssh.add_argument("--node", type=int, default=1, help="2: the worker of `make up NODES=2`")
     ssh.add_argument("command", nargs=argparse.REMAINDER)
     person = verbs.add_parser(
         "sign-in", help="print an access token: of `make dev` where it runs, else of `make up`"
@@ -70,6 +72,9 @@ def status(settings: Settings) -> int:
         print(f"          https://api.cimt.localhost:{settings.ports['https']}/healthz")
     else:
         print(f"droplet   {'is off' if about else 'does not exist'}. Next: make up")
+    for one in settings.of_each_node()[1:]:
+        running = machine.running_pid(one)
+        print(f"{one.name} {f'runs: pid {running}' if running else 'is off. Next: make up'}")
     for name in clouds.CLOUDS:
         running = clouds.running_pid(settings, name)
         where = f"runs: 127.0.0.1:{settings.ports[name]}, pid {running}" if running else "is off"
@@ -136,8 +141,11 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
     if verb == "base":
         make = n8n.image if arguments.name == "n8n" else base_image.ensure
         print(make(settings))
-    if verb in ("droplet", "start"):
-        machine.start(settings)
+    node = settings.of_each_node()[max(getattr(arguments, "node", 1), 1) - 1 :][:1]
+    if verb in ("droplet", "ssh") and not node:
+        raise LocalError("there is no such node. Next: NODES=2 make up")
+    for each in {"droplet": node, "start": settings.of_each_node()}.get(verb, []):
+        machine.start(each)
     if verb == "start" or (verb == "clouds" and arguments.action == "start"):
         for name in chosen:
             if one or not clouds.CLOUDS[name].asked:
@@ -146,7 +154,8 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
         for name in chosen:
             clouds.stop(settings, name)
     if verb == "stop":
-        print("droplet: off" if machine.stop(settings) else "droplet: was off")
+        for each in settings.of_each_node():
+            print(f"{each.name}: {'off' if machine.stop(each) else 'was off'}")
     if verb == "status" or (verb == "clouds" and arguments.action == "status"):
         return status(settings)
     if verb == "logs":
@@ -156,7 +165,7 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
     if verb == "ssh":
         if not machine.running_pid(settings):
             raise LocalError("the droplet is off. Next: make up")
-        command = machine.ssh_command(settings, *arguments.command)
+        command = machine.ssh_command(node[0], *arguments.command)
         os.execvp(command[0], command)  # noqa: S606
     return 0
 

@@ -7,7 +7,7 @@ import os
 import shutil
 import socket
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import yaml
@@ -19,6 +19,7 @@ IMAGES = ("debian-13", "debian-12", "ubuntu-24.04", "ubuntu-22.04")
 # Host port of each door: (environment variable, default). All of them on 127.0.0.1.
 PORTS: dict[str, tuple[str, int]] = {
     "ssh": ("DROPLET_SSH_PORT", 2222),
+    "ssh2": ("DROPLET_2_SSH_PORT", 2223),
     "http": ("DROPLET_HTTP_PORT", 8080),
     "https": ("DROPLET_HTTPS_PORT", 8443),
     "panel": ("DROPLET_PANEL_PORT", 3000),
@@ -33,6 +34,7 @@ PORTS: dict[str, tuple[str, int]] = {
     "ghcr": ("GHCR_PORT", 5443),
 }
 DROPLET_PORTS = {"ssh": 22, "http": 80, "https": 443, "panel": 3000, "swarm": 2377}  # in the guest
+WORKER_PORTS = {"ssh2": 22}
 
 
 class LocalError(Exception):
@@ -53,15 +55,31 @@ class Settings:
     ] = ()  # those with a switch that are wanted on the droplet as well, such as n8n
     acceleration: str = ""  # "", "kvm" or "tcg"
     extra_ca: Path | None = None
+    nodes: int = 1
+    node: int = 1  # which of them this is about: the first is the manager
     state: Path = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "state", self.root / ".local")
 
     @property
+    def name(self) -> str:
+        """What the virtual machine is called, by ssh, by itself and by the inventory."""
+        return "droplet" if self.node == 1 else f"droplet-{self.node}"
+
+    @property
     def droplet(self) -> Path:
         """Disk, keys, PID and console of the virtual machine."""
-        return self.state / "droplet"
+        return self.state / self.name
+
+    @property
+    def doors(self) -> dict[str, int]:
+        """Its ports that are forwarded from loopback, by the name of the port there."""
+        return DROPLET_PORTS if self.node == 1 else WORKER_PORTS
+
+    def of_each_node(self) -> list[Settings]:
+        """These settings about each node, the manager first."""
+        return [replace(self, node=number) for number in range(1, self.nodes + 1)]
 
     @property
     def clouds(self) -> Path:
@@ -114,6 +132,12 @@ def load(
         raise LocalError(
             f"DROPLET_ACCEL={acceleration!r} is unknown: choose kvm or tcg, or leave it out."
         )
+    # A second node stays until `make down`, as the first one does.
+    second = (root / ".local/droplet-2").exists()
+    nodes = env.get("NODES", "") or ("2" if second else "1")
+    if nodes not in ("1", "2") or (nodes == "1" and second):
+        there = ". There are 2: make down removes them" if second else ""
+        raise LocalError(f"NODES={nodes} cannot be: choose 1 or 2{there}")
     image = env.get("DROPLET_IMAGE", "") or _droplet_image(root) or IMAGES[0]
     if image not in IMAGES:
         raise LocalError(f"DROPLET_IMAGE={image!r} is unknown: choose one of {', '.join(IMAGES)}.")
@@ -126,6 +150,7 @@ def load(
         apps=_switched_on(root, env),
         acceleration=acceleration,
         extra_ca=_extra_ca(env),
+        nodes=int(nodes),
     )
 
 

@@ -48,7 +48,7 @@ class Stage:
     after: tuple[str, ...] = ()
 
 
-def stages(apps: Sequence[str] = ()) -> list[Stage]:
+def stages(apps: Sequence[str] = (), nodes: int = 1) -> list[Stage]:
     """In their order; one that needs nothing of its neighbours runs beside them."""
     local = [sys.executable, "-m", "local"]
     make = ["make", "--no-print-directory"]
@@ -61,17 +61,27 @@ def stages(apps: Sequence[str] = ()) -> list[Stage]:
         )
         for app in apps
     ]
+    more = [
+        Stage(
+            f"droplet-{number}",
+            "another one",
+            [*local, "droplet", "--node", str(number)],
+            ("image",),
+        )
+        for number in range(2, nodes + 1)
+    ]
     return [
         Stage("image", "disk image of the droplet", [*local, "image"]),
         Stage("clouds", "registry, Postgres, S3, Auth, model, Git", [*local, "clouds", "start"]),
         Stage("droplet", "virtual machine: 2 vCPU, 2 GB, 25 GB", [*local, "droplet"], ("image",)),
+        *more,
         Stage("panel-image", "stand-in for EasyPanel's image", [*make, "panel-image"], ("clouds",)),
         *extra,
         Stage(
             "provision",
             "playbooks/provision.yml",
             [*make, "provision"],
-            ("droplet", "clouds", "panel-image", *(stage.name for stage in extra)),
+            ("droplet", "clouds", "panel-image", *(stage.name for stage in [*more, *extra])),
         ),
         Stage("build", "images of the apps, pushed by digest", [*make, "build"], ("panel-image",)),
         Stage("migrate", "migrations by the Supabase CLI", [*make, "migrate"], ("clouds",)),
@@ -280,7 +290,7 @@ def up(settings: Settings) -> None:
         def keep(done: dict[str, float]) -> None:
             write_atomic(timings, json.dumps(done | {"total": time.monotonic() - started}) + "\n")
 
-        done = run_all(stages(settings.apps), settings.logs, console, keep)
+        done = run_all(stages(settings.apps, settings.nodes), settings.logs, console, keep)
         summary(settings, done, time.monotonic() - started, console)
 
 

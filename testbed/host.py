@@ -21,6 +21,8 @@ FIREWALL_VARIANTS: list[dict[str, Any]] = [
     {"firewall_log_drops": True},
     {"firewall_public_udp_ports": [443], "firewall_ssh_port": 2222},
     {"firewall_public_tcp_ports": []},
+    {"firewall_cluster_peers": ["10.116.0.3", "10.116.0.4"], "firewall_cluster_manager": True},
+    {"firewall_cluster_peers": ["10.116.0.2"], "firewall_public_tcp_ports": []},
     {"firewall_web_sources": ["2001:db8::/32"], "firewall_public_tcp_ports": [443, 8443]},
 ]
 

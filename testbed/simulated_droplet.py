@@ -56,6 +56,7 @@ def declared(name: str = "api", **fields: Any) -> dict[str, Any]:
                 "protocol": "http",
             }
         ],
+        "placement": [],
         **fields,
     }
 
@@ -327,7 +328,7 @@ class Droplet:
         host = self.host
 
         class Swarm(release.SwarmService):  # type: ignore[misc, name-defined]
-            def _ask(self, *given: Any, **named: Any) -> Any:
+            def ask(self, *given: Any, **named: Any) -> Any:
                 return host.engine(*given, **named)
 
         for module in self.modules.values():
@@ -418,7 +419,7 @@ class Droplet:
         """One call of easypanel_apps; ``secret`` is the secret environment of `api`."""
         params = {"apps": list(apps), "secret_env": {"api": secret or {}}, "builds": {}}
         params["secret_files"] = {}
-        more = {"adopt": False, "prune": [], "docker_socket": "", **given}
+        more = {"adopt": False, "prune": [], "placement": {}, "docker_socket": "", **given}
         return self._run("apps", params | more, check)
 
     def lock(self, who: str) -> AbstractContextManager[None]:

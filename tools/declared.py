@@ -25,6 +25,7 @@ from ansible.playbook import Playbook  # noqa: E402
 from ansible.playbook.block import Block  # noqa: E402
 from ansible.plugins.loader import connection_loader, init_plugin_loader  # noqa: E402
 from ansible.template import Templar, trust_as_template  # noqa: E402
+from ansible.vars.hostvars import HostVars  # noqa: E402
 from ansible.vars.manager import VariableManager  # noqa: E402
 
 from plugins.filter.settings import doors  # noqa: E402
@@ -52,9 +53,16 @@ class Declared:
     """The declaration of one environment: ``declared["docker_version"]``, ``declared.sets()``, …"""
 
     def __init__(
-        self, environment: str, root: Path = ROOT, playbooks: Sequence[str] = PLAYBOOKS
+        self,
+        environment: str,
+        root: Path = ROOT,
+        playbooks: Sequence[str] = PLAYBOOKS,
+        host: str = "",
     ) -> None:
-        """``root``: the tree; one that is not this one needs its own ANSIBLE_CONFIG before this module is imported."""
+        """``root``: the tree; one that is not this one needs its own ANSIBLE_CONFIG before this module is imported.
+
+        ``host``: one of the inventory's that is not the droplet.
+        """
         self.environment = environment
         self._sets: dict[str, dict[str, Any]] | None = None
         if not (inventory := root / "inventory" / environment).is_dir():
@@ -65,14 +73,19 @@ class Declared:
         self._loader.set_basedir(str(root / "playbooks"))
         hosts = InventoryManager(loader=self._loader, sources=[str(inventory)])
         self._variables = VariableManager(loader=self._loader, inventory=hosts)
-        self._host = hosts.get_hosts("droplets")[0]
+        HostVars(hosts, self._variables, self._loader)  # makes `hostvars` known to the variables
+        if host and host not in hosts.hosts:
+            raise NotDeclared(f"the inventory of '{environment}' has no host '{host}'")
+        self._host = hosts.hosts[host] if host else hosts.get_hosts("droplets")[0]
         self._plays = [
-            Playbook.load(
+            play
+            for name in playbooks
+            for play in Playbook.load(
                 str(root / f"playbooks/{name}.yml"),
                 variable_manager=self._variables,
                 loader=self._loader,
-            ).get_plays()[0]
-            for name in playbooks
+            ).get_plays()
+            if self._host in hosts.get_hosts(play.hosts)
         ]
         merged: dict[str, Any] = {}
         for play in reversed(self._plays):

@@ -54,6 +54,10 @@ for goal in ${GOALS:-}; do
     user-export | user-erase) given USER_ID '[^[:space:]"`]+' "an account's id or address" "make $goal USER_ID=… (the account's id)" ;;
     provision | plan | services | prune | adopt | n8n-workflows | n8n-pull | smoke | audit | scan) droplet ;;
     droplet | droplet-resize | droplet-destroy) droplet ;;
+    nodes)
+      for one in DRAIN RETURN REMOVE; do given "$one" '[A-Za-z0-9][A-Za-z0-9.-]*' "the name of a node" "make nodes (shows them)"; done
+      droplet
+      ;;
     deploy | rollback | history)
       service
       given IMAGE '[A-Za-z0-9][A-Za-z0-9._:/-]*@sha256:[0-9a-f]{64}' "name@sha256:<64 hex>: a release names a digest" \

@@ -1,4 +1,7 @@
-"""The local droplet: one QEMU virtual machine, sized as the real one, on user networking."""
+"""The local droplet, or two of them: QEMU virtual machines, sized as the real ones, on user networking.
+
+Two share a link of their own, as droplets of one region share a private network; nobody else is on it.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +27,6 @@ from local.certificate import make_certificate
 from local.droplet import image as images
 from local.droplet.acceleration import CPU, choose, drive
 from local.settings import (
-    DROPLET_PORTS,
     LocalError,
     Settings,
     check_ports,
@@ -40,16 +43,17 @@ SSH_SECONDS = (
 )
 CLOUD_INIT_SECONDS = 600
 VOLUMES = "volumes"  # id of the controller that they hang on
+LAN = "10.120.0"  # the private network's first three bytes; node 1 is .11
 
 
 def start(settings: Settings) -> None:
     """Make the droplet run and wait until it can be used. One that runs is left alone."""
     check_tools("qemu-system-x86_64", "qemu-img", "ssh", "ssh-keygen")
     check_image(settings)
-    with alone(settings):
+    with alone(settings, settings.name):
         pid = running_pid(settings)
         if pid:
-            print(f"droplet: runs already (pid {pid}, {state(settings).get('image')})")
+            print(f"{settings.name}: runs already (pid {pid}, {state(settings).get('image')})")
         else:
             boot(settings)
         _wait(settings)
@@ -62,6 +66,10 @@ def check_image(settings: Settings) -> None:
         raise LocalError(
             f"the droplet that exists is {image}, not {settings.image}. Next: make down (removes it), "
             "or leave DROPLET_IMAGE out to keep it"
+        )
+    if settings.nodes > 1 and not (state(settings) or {"lan": True}).get("lan"):
+        raise LocalError(
+            "the droplet that exists has no private network. Next: make down (removes it), then NODES=2 make up"
         )
 
 
@@ -76,7 +84,7 @@ def stop(settings: Settings, seconds: float = 60) -> bool:
     while time.monotonic() < deadline and running_pid(settings):
         time.sleep(0.2)
     if running_pid(settings):
-        print(f"droplet: did not power off in {seconds:.0f} s; pulling the plug")
+        print(f"{settings.name}: did not power off in {seconds:.0f} s; pulling the plug")
         os.kill(pid, signal.SIGKILL)
         while running_pid(settings):
             time.sleep(0.1)
@@ -87,13 +95,14 @@ def stop(settings: Settings, seconds: float = 60) -> bool:
 def destroy(settings: Settings) -> bool:
     """Remove the droplet and its disk. True when there was one. The image cache stays."""
     was_there = settings.droplet.exists()
-    pid = running_pid(settings)
-    if pid:
-        os.kill(pid, signal.SIGKILL)  # its disk goes anyway
-        while running_pid(settings):
-            time.sleep(0.1)
-    if was_there:
-        shutil.rmtree(settings.droplet)
+    for one in settings.of_each_node():
+        pid = running_pid(one)
+        if pid:
+            os.kill(pid, signal.SIGKILL)  # its disk goes anyway
+            while running_pid(one):
+                time.sleep(0.1)
+        if one.droplet.exists():
+            shutil.rmtree(one.droplet)
     settings.ssh_config.unlink(missing_ok=True)
     (settings.state / "ca.crt").unlink(missing_ok=True)
     return was_there
@@ -172,7 +181,7 @@ def alone(settings: Settings, name: str = "droplet") -> Iterator[None]:
 
 def ssh_command(settings: Settings, *remote: str) -> list[str]:
     """The ssh command line that runs `remote` on the droplet (a shell when empty)."""
-    return ["ssh", "-F", str(settings.ssh_config), "droplet", *remote]
+    return ["ssh", "-F", str(settings.ssh_config), settings.name, *remote]
 
 
 def as_root(settings: Settings, script: str, timeout: float | None = None) -> str:
@@ -193,7 +202,7 @@ def as_root(settings: Settings, script: str, timeout: float | None = None) -> st
 def boot(settings: Settings) -> None:
     """Create what is missing and start QEMU as a daemon, without waiting for the droplet. Raises LocalError."""
     check_tools("qemu-system-x86_64", "qemu-img")
-    check_ports(settings, DROPLET_PORTS)
+    check_ports(settings, settings.doors)
     save_ports(settings)
     home = settings.droplet
     known = state(settings)
@@ -202,17 +211,18 @@ def boot(settings: Settings) -> None:
         known = state(settings)
     kernel = home / "vmlinuz"
     acceleration, why = choose(settings, kernel if kernel.exists() else None, home / "disk.qcow2")
-    print(f"droplet: {why}", flush=True)
+    print(f"{settings.name}: {why}", flush=True)
     if (home / "host_ed25519.pub").exists():
         _write_ssh_config(settings)
 
     forwards = "".join(
         f",hostfwd=tcp:127.0.0.1:{settings.ports[name]}-:{port}"
-        for name, port in DROPLET_PORTS.items()
+        for name, port in settings.doors.items()
     )
     for stale in ("qemu.pid", "qmp.sock"):
         (home / stale).unlink(missing_ok=True)
-    command = ["qemu-system-x86_64", "-name", "cimt-droplet", "-machine", "q35", "-nodefaults"]
+    name = f"cimt-{settings.name}"
+    command = ["qemu-system-x86_64", "-name", name, "-machine", "q35", "-nodefaults"]
     command += ["-m", str(MEMORY_MB), "-smp", str(CPUS), "-cpu", CPU[acceleration]]
     command += ["-accel", "kvm" if acceleration == "kvm" else "tcg,thread=multi,tb-size=512"]
     command += ["-display", "none", "-serial", f"file:{home / 'console.log'}"]
@@ -227,6 +237,8 @@ def boot(settings: Settings) -> None:
         "-device",
         "virtio-net-pci,netdev=net",
     ]
+    if known.get("lan"):
+        command += _link_to_the_other(settings)
     command += ["-device", "virtio-rng-pci", "-qmp", "unix:qmp.sock,server=on,wait=off"]
     if "volumes" in known:
         command += ["-device", f"virtio-scsi-pci,id={VOLUMES}"]
@@ -243,13 +255,13 @@ def boot(settings: Settings) -> None:
     )
     if result.returncode:
         raise LocalError(
-            f"droplet: QEMU did not start: {result.stderr.strip() or result.returncode}"
+            f"{settings.name}: QEMU did not start: {result.stderr.strip() or result.returncode}"
         )
     known |= {"acceleration": acceleration, "started": int(time.time()), "ready": False}
     write_atomic(home / "state.json", json.dumps(known) + "\n")
     for name, path in known.get("volumes", {}).items():
         _plug(settings, name, path)
-    print(f"droplet: started (pid {running_pid(settings)}, {settings.image})", flush=True)
+    print(f"{settings.name}: started (pid {running_pid(settings)}, {settings.image})", flush=True)
 
 
 def _create(settings: Settings) -> None:
@@ -265,8 +277,10 @@ def _create(settings: Settings) -> None:
             ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", str(home / name)],
             home,
         )
-    write_seed(home / "seed.iso", user_data(home), "droplet", _world(settings))
-    write_atomic(home / "state.json", json.dumps({"image": settings.image}) + "\n")
+    user = user_data(home, settings.name)
+    write_seed(home / "seed.iso", user, settings.name, _world(settings))
+    about = {"image": settings.image, "lan": settings.nodes > 1}
+    write_atomic(home / "state.json", json.dumps(about) + "\n")
 
 
 def make_as_told(settings: Settings, number: int, name: str, user: str) -> None:
@@ -343,10 +357,35 @@ def _world(settings: Settings) -> str:
         {"path": f"/etc/docker/certs.d/{one}/ca.crt", "content": authority} for one in registries
     ]
     files += [{"path": "/etc/hosts", "content": f"10.0.2.2 {clouds.GHCR}\n", "append": True}]
-    return _cloud_config({"write_files": files})
+    commands: list[list[str]] = []
+    if settings.nodes > 1:
+        network = (
+            f"[Match]\nMACAddress={_mac(settings.node)}\n"
+            f"[Network]\nAddress={LAN}.{10 + settings.node}/24\nLinkLocalAddressing=no\nIPv6AcceptRA=no\n"
+        )
+        files += [{"path": "/etc/systemd/network/70-private.network", "content": network}]
+        commands = [["networkctl", "reload"]]
+    return _cloud_config({"write_files": files, "runcmd": commands})
 
 
-def user_data(home: Path) -> str:
+def _mac(node: int) -> str:
+    return f"52:54:00:c1:47:{node:02x}"
+
+
+def _link_to_the_other(settings: Settings) -> list[str]:
+    """A network card on the link that two nodes share: datagrams over a pair of Unix sockets, without root."""
+    # Relative: a socket's path may have 107 bytes only. QEMU runs in the node's own folder.
+    own = settings.droplet / "lan.sock"
+    own.unlink(missing_ok=True)
+    other = f"../{replace(settings, node=3 - settings.node).name}/lan.sock"
+    link = "dgram,id=lan,local.type=unix,local.path=lan.sock,remote.type=unix"
+    return [
+        *("-netdev", f"{link},remote.path={other}"),
+        *("-device", f"virtio-net-pci,netdev=lan,mac={_mac(settings.node)}"),
+    ]
+
+
+def user_data(home: Path, name: str = "droplet") -> str:
     """cloud-init's user-data: the key-only admin, and the host key that known_hosts already expects."""
     key = (home / "id_ed25519.pub").read_text().strip()
     admin = {
@@ -358,7 +397,7 @@ def user_data(home: Path) -> str:
     }
     admin |= {"sudo": "ALL=(ALL) NOPASSWD:ALL", "ssh_authorized_keys": [key]}
     config = {
-        "hostname": "droplet",
+        "hostname": name,
         "ssh_pwauth": False,
         "disable_root": False,  # as on a new droplet: root has the key until the ssh role runs
         "users": [admin, {"name": "root", "lock_passwd": True, "ssh_authorized_keys": [key]}],
@@ -394,29 +433,38 @@ def write_seed(path: Path, user: str, name: str, vendor: str = "") -> None:
 
 def _write_ssh_config(settings: Settings) -> None:
     """`.local/ssh_config` and known_hosts; written at every start, as ports may have changed."""
-    home = settings.droplet
-    host_key = " ".join((home / "host_ed25519.pub").read_text().split()[:2])
-    write_atomic(home / "known_hosts", f"droplet {host_key}\n")
-
-    def path(name: str) -> str:
-        # Quoted for a folder with a space; ssh expands % itself.
-        return '"{}"'.format(str(home / name).replace("%", "%%"))
-
-    lines = [
-        "Host droplet",
-        "  HostName 127.0.0.1",
-        f"  Port {settings.ports['ssh']}",
-        f"  User {USER}",
-        f"  IdentityFile {path('id_ed25519')}",
-        "  IdentitiesOnly yes",
-        "  HostKeyAlias droplet",
-        "  HostKeyAlgorithms ssh-ed25519",
-        f"  UserKnownHostsFile {path('known_hosts')}",
-        "  StrictHostKeyChecking yes",
-        "  PasswordAuthentication no",
-        "  ConnectTimeout 30",
-    ]
+    lines: list[str] = []
+    for one in settings.of_each_node():
+        home = one.droplet
+        if not (home / "host_ed25519.pub").exists():
+            continue
+        host_key = " ".join((home / "host_ed25519.pub").read_text().split()[:2])
+        write_atomic(home / "known_hosts", f"{one.name} {host_key}\n")
+        lines += [
+            f"Host {one.name}",
+            "  HostName 127.0.0.1",
+            f"  Port {settings.ports[_ssh(one)]}",
+            f"  User {USER}",
+            f"  IdentityFile {_quoted(home / 'id_ed25519')}",
+            "  IdentitiesOnly yes",
+            f"  HostKeyAlias {one.name}",
+            "  HostKeyAlgorithms ssh-ed25519",
+            f"  UserKnownHostsFile {_quoted(home / 'known_hosts')}",
+            "  StrictHostKeyChecking yes",
+            "  PasswordAuthentication no",
+            "  ConnectTimeout 30",
+        ]
     write_atomic(settings.ssh_config, "\n".join(lines) + "\n")
+
+
+def _quoted(path: Path) -> str:
+    """For ssh: in a folder with a space; it expands % itself."""
+    return '"{}"'.format(str(path).replace("%", "%%"))
+
+
+def _ssh(settings: Settings) -> str:
+    """Name of the port that leads to the node's sshd."""
+    return next(iter(settings.doors))
 
 
 def _wait(settings: Settings) -> None:
@@ -425,20 +473,24 @@ def _wait(settings: Settings) -> None:
         return
     started = time.monotonic()
     said = started
-    while not _greets(settings.ports["ssh"]):
+    while not _greets(settings.ports[_ssh(settings)]):
         now = time.monotonic()
         if not running_pid(settings):
-            raise LocalError("droplet: QEMU ended while booting. Next: make logs NAME=console")
+            raise LocalError(
+                f"{settings.name}: QEMU ended while booting. Next: make logs NAME=console"
+            )
         if now - started > SSH_SECONDS:
-            raise LocalError(f"droplet: no SSH after {SSH_SECONDS} s. Next: make logs NAME=console")
+            raise LocalError(
+                f"{settings.name}: no SSH after {SSH_SECONDS} s. Next: make logs NAME=console"
+            )
         if now - said >= 10:
             said = now
             print(
-                f"droplet: booting, {now - started:.0f} s: {_last_console_line(settings)}",
+                f"{settings.name}: booting, {now - started:.0f} s: {_last_console_line(settings)}",
                 flush=True,
             )
         time.sleep(0.5)
-    print(f"droplet: sshd answers after {time.monotonic() - started:.0f} s", flush=True)
+    print(f"{settings.name}: sshd answers after {time.monotonic() - started:.0f} s", flush=True)
     wait = (
         f"n=0; until [ -e /run/cloud-init/result.json ]; do n=$((n+1)); [ $n -lt {CLOUD_INIT_SECONDS} ] "
         "|| exit 75; sleep 1; done; cat /run/cloud-init/result.json"
@@ -452,21 +504,21 @@ def _wait(settings: Settings) -> None:
             break
         if time.monotonic() - started > SSH_SECONDS:
             raise LocalError(
-                f"droplet: SSH refuses: {result.stderr.strip()}. Next: make logs NAME=console"
+                f"{settings.name}: SSH refuses: {result.stderr.strip()}. Next: make logs NAME=console"
             )
         time.sleep(2)
     if result.returncode == 75:
         raise LocalError(
-            "droplet: cloud-init did not finish. Next: make ssh, then: cloud-init status --long"
+            f"{settings.name}: cloud-init did not finish. Next: make ssh, then: cloud-init status --long"
         )
     errors = json.loads(result.stdout or "{}").get("v1", {}).get("errors")
     if result.returncode or errors:
         raise LocalError(
-            f"droplet: cloud-init failed: {errors or result.stderr.strip()}. Next: make ssh"
+            f"{settings.name}: cloud-init failed: {errors or result.stderr.strip()}. Next: make ssh"
         )
     ready = state(settings) | {"ready": True}
     write_atomic(settings.droplet / "state.json", json.dumps(ready) + "\n")
-    print(f"droplet: ready after {time.monotonic() - started:.0f} s", flush=True)
+    print(f"{settings.name}: ready after {time.monotonic() - started:.0f} s", flush=True)
 
 
 def _greets(port: int) -> bool:

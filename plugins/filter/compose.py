@@ -34,6 +34,10 @@ from ansible.utils.display import Display
 
 SERVICES = pathlib.Path(__file__).parents[2] / "services"
 NAME = re.compile(r"[a-z0-9-_]+")  # as the panel's document has it
+CONSTRAINT = re.compile(
+    r"\s*(node\.(?:id|hostname|role|platform\.(?:os|arch)|labels\.[\w.-]+)|engine\.labels\.[\w.-]+)"
+    r"\s*(==|!=)\s*([\w.-]+)\s*"
+)
 VARIABLE = re.compile(r"\$\{?(\w+)")
 DOMAIN = {"host": "?", "path": "/", "port": "?", "https": "true", "protocol": "http"}
 DOMAIN_TEXTS = {
@@ -58,7 +62,8 @@ HONOURED: dict[str, set[str]] = {
         *("x-easypanel", "x-image", "x-release"),
     },
     "build": {"context", "dockerfile"},
-    "deploy": {"mode", "replicas", "resources", "update_config", "endpoint_mode"},
+    "deploy": {"mode", "replicas", "resources", "update_config", "endpoint_mode", "placement"},
+    "deploy.placement": {"constraints"},
     "deploy.resources": {"limits", "reservations"},
     "deploy.resources.limits": {"cpus", "memory"},
     "deploy.resources.reservations": {"cpus", "memory"},
@@ -118,7 +123,8 @@ REFUSED: dict[str, str] = {
     "external_links": "other apps are reached as $(PROJECT_NAME)_NAME",
     "profiles": "every app of the file runs; what an environment does without stands in services_leave_out",
     "ulimits": "they are set for the whole host, in the Docker daemon's configuration (role docker)",
-    "deploy.placement": "the panel cannot choose a node",
+    "deploy.placement.preferences": "Swarm spreads the tasks of an app over its nodes as it is",
+    "deploy.placement.max_replicas_per_node": "Swarm spreads the tasks of an app over its nodes as it is",
     "volumes.volume": "the panel mounts a volume as it is",
     "volumes.tmpfs": "the panel has no tmpfs",
     **{
@@ -408,7 +414,19 @@ class _App:
             "mounts": [*self._volumes(), *self._files()],
             "ports": self._ports(),
             "domains": self._domains(),
+            "placement": list(self._placement(deploy.get("placement") or {})),
         }
+
+    def _placement(self, placement: Mapping[str, Any]) -> Iterator[str]:
+        """Which nodes of the Swarm the app may run on; the panel has no field for it, the role cluster keeps it."""
+        for index, text in enumerate(placement.get("constraints") or []):
+            if found := CONSTRAINT.fullmatch(str(text)):
+                yield "".join(found.groups())
+            else:
+                self._refuse(
+                    f"deploy.placement.constraints.{index}",
+                    f"'{text}' is no constraint, such as node.labels.disk == ssd or node.hostname != small",
+                )
 
     def _closer(self) -> None:
         """Keys of which it depends on the value whether they do harm."""
@@ -858,6 +876,19 @@ def database_pool(text: str, connections: str | int) -> int:
     return 0
 
 
+def app_placements(apps: Sequence[Mapping[str, Any]], project: str) -> dict[str, list[str]]:
+    """Constraints by service of Swarm, of every app: ``{"cimt_api": [], "cimt_n8n": ["node.role==manager"]}``.
+
+    What has a mount stays with the manager: the panel keeps volumes and files in folders there.
+    """
+    return {
+        f"{project}_{app['name']}": sorted(
+            {*app["placement"], *(["node.role==manager"] if app["mounts"] else [])}
+        )
+        for app in apps
+    }
+
+
 class FilterModule:
     """Filters of the services role and of the inventory."""
 
@@ -866,6 +897,7 @@ class FilterModule:
         return {
             "panel_apps": panel_apps,
             "panel_domains": panel_domains,
+            "app_placements": app_placements,
             "declared_services": declared_services,
             "database_pool": database_pool,
         }

@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import http.client
 import json
+import pathlib
 import socket
 import ssl
 import time
@@ -21,12 +22,22 @@ SOCKET = "/var/run/docker.sock"
 PATIENCE = 60  # seconds without an answer from Docker
 FAILED_UPDATES = {"paused", "rollback_started", "rollback_paused", "rollback_completed"}
 UNDER_WAY = {"updating", "rollback_started"}
+PLACEMENT = "placement.json"  # in the state directory
 
 
 def _image(spec: dict[str, Any]) -> str:
     """Image of a service's or a task's specification; empty where there is none."""
     container = spec.get("TaskTemplate", spec).get("ContainerSpec", {})
     return str(container.get("Image", ""))
+
+
+def placement(file: pathlib.Path) -> dict[str, list[str]]:
+    """Constraints by service, as the last converge of the apps wrote them; none where the Swarm has one node."""
+    try:
+        found: dict[str, list[str]] = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found
 
 
 def mark_of(template: dict[str, Any]) -> str:
@@ -48,7 +59,44 @@ class EngineError(Exception):
         self.status = status
 
 
-class SwarmService:
+class Engine:
+    """The Engine's API on its Unix ``socket``. Every method raises EngineError."""
+
+    def __init__(self, socket: str = SOCKET) -> None:
+        self.socket = socket
+
+    def ask(
+        self,
+        path: str,
+        query: dict[str, Any] | None = None,
+        body: dict[str, Any] | None = None,
+        headers: dict[str, str] | None = None,
+        method: str = "",
+    ) -> Any:
+        """The Engine's answer, decoded; a ``body`` makes it a POST."""
+        url = f"http://localhost{path}?{urllib.parse.urlencode(query or {})}"
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                with open_url(
+                    url,
+                    method=method or ("GET" if body is None else "POST"),
+                    data=None if body is None else json.dumps(body),
+                    headers={"Content-Type": "application/json", **(headers or {})},
+                    unix_socket=self.socket,
+                    use_proxy=False,
+                    timeout=PATIENCE,
+                ) as response:
+                    return json.loads(response.read() or b"null")
+            except urllib.error.HTTPError as error:
+                raise EngineError(error.code, error.read().decode(errors="replace")[:300]) from None
+            except (OSError, http.client.HTTPException) as error:
+                if time.monotonic() > deadline:
+                    raise EngineError(0, f"no answer at {self.socket}: {error}") from None
+            time.sleep(1)
+
+
+class SwarmService(Engine):
     """A service of Swarm, asked through the Engine's API on its Unix ``socket``.
 
     What runs is known by a ``mark``: an image's digest, or the hash of a whole template (`mark_of`).
@@ -65,44 +113,15 @@ class SwarmService:
         name: str,
         socket: str = SOCKET,
     ) -> None:
+        super().__init__(socket)
         self.run = run
         self.docker = docker
         self.name = name
-        self.socket = socket
-
-    def _ask(
-        self,
-        path: str,
-        query: dict[str, Any] | None = None,
-        body: dict[str, Any] | None = None,
-        headers: dict[str, str] | None = None,
-    ) -> Any:
-        """The Engine's answer, decoded; a ``body`` makes it a POST."""
-        url = f"http://localhost{path}?{urllib.parse.urlencode(query or {})}"
-        deadline = time.monotonic() + PATIENCE
-        while True:
-            try:
-                with open_url(
-                    url,
-                    method="GET" if body is None else "POST",
-                    data=None if body is None else json.dumps(body),
-                    headers={"Content-Type": "application/json", **(headers or {})},
-                    unix_socket=self.socket,
-                    use_proxy=False,
-                    timeout=PATIENCE,
-                ) as response:
-                    return json.loads(response.read() or b"null")
-            except urllib.error.HTTPError as error:
-                raise EngineError(error.code, error.read().decode(errors="replace")[:300]) from None
-            except (OSError, http.client.HTTPException) as error:
-                if time.monotonic() > deadline:
-                    raise EngineError(0, f"no answer at {self.socket}: {error}") from None
-            time.sleep(1)
 
     def inspect(self) -> dict[str, Any]:
         """The service as Swarm has it; empty when there is none."""
         try:
-            return dict(self._ask(f"/services/{self.name}"))
+            return dict(self.ask(f"/services/{self.name}"))
         except EngineError as error:
             if error.status == 404:
                 return {}
@@ -113,14 +132,14 @@ class SwarmService:
         auth = json.dumps({"username": username, "password": password}).encode()
         headers = {"X-Registry-Auth": base64.urlsafe_b64encode(auth).decode()} if username else {}
         try:
-            answer = self._ask(f"/distribution/{image}/json", headers=headers)
+            answer = self.ask(f"/distribution/{image}/json", headers=headers)
             return f"{image}@{answer['Descriptor']['digest']}"
         except EngineError as error:
             told = f"the registry does not say the digest of {image} ({error.status})"
             raise EngineError(error.status, told, "make build pushes it") from None
 
     def state(self) -> dict[str, Any]:
-        """What Swarm has: ``{"image", "mark", "previous", "update", "replicas"}``; empty when there is no service.
+        """What Swarm has: image, mark, previous, update, replicas and constraints by name; empty without a service.
 
         ``previous`` are image and mark of the specification that the latest change replaced; empty after the first.
         """
@@ -133,6 +152,10 @@ class SwarmService:
             "mark": mark_of(service["Spec"]["TaskTemplate"]),
             "previous": [_image(previous), mark_of(previous)] if previous else [],
             "replicas": service["Spec"]["Mode"].get("Replicated", {}).get("Replicas", 1),
+            "constraints": (service["Spec"]["TaskTemplate"].get("Placement") or {}).get(
+                "Constraints"
+            )
+            or [],
             "update": service.get("UpdateStatus") or {},
         }
 
@@ -140,7 +163,7 @@ class SwarmService:
         """The service's tasks as the Engine describes them, newest first; none when there is no service."""
         if not self.inspect():
             return []
-        found = self._ask("/tasks", {"filters": json.dumps({"service": [self.name]})})
+        found = self.ask("/tasks", {"filters": json.dumps({"service": [self.name]})})
         return sorted(found, key=lambda task: str(task["CreatedAt"]), reverse=True)
 
     def serving(self, mark: str) -> int:
@@ -168,9 +191,14 @@ class SwarmService:
         """Whether a fresh update to this digest is complete; `before` is an earlier `state`."""
         if not self.runs(digest):
             return False
-        update = self.state()["update"]
+        state = self.state()
+        update = state["update"]
         if not before:
             return True  # the service was created: Swarm reports no update
+        if not update and state["mark"] != before["mark"]:
+            return self.runs(
+                state["mark"]
+            )  # its nodes were named since (cimt-placement): that says no more
         fresh = update.get("StartedAt") != before["update"].get("StartedAt")
         return bool(fresh and update.get("State") == "completed")
 
@@ -195,7 +223,7 @@ class SwarmService:
     def roll_back(self) -> None:
         """Tell Swarm to take the latest change back: a task of the earlier specification stays as it is."""
         service = self.inspect()
-        self._ask(
+        self.ask(
             f"/services/{service['ID']}/update",
             {"version": service["Version"]["Index"], "rollback": "previous"},
             service["Spec"],
@@ -230,7 +258,7 @@ class SwarmService:
             return f"{status['State']} {status['Err']}"
         name = (status.get("ContainerStatus") or {}).get("ContainerID")
         try:
-            state = self._ask(f"/containers/{name}/json")["State"] if name else {}
+            state = self.ask(f"/containers/{name}/json")["State"] if name else {}
         except EngineError as error:
             if error.status == 404:  # removed meanwhile, or another node's
                 return ""

@@ -152,6 +152,8 @@ def docker() -> dict[str, Any]:
                 "replicas": spec["Mode"].get("Replicated", {}).get("Replicas"),
                 "order": spec.get("UpdateConfig", {}).get("Order"),
                 "resources": spec["TaskTemplate"].get("Resources") or {},
+                "constraints": (spec["TaskTemplate"].get("Placement") or {}).get("Constraints")
+                or [],
                 "ports": [
                     [port["Protocol"], port.get("PublishedPort")]
                     for port in service.get("Endpoint", {}).get("Ports") or []
@@ -164,9 +166,21 @@ def docker() -> dict[str, Any]:
             "wanted": task["DesiredState"],
             "state": task["Status"]["State"],
             "error": task["Status"].get("Err", ""),
+            "node": task.get("NodeID"),
             "image": task["Spec"]["ContainerSpec"]["Image"],
         }
         for task in (engine("/tasks") if listed else [])
+    ]
+    nodes = [
+        {
+            "id": node["ID"],
+            "name": node["Description"]["Hostname"],
+            "address": node["Status"].get("Addr", ""),
+            "role": node["Spec"]["Role"],
+            "state": node["Status"]["State"],
+            "availability": node["Spec"]["Availability"],
+        }
+        for node in (engine("/nodes") if listed else [])
     ]
     for container in engine("/containers/json"):
         inspected = engine("/containers/" + container["Id"] + "/json")
@@ -197,7 +211,9 @@ def docker() -> dict[str, Any]:
         "swarm": {
             "state": info["Swarm"]["LocalNodeState"],
             "manager": info["Swarm"]["ControlAvailable"],
+            "address": info["Swarm"]["NodeAddr"],
         },
+        "nodes": nodes,
         "heartbeat_seconds": (info["Swarm"].get("Cluster") or {})
         .get("Spec", {})
         .get("Dispatcher", {})
@@ -226,18 +242,23 @@ def shown(host: str) -> str:
         return ""
 
 
-METRICS = (
-    "import urllib.request as u; print(u.urlopen('http://127.0.0.1:9090/metrics').read().decode())"
-)
+METRICS = "import urllib.request as u; print(u.urlopen('http://{}:9090/metrics').read().decode())"
 
 
-def figures(service: str) -> dict[str, float]:
-    """What an app's /metrics says, without labels, asked inside of its container: no other way leads to that port."""
-    ids = run("docker", "ps", "--quiet", f"--filter=label=com.docker.swarm.service.name={service}")
+def figures(service: str, beside: str) -> dict[str, float]:
+    """What an app's /metrics says, without labels: asked inside of its container, for no other way leads to that port.
+
+    Where it runs on another node of the Swarm, inside of the container of ``beside``.
+    """
+    said = ""
+    for asked, host in ((service, "127.0.0.1"), (beside, service)):
+        label = f"--filter=label=com.docker.swarm.service.name={asked}"
+        ids = run("docker", "ps", "--quiet", label)["out"].split()
+        if ids and not said:
+            said = run("docker", "exec", ids[0], "python3", "-c", METRICS.format(host))["out"]
     lines = [
         line.rsplit(" ", 1)
-        for name in ids["out"].split()[:1]
-        for line in run("docker", "exec", name, "python3", "-c", METRICS)["out"].splitlines()
+        for line in said.splitlines()
         if not line.startswith("#") and " " in line
     ]
     return {name: float(value) for name, value in lines if "{" not in name}
@@ -315,7 +336,7 @@ print(
                 "token": panel("listProjectsAndServices", token=True)["status"],
                 "version": panel("getUpdateStatus", token=True),
             },
-            "figures": figures(wanted["measured"]),
+            "figures": figures(*wanted["measured"]) if wanted["measured"] else {},
             "ca": text(wanted["ca_file"]) if wanted["ca_file"] else None,
             "shown": {host: shown(host) for host in wanted["origin_hosts"]},
             "ledger": (text(state + "/releases.jsonl") or "").splitlines()[-500:],

@@ -18,6 +18,8 @@ from tests.audit.way import Closed, Way, way_to
 from tools.declared import Declared, NotDeclared
 
 ENV = os.environ.get("ENV", "local")
+# A worker of the inventory, for what counts there: everything but panel, apps and what stands beside them.
+HOST = os.environ.get("HOST", "")
 # Beside those that configuration sets name.
 UNITS = [
     "ssh.service",
@@ -47,7 +49,7 @@ _declared: list[Declared] = []
 def read_declared() -> Declared:
     """The declaration, read once a session. Raises NotDeclared; names every missing setting at once."""
     if not _declared:
-        declaration = Declared(ENV)
+        declaration = Declared(ENV, host=HOST)
         if missing := declaration.missing("audit"):
             raise NotDeclared(
                 f"not set: {'; '.join(missing)}. Next: docs/setup.md says where each value comes from"
@@ -70,6 +72,15 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "logs(*names): units, or services of Swarm, to show when it fails"
     )
+    config.addinivalue_line("markers", "droplet: about panel and apps, which a worker has not")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Of a worker, leave out what it has not."""
+    if HOST:
+        left = [item for item in items if item.get_closest_marker("droplet")]
+        config.hook.pytest_deselected(items=left)
+        items[:] = [item for item in items if item not in left]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -77,7 +88,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "set_name" in metafunc.fixturenames:
         metafunc.parametrize("set_name", read_declared().set_names())
     if "app" in metafunc.fixturenames:
-        metafunc.parametrize("app", read_declared().apps(), ids=lambda app: app["name"])
+        apps = [] if HOST else read_declared().apps()
+        metafunc.parametrize("app", apps, ids=lambda app: app["name"])
 
 
 @pytest.fixture(scope="session")
@@ -125,21 +137,19 @@ def reached(declared: Declared) -> Reached:
 def collected(reached: Reached, declared: Declared) -> dict[str, Any]:
     """What is there now, read once."""
     sets = declared.sets()
-    project = declared["services_project"]
     files = {item["path"]: True for declaration in sets.values() for item in declaration["files"]}
     files |= {path: False for item in sets.values() for path in item.get("secret_files", {})}
-    kept = str(Path(declared["easypanel_token_file"]).with_name("releases.json"))
-    files |= {
-        declared["easypanel_token_file"]: False,
-        ORIGIN_KEY: False,
-        kept: False,
-        declared["release_state_directory"]: False,
-    }
+    if not HOST:
+        token = declared["easypanel_token_file"]
+        kept = str(Path(token).with_name("releases.json"))
+        files |= dict.fromkeys(
+            (token, ORIGIN_KEY, kept, declared["release_state_directory"]), False
+        )
     for kind in declared["ssh_host_key_types"]:
         files[f"/etc/ssh/ssh_host_{kind}_key"] = False
     question = {
         "files": files,
-        "digests": [declared["door_program"]],
+        "digests": [],
         "sysctl": list(declared["baseline_sysctl"]),
         "units": list(
             dict.fromkeys(
@@ -147,8 +157,28 @@ def collected(reached: Reached, declared: Declared) -> dict[str, Any]:
             )
         ),
         "firewall_file": "/etc/cimt/firewall.nft",
+        **(of_a_worker() if HOST else of_the_droplet(declared)),
+    }
+    try:
+        return reached.way.collect(question)
+    except Closed as reason:
+        stop(f"the droplet's state cannot be read: {reason}")
+
+
+def of_a_worker() -> dict[str, Any]:
+    """The same question where there are none of them."""
+    nothing = dict.fromkeys(("panel_url", "token_file", "ca_file"), "")
+    place = {"state_directory": "/var/lib/cimt", "hours_since": {"backup": ""}}
+    return {"environment": {}, "measured": [], "origin_hosts": [], **nothing, **place}
+
+
+def of_the_droplet(declared: Declared) -> dict[str, Any]:
+    """What is asked of panel and apps."""
+    project = declared["services_project"]
+    return {
+        "digests": [declared["door_program"]],
         "environment": {f"{project}_{app['name']}": list(app["env"]) for app in declared.apps()},
-        "measured": f"{project}_api",
+        "measured": [f"{project}_api", f"{project}_etl"],
         "panel_url": declared["easypanel_url"],
         "token_file": declared["easypanel_token_file"],
         "hours_since": {
@@ -160,10 +190,6 @@ def collected(reached: Reached, declared: Declared) -> dict[str, Any]:
         "ca_file": declared["release_ca_file"],
         "origin_hosts": declared["easypanel_origin_hosts"],
     }
-    try:
-        return reached.way.collect(question)
-    except Closed as reason:
-        stop(f"the droplet's state cannot be read: {reason}")
 
 
 @pytest.fixture

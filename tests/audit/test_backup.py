@@ -9,6 +9,8 @@ import pytest
 
 from tools.declared import Declared
 
+pytestmark = pytest.mark.droplet
+
 # A night, and some hours for a run that began late.
 HOURS = 30
 DRILL_HOURS = 30 * 24

@@ -12,11 +12,14 @@ from tools.declared import Declared
 
 
 @pytest.mark.logs("docker.service")
-def test_the_engine_is_a_swarm_manager(declared: Declared, collected: dict[str, Any]) -> None:
-    """The panel runs every app as a service of Swarm; a worker, or a locked manager, can start none."""
+def test_the_engine_is_in_the_swarm(declared: Declared, collected: dict[str, Any]) -> None:
+    """The panel runs every app as a service of Swarm; with a locked manager, or none, nothing starts."""
     docker = collected["docker"]
     assert "error" not in docker, docker.get("error")
-    assert docker["swarm"] == {"state": "active", "manager": True}
+    manager = declared["inventory_hostname"] == declared["cluster_manager"]
+    assert (docker["swarm"]["state"], docker["swarm"]["manager"]) == ("active", manager)
+    if len(declared["cluster_nodes"]) > 1:
+        assert docker["swarm"]["address"] == declared["cluster_address"]
     if declared["docker_source"] == "upstream":
         assert docker["version"] == declared["docker_version"]
 
@@ -37,6 +40,7 @@ def test_logs_of_every_container_are_bounded(declared: Declared, collected: dict
     )
 
 
+@pytest.mark.droplet
 def test_no_port_is_published_beyond_the_declared(
     declared: Declared, collected: dict[str, Any]
 ) -> None:
@@ -82,6 +86,7 @@ def test_no_container_network_hides_a_network_of_the_host(collected: dict[str, A
     assert {name: others for name, others in hidden.items() if others} == {}
 
 
+@pytest.mark.droplet
 def test_disk_has_room(declared: Declared, collected: dict[str, Any]) -> None:
     """A release is refused below its limit: this is seen before."""
     need = 2 * declared["release_min_free_mb"]

@@ -12,6 +12,8 @@ from tools.declared import Declared
 
 from .conftest import ORIGIN_KEY
 
+pytestmark = pytest.mark.droplet
+
 
 @pytest.mark.logs("easypanel")
 def test_the_panel_is_the_pinned_version(declared: Declared, collected: dict[str, Any]) -> None:

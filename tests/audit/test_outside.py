@@ -14,6 +14,8 @@ from tools.declared import Declared
 
 from .conftest import Reached
 
+pytestmark = pytest.mark.droplet
+
 SILENCE = 4  # seconds without an answer: nobody is there
 # What our own parts, Docker, Swarm and the usual databases and panels listen on.
 # fmt: off

@@ -5,8 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from plugins.module_utils.release_ledger import live_releases
 from tools.declared import Declared
+
+pytestmark = pytest.mark.droplet
 
 
 def test_what_runs_is_the_last_live_release(

@@ -15,6 +15,8 @@ import pytest
 
 from tools.declared import Declared
 
+pytestmark = pytest.mark.droplet
+
 ISO = "%Y-%m-%dT%H:%M:%SZ"
 
 

@@ -35,6 +35,7 @@ def test_only_keys_open_the_door(declared: Declared, effective: dict[str, list[s
     assert {name: effective.get(name) for name in wanted} == wanted
 
 
+@pytest.mark.droplet
 def test_the_pipelines_door_is_the_one_of_this_repository(
     declared: Declared, collected: dict[str, Any]
 ) -> None:

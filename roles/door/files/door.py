@@ -40,7 +40,7 @@ LINES = 15  # of a log
 FREE = {
     "easypanel_apps": {
         *("apps", "secret_env", "secret_files", "builds", "registry_username", "registry_password"),
-        *("who", "lock_wait", "newer"),
+        *("who", "lock_wait", "newer", "placement"),
     },
     "easypanel_release": {
         *("action", "service", "app", "secret_env", "secret_files", "image", "drop", "gate_waived"),

@@ -22,6 +22,7 @@ from ansible.module_utils.easypanel import (
     parsed_version,
     write_file,
 )
+from ansible.module_utils.private_network import private_address
 
 DOCUMENTATION = r"""
 module: easypanel_install
@@ -29,6 +30,8 @@ short_description: Install EasyPanel once, create its first admin, keep a workin
 description:
   - Runs the panel's own C(setup) command when the host has no panel of this version, or a set-up was interrupted.
     An existing Swarm is never left.
+  - On a host with a private network the Swarm is made before, known by its address there. The panel's own would be
+    known by one that no second node reaches, and that cannot be changed.
   - A newer panel is told and left; C(downgrade) names the version to go back to.
   - An upgrade is checked before (it answers) and after (version, and no app is missing).
   - Creates the first admin from localhost, before anybody else can reach the panel.
@@ -47,6 +50,8 @@ options:
   project: {type: str, required: true, description: Project whose apps get new deploy hooks with a new password.}
   state_directory: {type: path, required: true, description: Where the lock of the releases is.}
   downgrade: {type: str, default: "", description: The pinned version again, to take a newer panel back to it.}
+  advertise: {type: str, default: "", description: The host's private address; empty finds it where there is one.}
+  address_pool: {type: str, default: 10.200.0.0/16, description: Where the Swarm's networks take addresses from.}
   heartbeat: {type: int, default: 60, description: "Seconds between a node's heartbeats; without three it is lost."}
   timeout: {type: int, default: 600, description: Seconds to wait for the panel to answer.}
 author: ["CIMT contributors"]
@@ -120,6 +125,24 @@ def busy_ports(module: AnsibleModule) -> list[int]:
             except OSError:
                 busy.append(port)
     return busy
+
+
+def swarm(module: AnsibleModule) -> dict[str, Any]:
+    """What Docker says of the Swarm that this host is in."""
+    code, out, _ = docker(module, "info", "--format", "{{json .Swarm}}")
+    return dict(json.loads(out or "{}")) if code == 0 else {}
+
+
+def make_swarm(module: AnsibleModule, steps: list[str]) -> str:
+    """Make the Swarm where there is a private network and none yet; the address that it then is known by, or empty."""
+    address = module.params["advertise"] or private_address(module.run_command)
+    if not address or swarm(module).get("LocalNodeState") != "inactive":
+        return ""
+    steps.append(f"make a Swarm, known by {address}")
+    pool = ("--default-addr-pool", module.params["address_pool"])
+    masked = (*pool, "--default-addr-pool-mask-length", "24")
+    must(module, "make a Swarm", "swarm", "init", "--advertise-addr", address, *masked)
+    return str(address)
 
 
 def run_setup(module: AnsibleModule, first: bool) -> None:
@@ -278,6 +301,8 @@ def main() -> None:
             "state_directory": {"type": "path", "required": True},
             **PANEL_ARGUMENTS,
             "downgrade": {"type": "str", "default": ""},
+            "advertise": {"type": "str", "default": ""},
+            "address_pool": {"type": "str", "default": "10.200.0.0/16"},
             "heartbeat": {"type": "int", "default": 60},
             "timeout": {"type": "int", "default": 600},
         },
@@ -326,7 +351,13 @@ def install(module: AnsibleModule, steps: list[str]) -> None:
                 steps=[*steps, *later],
                 diff={"before": f"{now}\n", "after": f"{params['image']}\n"},
             )
+        address = make_swarm(module, steps)
         run_setup(module, first=before is None)
+        if address and address != (known := swarm(module)["NodeAddr"]):
+            module.warn(
+                f"the panel's set-up made a Swarm of its own, known by {known} and not by {address}: one node is well, "
+                'a second cannot join. Next: docs/scaling.md, "A Swarm that was made without a private network"'
+            )
 
     if (now_beats := heartbeat(module)) is not None and now_beats != params["heartbeat"]:
         steps.append(f"Swarm's heartbeat: {now_beats} s -> {params['heartbeat']} s")

@@ -42,7 +42,13 @@ from ansible.module_utils.easypanel import (
 )
 from ansible.module_utils.panel_app import KeptReleases, PanelApp, as_it_was, passes
 from ansible.module_utils.release_ledger import Ledger, overtaken, ran_before, refusal, shown
-from ansible.module_utils.swarm_service import EngineError, HealthAddress, SwarmService
+from ansible.module_utils.swarm_service import (
+    PLACEMENT,
+    EngineError,
+    HealthAddress,
+    SwarmService,
+    placement,
+)
 
 DOCUMENTATION = r"""
 module: easypanel_release
@@ -229,7 +235,9 @@ class Release:
             if status and completed_at is None:
                 if failure := self.swarm.failure(before):
                     raise Failed(failure)
-                if status == "done" and self.swarm.updated(before, digest):
+                if status == "done" and (lost := self._misplaced()):
+                    seen = lost
+                elif status == "done" and self.swarm.updated(before, digest):
                     completed_at = time.monotonic()
                     self.say("swarm: update completed, wanted digest runs")
             if completed_at is not None:
@@ -251,6 +259,14 @@ class Release:
         if status not in ("", "done"):
             waited += ", and the panel's deploy still runs"
         raise Failed(f"{waited}; last seen: {seen}\n{self.swarm.last_words()}")
+
+    def _misplaced(self) -> str:
+        """What keeps the app on its nodes and is not there; empty where it is, or the Swarm has one node."""
+        file = pathlib.Path(self.params["state_directory"], PLACEMENT)
+        wanted = placement(file).get(self.swarm.name, [])
+        if not wanted or set(wanted) <= set(self.swarm.state().get("constraints", [])):
+            return ""
+        return f"Swarm may run it anywhere, not only where {', '.join(wanted)}: is cimt-placement.service at work?"
 
     def _why(self, action: str) -> str:
         """The words of a deploy that the panel calls failed."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import pathlib
 from typing import Any
 
@@ -26,10 +27,17 @@ from ansible.module_utils.easypanel import (
     failures,
     host_lock,
     open_panel,
+    write_file,
 )
 from ansible.module_utils.panel_app import KeptReleases, PanelApp
 from ansible.module_utils.release_ledger import Ledger, overtaken
-from ansible.module_utils.swarm_service import SOCKET, EngineError, SwarmService
+from ansible.module_utils.swarm_service import (
+    PLACEMENT,
+    SOCKET,
+    EngineError,
+    SwarmService,
+    placement,
+)
 
 DOCUMENTATION = r"""
 module: easypanel_apps
@@ -50,6 +58,7 @@ options:
   builds: {type: dict, default: {}, description: "Per app what was built last, as {image, revision}."}
   registry_username: {type: str, default: "", description: User that may pull the images of our registry.}
   registry_password: {type: str, default: "", description: Its password or token.}
+  placement: {type: dict, default: {}, description: "Constraints by service of Swarm, for the unit of role cluster."}
   prune: {type: list, elements: str, default: [], description: "Which of C(unmanaged) to remove. Volumes stay."}
   url: {type: str, required: true, description: Where the panel answers on this host.}
   token_file: {type: path, required: true, description: File with the panel's API token.}
@@ -110,6 +119,7 @@ class Project:
             self.plan.append(Change(name, "project", "add", None, name))
             if not self.module.check_mode:
                 self._panel().write("createProject", name=name)
+        self._place()
         for declared in self.params["apps"]:
             self._app(declared, declared["name"] in existing)
         for spare in sorted(existing - {app["name"] for app in self.params["apps"]}):
@@ -125,6 +135,19 @@ class Project:
                 self.plan.append(Change(spare, "app", "remove", spare))
                 if not self.module.check_mode:
                     self._panel().write("destroyAppService", projectName=name, serviceName=spare)
+
+    def _place(self) -> None:
+        """Say where each service of Swarm may run; who makes it so reads that file (role cluster)."""
+        file = pathlib.Path(self.params["state_directory"], PLACEMENT)
+        wanted, there = self.params["placement"], placement(file)
+        for service in sorted({*wanted, *there}):
+            old, new = there.get(service), wanted.get(service)
+            if old != new:
+                kind = "add" if old is None else "remove" if new is None else "change"
+                app = service.removeprefix(f"{self.params['project']}_")
+                self.plan.append(Change(app, "placement", kind, old, new))
+        if wanted != there and not self.module.check_mode:
+            write_file(str(file), json.dumps(wanted) + "\n")
 
     def states(self) -> dict[str, State]:
         """What the panel has of every app."""
@@ -269,6 +292,7 @@ def main() -> None:
             "secret_env": {"type": "dict", "default": {}, "no_log": True},
             "secret_files": {"type": "dict", "default": {}, "no_log": True},
             "builds": {"type": "dict", "default": {}},
+            "placement": {"type": "dict", "default": {}},
             "registry_username": {"type": "str", "default": ""},
             "registry_password": {"type": "str", "default": "", "no_log": True},
             "prune": {"type": "list", "elements": "str", "default": []},
