@@ -47,9 +47,9 @@ def make(*arguments: str, timeout: float = GENEROUS) -> subprocess.CompletedProc
     return done
 
 
-def on_droplet(command: str, timeout: float = 120) -> str:
-    """Output of a shell command on the droplet, as root. Raises LocalError, subprocess.TimeoutExpired."""
-    return machine.as_root(load(running=True), command, timeout)
+def on_droplet(command: str, timeout: float = 120, node: int = 1) -> str:
+    """Output of a shell command on the droplet (or its worker), as root. Raises LocalError, subprocess.TimeoutExpired."""
+    return machine.as_root(load(running=True).of_each_node()[node - 1], command, timeout)
 
 
 @contextlib.contextmanager

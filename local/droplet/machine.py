@@ -43,7 +43,10 @@ SSH_SECONDS = (
 )
 CLOUD_INIT_SECONDS = 600
 VOLUMES = "volumes"  # id of the controller that they hang on
-LAN = "10.120.0"  # the private network's first three bytes; node 1 is .11
+LAN, LAN6 = (
+    "10.120.0",
+    "fd00:120:0:1",
+)  # how addresses of the private network begin; node 1 is .11 and ::11
 
 
 def start(settings: Settings) -> None:
@@ -361,7 +364,8 @@ def _world(settings: Settings) -> str:
     if settings.nodes > 1:
         network = (
             f"[Match]\nMACAddress={_mac(settings.node)}\n"
-            f"[Network]\nAddress={LAN}.{10 + settings.node}/24\nLinkLocalAddressing=no\nIPv6AcceptRA=no\n"
+            f"[Network]\nAddress={LAN}.{10 + settings.node}/24\nAddress={LAN6}::{10 + settings.node}/64\n"
+            "IPv6AcceptRA=no\n"
         )
         files += [{"path": "/etc/systemd/network/70-private.network", "content": network}]
         commands = [["networkctl", "reload"]]

@@ -52,6 +52,10 @@ class Change:
         return f"{self.sign} {self.what}"
 
 
+# What nodes of a Swarm say to one another, in the ports' form of the API.
+OF_NODES = (("tcp", "2377"), ("tcp", "7946"), ("udp", "7946"), ("udp", "4789"))
+
+
 @dataclass(frozen=True)
 class Wanted:
     """What shall be. ``address`` is the reserved IP that is known already, ``alerts_to`` an e-mail address or empty."""
@@ -69,6 +73,7 @@ class Wanted:
     volume_gb: int
     tcp_ports: list[int]
     udp_ports: list[int]
+    nodes: bool
     alerts_to: str
     address: str
 
@@ -371,6 +376,11 @@ class Environment:
             {"protocol": kind, "ports": str(port), "sources": ends} for kind, port in ports
         ]
         inward.append({"protocol": "icmp", "ports": ALL, "sources": ends})
+        if self.wanted.nodes:  # this firewall stands between droplets of one VPC too
+            inward += [
+                {"protocol": kind, "ports": port, "sources": {"tags": [name]}}
+                for kind, port in OF_NODES
+            ]
         outward = [
             {"protocol": kind, "ports": ALL, "destinations": ends}
             for kind in ("tcp", "udp", "icmp")
@@ -379,6 +389,7 @@ class Environment:
         body["droplet_ids"] = there.get("droplet_ids") or []
         body["tags"] = sorted({*(there.get("tags") or []), name})
         told = ", ".join(f"{kind} {port}" for kind, port in ports)
+        told += ", between its droplets those of Swarm" if self.wanted.nodes else ""
         told = f"firewall {name}: in {told} and ICMP, out everything; by tag"
         if not there:
             yield Change("+", told, lambda: ask("POST", "/v2/firewalls", body))

@@ -43,6 +43,7 @@ options:
   volume_gb: {description: Size of the volume in GB; 0 means none., type: int, default: 0}
   tcp_ports: {description: TCP ports that the firewall lets in., type: list, elements: int, default: [22, 80, 443]}
   udp_ports: {description: UDP ports that the firewall lets in., type: list, elements: int, default: []}
+  nodes: {description: Whether other droplets with its tag are nodes of its Swarm., type: bool, default: false}
   alerts_to: {description: E-mail address of the alerts; without one there are none., type: str, default: ''}
   address: {description: The reserved IP that it has or had., type: str, default: ''}
   disk: {description: Whether the disk grows with C(size)., type: bool, default: false}
@@ -129,6 +130,7 @@ def main() -> None:
             "volume_gb": {"type": "int", "default": 0},
             "tcp_ports": {**number, "default": [22, 80, 443]},
             "udp_ports": {**number, "default": []},
+            "nodes": {"type": "bool", "default": False},
             "alerts_to": {"type": "str", "default": ""},
             "address": {"type": "str", "default": ""},
             "disk": {"type": "bool", "default": False},

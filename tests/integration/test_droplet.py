@@ -379,6 +379,15 @@ def test_what_can_change_in_place_is_changed(account: Account) -> None:
     assert account.droplet()["policy"]["plan"] == "daily"
     assert {rule["ports"] for rule in firewall["inbound_rules"]} == {"22", "80", "443", "0"}
     assert account.module(volume_gb=20, backups="weekly", udp_ports=[443])["count"] == 2
+    # Other nodes of its Swarm, by the tag that they share, and by that alone.
+    assert account.module(volume_gb=20, backups="weekly", udp_ports=[443], nodes=True)["count"] == 1
+    (firewall,) = account.api.kept["firewalls"]
+    by_tag = {
+        (one["protocol"], one["ports"])
+        for one in firewall["inbound_rules"]
+        if one["sources"].get("tags") == [NAME]
+    }
+    assert by_tag == {("tcp", "2377"), ("tcp", "7946"), ("udp", "7946"), ("udp", "4789")}
     assert account.droplet()["policy"]["plan"] == "weekly"
 
 

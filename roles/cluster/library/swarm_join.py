@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import time
 from typing import Any
 
@@ -15,7 +17,7 @@ short_description: Make this host a worker of a Swarm
 description:
   - Joins where it is in none; joins anew where the manager does not know it any more (that was restored, or forgot it),
     or where it is reached by another address than the declared one, which only joining can change.
-  - A host that is in somebody else's Swarm, or is a manager itself, is refused and left.
+  - A host that is in a Swarm of another manager who answers, or is a manager itself, is refused and left.
   - The token goes to Docker's socket, so no list of processes shows it.
 options:
   manager: {type: str, required: true, description: Address of the manager on the private network.}
@@ -41,16 +43,20 @@ steps: {type: list, elements: str, returned: success, description: What was done
 """
 
 PORT = 2377  # of a manager
+PATIENCE = 5  # seconds, for a manager to answer
 
 
 def in_the_way(swarm: dict[str, Any], manager: str) -> str:
     """Why this host may not join; empty where it may."""
     if swarm.get("ControlAvailable"):
         return "this host manages a Swarm itself. Next, on it, if that holds nothing: docker swarm leave --force"
-    theirs = [one["Addr"].rpartition(":")[0] for one in swarm.get("RemoteManagers") or []]
-    if swarm["LocalNodeState"] == "active" and theirs and manager not in theirs:
-        return f"this host is in the Swarm of {', '.join(theirs)}. Next, on it: docker swarm leave"
-    return ""
+    for one in swarm.get("RemoteManagers") or []:
+        host, _, port = one["Addr"].rpartition(":")
+        if host == manager:
+            return ""
+        with contextlib.suppress(OSError), socket.create_connection((host, int(port)), PATIENCE):
+            return f"this host is in the Swarm of {host}. Next, on it: docker swarm leave"
+    return ""  # in none, or in one whose manager is gone
 
 
 def main() -> None:

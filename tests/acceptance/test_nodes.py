@@ -1,0 +1,171 @@
+"""Two nodes of the Swarm on one private link: released, emptied, killed. After `make up NODES=2` (`make nodes-drill`).
+
+The second node is also a stranger on the first one's network: it scans every TCP port there, over IPv4 and IPv6.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from local.droplet import machine
+from local.settings import load
+from local.waiting import eventually
+from testbed.droplet import (
+    APP,
+    DOMAIN,
+    GENEROUS,
+    ROOT,
+    Client,
+    Traffic,
+    built,
+    make,
+    on_droplet,
+    panel,
+    release,
+    variant,
+)
+
+COMPOSE = ROOT / "services/compose.yaml"
+GOOD = "RUN printf %s {revision} > /app/revision"
+ADDRESSES = ("10.120.0.11", "fd00:120:0:1::11")
+# Every TCP port of an address: those that answer at all, be it by a refusal. Silence is what a shut port says.
+SCAN = """python3 - <<'END'
+import asyncio, json
+async def asked(address, port, room):
+    async with room:
+        try:
+            _, writer = await asyncio.wait_for(asyncio.open_connection(address, port), 2)
+            writer.close()
+        except ConnectionRefusedError:
+            pass
+        except OSError:
+            return 0
+        return port
+async def main():
+    found = {}
+    for address in ADDRESSES:
+        room = asyncio.Semaphore(800)
+        answers = await asyncio.gather(*(asked(address, port, room) for port in range(1, 65536)))
+        found[address] = sorted(set(answers) - {0})
+    print(json.dumps(found))
+asyncio.run(main())
+END
+"""
+
+
+def runs(node: str, service: str = "cimt_api") -> int:
+    """How many tasks of a service run on a node, as Swarm says."""
+    shown = "{{.Name}} {{.CurrentState}}"
+    listed = on_droplet(f"docker node ps {node} --filter desired-state=running --format '{shown}'")
+    return sum(
+        line.startswith(f"{service}.") and " Running" in line for line in listed.splitlines()
+    )
+
+
+def spread() -> bool:
+    """Whether each node runs one api."""
+    return (runs("droplet"), runs("droplet-2")) == (1, 1)
+
+
+@pytest.fixture(scope="module")
+def two() -> Iterator[None]:
+    """Two replicas of the api, as a merge makes them; at the end one, and the file as it was."""
+    before = COMPOSE.read_text()
+    try:
+        text, api, rest = before.partition("\n  api:\n")
+        assert api, "the api is not where it was"
+        COMPOSE.write_text(text + api + re.sub(r"(replicas: )1\b", r"\g<1>2", rest, count=1))
+        assert COMPOSE.read_text() != before
+        done = make("services", timeout=2 * GENEROUS)
+        assert done.returncode == 0
+        eventually(spread, "one api on each node", GENEROUS)
+        yield
+    finally:
+        COMPOSE.write_text(before)
+        make("services", timeout=2 * GENEROUS)
+
+
+def test_both_are_as_declared_and_stay_so() -> None:
+    """The same audit for both; a second provision finds nothing to do."""
+    assert make("audit").returncode == 0
+    assert make("audit", "HOST=droplet-2").returncode == 0
+    done = make("provision", timeout=2 * GENEROUS)
+    assert done.returncode == 0
+    assert re.findall(r"changed=(\d+)", done.stdout) == ["0", "0"]
+
+
+def test_nothing_but_the_declared_answers_a_neighbour() -> None:
+    """From another machine of the same network, every port: what other nodes need, SSH and the web."""
+    script = SCAN.replace("ADDRESSES", repr(ADDRESSES))
+    found = json.loads(on_droplet(script, timeout=GENEROUS, node=2))
+    four, six = ADDRESSES
+    assert found == {four: [22, 80, 443, 2377, 7946], six: [22, 80, 443]}
+
+
+def test_a_panels_own_deploy_leaves_what_has_a_volume(two: None) -> None:
+    """Somebody presses Deploy: the panel writes the service without its nodes, and they are back."""
+    key = APP | {"serviceName": "etl"}
+    panel("deployService", dict(key))
+    shown = "docker service inspect cimt_etl --format '{{json .Spec.TaskTemplate.Placement}}'"
+    eventually(lambda: "node.role==manager" in on_droplet(shown), "its nodes again", 60)
+    eventually(lambda: runs("droplet", "cimt_etl") == 1, "etl runs where its volume is", GENEROUS)
+    assert runs("droplet-2", "cimt_etl") == 0
+    told = on_droplet("journalctl --no-pager --unit=cimt-placement --output=cat")
+    assert "cimt_etl: node.role==manager: kept" in told
+
+
+def test_a_release_over_two_nodes_loses_no_request(two: None) -> None:
+    """Swarm replaces one task after the other, wherever it is; the worker pulls by itself."""
+    image = variant(built(), 7, GOOD)
+    with Traffic(Client()) as traffic:
+        assert release(image).returncode == 0
+    traffic.assert_no_gap()
+    eventually(spread, "one api on each node", GENEROUS)
+
+
+def test_a_node_is_emptied_and_used_again(two: None) -> None:
+    with Traffic(Client()) as traffic:
+        assert make("nodes", "DRAIN=droplet-2").returncode == 0
+        assert runs("droplet-2") == 0
+        eventually(lambda: runs("droplet") == 2, "both on the manager", GENEROUS)
+        assert make("nodes", "RETURN=droplet-2").returncode == 0
+        eventually(spread, "one api on each node", GENEROUS)
+    traffic.assert_no_gap()
+    assert "is the manager" in make("nodes", "DRAIN=droplet").stdout
+
+
+def test_a_killed_node_is_missed_for_seconds(two: None) -> None:
+    """Until Swarm misses it, what it is asked is lost; then all is well, and it comes back by itself."""
+    worker = load(running=True).of_each_node()[1]
+    with Traffic(Client()) as traffic:
+        os.kill(machine.running_pid(worker), signal.SIGKILL)
+        killed = time.monotonic()
+        eventually(lambda: runs("droplet") == 2, "both on the manager", GENEROUS)
+        away = time.monotonic() - killed
+        time.sleep(5)
+        lost = len(traffic.failures)
+        answered = traffic.answered
+        time.sleep(60)
+        late = traffic.failures[lost:]
+        assert late == [], "requests still go to a node that is gone"
+        assert traffic.answered > answered
+    print(f"the killed node's work ran elsewhere after {away:.0f} s; {lost} requests were lost")
+    subprocess.run(
+        [sys.executable, "-m", "local", "droplet", "--node", "2"],
+        cwd=ROOT,
+        check=True,
+        timeout=GENEROUS,
+    )
+    ready = "docker node inspect droplet-2 --format '{{.Status.State}}'"
+    eventually(lambda: on_droplet(ready).strip() == "ready", "the node is back", GENEROUS)
+    assert make("audit", "HOST=droplet-2").returncode == 0
+    assert Client(DOMAIN).request("GET", "/healthz").status_code == 200
