@@ -48,7 +48,7 @@ def make(*arguments: str, timeout: float = GENEROUS) -> subprocess.CompletedProc
 
 
 def on_droplet(command: str, timeout: float = 120, node: int = 1) -> str:
-    """Output of a shell command on the droplet (or its worker), as root. Raises LocalError, subprocess.TimeoutExpired."""
+    """Output of a shell command on the droplet or its worker, as root. Raises LocalError, subprocess.TimeoutExpired."""
     return machine.as_root(load(running=True).of_each_node()[node - 1], command, timeout)
 
 

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import io
 import json
 import os
+import shlex
 import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,7 @@ from local.settings import (
     save_ports,
     write_atomic,
 )
+from local.waiting import eventually
 
 MEMORY_MB = 2048
 CPUS = 2
@@ -42,6 +45,7 @@ SSH_SECONDS = (
     600  # an emulated droplet answers in half a minute on an idle machine, in minutes on a busy one
 )
 CLOUD_INIT_SECONDS = 600
+SPARE = "spare"  # a free slot: a card cannot be plugged into the first bus
 VOLUMES = "volumes"  # id of the controller that they hang on
 LAN, LAN6 = (
     "10.120.0",
@@ -243,6 +247,7 @@ def boot(settings: Settings) -> None:
     if known.get("lan"):
         command += _link_to_the_other(settings)
     command += ["-device", "virtio-rng-pci", "-qmp", "unix:qmp.sock,server=on,wait=off"]
+    command += ["-device", f"pcie-root-port,id={SPARE}"]
     if "volumes" in known:
         command += ["-device", f"virtio-scsi-pci,id={VOLUMES}"]
     if kernel.exists():
@@ -378,15 +383,48 @@ def _mac(node: int) -> str:
 
 def _link_to_the_other(settings: Settings) -> list[str]:
     """A network card on the link that two nodes share: datagrams over a pair of Unix sockets, without root."""
-    # Relative: a socket's path may have 107 bytes only. QEMU runs in the node's own folder.
-    own = settings.droplet / "lan.sock"
+    # Absolute, since QEMU leaves the folder it was started in, and short: a socket's path may have 107 bytes.
+    mark = hashlib.sha256(os.fsencode(settings.state)).hexdigest()[:8]
+    folder = Path(tempfile.gettempdir(), f"cimt-lan-{os.geteuid()}-{mark}")
+    folder.mkdir(mode=0o700, exist_ok=True)
+    own, other = (folder / f"{node}.sock" for node in (settings.node, 3 - settings.node))
     own.unlink(missing_ok=True)
-    other = f"../{replace(settings, node=3 - settings.node).name}/lan.sock"
-    link = "dgram,id=lan,local.type=unix,local.path=lan.sock,remote.type=unix"
-    return [
-        *("-netdev", f"{link},remote.path={other}"),
-        *("-device", f"virtio-net-pci,netdev=lan,mac={_mac(settings.node)}"),
-    ]
+    link = f"dgram,id=lan,local.type=unix,local.path={own},remote.type=unix,remote.path={other}"
+    return ["-netdev", link, "-device", f"virtio-net-pci,netdev=lan,mac={_mac(settings.node)}"]
+
+
+@contextlib.contextmanager
+def neighbour(settings: Settings) -> Iterator[tuple[Path, str, str, str]]:
+    """Another network card for the droplet, on a link where whoever has the other socket is its neighbour.
+
+    Gives the folder of the two sockets (lan.sock is the droplet's, neighbour.sock the other), the card, and the
+    droplet's IPv4 and IPv6 address there. Afterwards the card is gone. Raises LocalError, TimeoutError.
+    """
+    card, four, six = _mac(0xFE), "10.121.0.11", "fd00:121:0:1::11"
+    file = "/run/systemd/network/70-neighbour.network"
+    text = f"[Match]\nMACAddress={card}\n[Network]\nAddress={four}/24\nAddress={six}/64\nIPv6AcceptRA=no\n"
+    folder = Path(tempfile.mkdtemp(prefix="cimt-link-"))
+    near, far = (
+        {"type": "unix", "path": str(folder / f"{name}.sock")} for name in ("lan", "neighbour")
+    )
+    as_root(
+        settings,
+        f"mkdir -p {Path(file).parent}; printf {shlex.quote(text)} >{file}; networkctl reload",
+    )
+    try:
+        link = {"type": "dgram", "id": "neighbour", "local": near, "remote": far}
+        monitor(settings, "netdev_add", link)
+        device = {"driver": "virtio-net-pci", "id": "neighbour-card", "netdev": "neighbour"}
+        monitor(settings, "device_add", device | {"mac": card, "bus": SPARE})
+        has = f"ip -o address show scope global to {six}; ip -o address show to {four}"
+        eventually(lambda: len(as_root(settings, has).splitlines()) == 2, "its address there", 120)
+        yield folder, card, four, six
+    finally:
+        for command, given in (("device_del", "neighbour-card"), ("netdev_del", "neighbour")):
+            with contextlib.suppress(LocalError, OSError):  # it never came to be
+                monitor(settings, command, {"id": given})
+        as_root(settings, f"rm -f {file}; networkctl reload")
+        shutil.rmtree(folder)
 
 
 def user_data(home: Path, name: str = "droplet") -> str:

@@ -71,6 +71,18 @@ def test_what_a_name_speaks_and_should_not_is_a_finding() -> None:
     assert scan.sslyze("api.example.com", "  127.0.0.1:8443: OK - Compliant.\n") == []
 
 
+def test_a_port_that_answers_in_one_family_alone_is_a_finding() -> None:
+    """A rule that was written for IPv4 leaves IPv6 open; a port that should answer and does not is one as well."""
+    wanted = {"tcp": {22, 443}, "udp": set[int]()}
+    answered = {"tcp 4": [22, 443], "tcp 6": [22, 443, 3000], "udp 4": [], "udp 6": [5353]}
+    assert [one.key for one in scan.unexpected(answered, wanted)] == [
+        "ports tcp 6 3000",
+        "ports udp 6 5353",
+    ]
+    (silent,) = scan.unexpected({"tcp 4": [22]}, wanted)
+    assert (silent.key, silent.text) == ("ports tcp 4 443", "does not answer")
+
+
 def test_a_waiver_for_one_setting_excuses_no_other() -> None:
     waivers = [{"tool": "lynis", "test": "KRNL-6000", "about": ["net.x"], "why": "two\ncards"}]
     one = scan.Finding("lynis", "KRNL-6000", "net.x", "")

@@ -1,4 +1,4 @@
-"""`make scan`: what Lynis, OpenSCAP, ssh-audit, SSLyze and a knock on every TCP port say, held against waivers.yaml.
+"""`make scan`: what Lynis, OpenSCAP, ssh-audit, SSLyze and a knock on every port say, held against waivers.yaml.
 
 Minutes, beside `make audit`, which takes seconds and asks whether the droplet is as declared; this asks whether what
 is declared is good. Nothing stays on the host. `.local/reports/scan-ENV.html` is for people and says what changed since
@@ -26,6 +26,8 @@ from xml.etree import ElementTree
 
 import yaml
 
+from local.droplet import machine
+from local.settings import LocalError, load
 from tools.declared import Declared, NotDeclared
 
 HERE = Path(__file__).parent
@@ -64,7 +66,7 @@ def main() -> int:
         declared = Declared(environment)
         # From here first: what cannot be reached is known before minutes are spent on the host.
         spoken = [one for name in names(declared) for one in tls(name, declared, environment)]
-        ports, scanned = knock(declared)
+        ports, scanned = knock(declared, environment)
         told = ask(declared)
     except (NotDeclared, OSError) as error:
         print(f"scan: {error}", file=sys.stderr)
@@ -117,22 +119,52 @@ def ask(declared: Declared) -> dict[str, str]:
     return told
 
 
-def knock(declared: Declared) -> tuple[list[Finding], str]:
-    """Open TCP ports that nobody declared, and which were tried. Forwarded ports of a local droplet say nothing."""
-    wanted = {declared["firewall_ssh_port"], *declared["firewall_public_tcp_ports"]}
-    host = str(declared["ansible_host"])
-    if declared.door(1) is None:
-        return [], "none: only forwarded ports lead to this droplet"
-    print("scan: all TCP ports from here …", flush=True)
-    seen = asyncio.run(answering(host, range(1, 65536)))
-    extra = [
-        Finding("ports", "tcp", str(port), "answers, and no role opened it")
-        for port in seen - wanted
-    ]
-    shut = [Finding("ports", "tcp", str(port), "does not answer") for port in wanted - seen]
-    return sorted(
-        [*extra, *shut], key=lambda one: int(one.about)
-    ), "all 65,535 over IPv4, from here"
+def knock(declared: Declared, environment: str) -> tuple[list[Finding], str]:
+    """Ports that answer and nobody declared, or the other way round, and which were tried. Raises NotDeclared.
+
+    A local droplet is asked by a neighbour on a link of its own; one in the world from here, where this machine has
+    no way by IPv6 by IPv4 alone.
+    """
+    tcp = {declared["firewall_ssh_port"], *declared["firewall_public_tcp_ports"]}
+    udp = set(declared["firewall_public_udp_ports"])
+    if environment == "local":
+        print("scan: every TCP port and the usual UDP ports, as a neighbour …", flush=True)
+        answered = from_next_door()
+        tried = "all 65,535 and the usual of UDP, over IPv4 and IPv6, by a neighbour"
+    else:
+        print("scan: all TCP ports from here …", flush=True)
+        host = str(declared["ansible_host"])
+        answered = {"tcp 4": list(asyncio.run(answering(host, range(1, 65536))))}
+        tried = "all 65,535 over IPv4, from here"
+    return unexpected(answered, {"tcp": tcp, "udp": udp}), tried
+
+
+def from_next_door() -> dict[str, list[int]]:
+    """What answers a neighbour of the local droplet: ports by protocol and family. Raises NotDeclared."""
+    program = [ROOT / ".venv/audit/bin/python", HERE / "neighbour.py"]
+    try:
+        with machine.neighbour(load(running=True)) as link:
+            done = subprocess.run([*program, *link], capture_output=True, text=True)
+    except (LocalError, OSError, TimeoutError) as error:
+        raise NotDeclared(
+            f"the droplet has no neighbour: {error}. Next: make down, make up"
+        ) from None
+    if done.returncode:
+        raise NotDeclared(f"the neighbour ended: {' '.join(done.stderr.split())[-300:]}")
+    answered: dict[str, list[int]] = json.loads(done.stdout)
+    return answered
+
+
+def unexpected(answered: dict[str, list[int]], wanted: dict[str, set[int]]) -> list[Finding]:
+    """What answers and should not, by protocol and family (`tcp 4`); of TCP, also what should and does not."""
+    found = []
+    for way, ports in answered.items():
+        kind = way.partition(" ")[0]
+        told = [(port, "answers, and no role opened it") for port in set(ports) - wanted[kind]]
+        if kind == "tcp":  # over UDP a good port may be silent
+            told += [(port, "does not answer") for port in wanted[kind] - set(ports)]
+        found += [Finding("ports", way, str(port), text) for port, text in sorted(told)]
+    return found
 
 
 def names(declared: Declared) -> list[str]:
@@ -338,7 +370,7 @@ def page(result: dict[str, Any], before: dict[str, Any]) -> str:
         changed = f"<p>{since}</p>{nothing}<ul>{''.join(lines)}</ul>"
     good = not open_ones and not too_low(result)
     style = STYLE.replace("COLOUR", "#18794e" if good else "#b42318")
-    tried = f"Lynis {html.escape(result['lynis'])} · TCP ports: {html.escape(result['ports'])}"
+    tried = f"Lynis {html.escape(result['lynis'])} · ports: {html.escape(result['ports'])}"
     return f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>Scan of {result["env"]}</title>
 <style>{style}</style>
 <h1>Scan of {result["env"]}</h1><p>{result["when"]} · {tried}</p>
