@@ -196,7 +196,7 @@ receipt: setup ## What the last release did, as Markdown: steps, images, migrati
 .PHONY: settings
 settings: setup ## After an edit of services/settings.yaml: write workflows, docs/setup.md and production.env.example
 	@python -m tools.settings write
-.PHONY: setup check check-unprivileged lint unit e2e kernel n8n-install n8n-lint n8n-catalogue n8n-test n8n-upgrade test sbom vulnerabilities pins faults first-day pipeline drills lock clean
+.PHONY: setup check check-unprivileged lint unit e2e kernel n8n-install n8n-lint n8n-catalogue n8n-test n8n-upgrade test sbom vulnerabilities pins faults first-day second-node pipeline drills lock clean
 setup: .venv/.installed node_modules/.installed ## Install the locked Python and npm environments
 check: lint unit kernel ## All that needs no VM: linters, unit and contract tests (5 minutes on two cores)
 # Root may do what GitHub's runner and a developer may not: so root checks as one of them.
@@ -241,10 +241,16 @@ faults: packages setup ## Break the running local droplet on purpose: bad images
 	@python -m pytest -v -p no:cacheprovider tests/acceptance/test_second_app.py tests/acceptance/test_undo.py tests/acceptance/test_faults.py tests/acceptance/test_lockout.py tests/acceptance/test_backup_faults.py $(if $(wildcard .local/build/n8n.json),tests/acceptance/test_n8n.py)
 first-day: packages setup ## From nothing to live as docs/setup.md says, on a droplet that `make droplet` makes beside the local one
 	@python -m pytest -v -s -p no:cacheprovider tests/acceptance/test_first_day.py
+second-node: packages setup ## Two nodes of one Swarm on this machine: audited, released, emptied, one of them killed
+	@NODES=2 python -m local up
+	@python -m pytest -v -s -p no:cacheprovider tests/acceptance/test_nodes.py
 pipeline: packages setup ## From a clone to a live release, as on GitHub: docs/setup.md, a pull request, its merge
 	@python -m local.pipeline
-drills: browser faults restore-drill pins first-day pipeline ## Everything that takes long: faults, the update bot's dry run, the first day, the whole pipeline and what must not go live
+drills: browser faults restore-drill pins first-day pipeline ## Everything that takes long: faults, the update bot's dry run, the first day, the whole pipeline and what must not go live; then two nodes
 	@python -m pytest -v -p no:cacheprovider tests/acceptance/test_pipeline.py tests/acceptance/test_pipeline_faults.py
+	@# One droplet becomes no two: its private network is given when it is made.
+	@python -m local down
+	@make --no-print-directory second-node
 clean: ## Remove what `setup` installed (the droplet: make down)
 	rm -rf .venv node_modules
 

@@ -33,7 +33,7 @@ for goal in ${GOALS:-}; do
   case $goal in
     up) local_only "make up, or for the droplet of $ENV: make provision ENV=$ENV" ;;
     backup | backups | restore | restore-drill | drilled) droplet ;;
-    dev | test | faults | pipeline | drills) local_only "make $goal" ;;
+    dev | test | faults | pipeline | second-node | drills) local_only "make $goal" ;;
     github) [ "$ENV" != local ] || stop "the local droplet has no repository on GitHub" "make github ENV=production" ;;
     ssh) local_only "$remote" ;;
     down) local_only "make down; a droplet in a cloud is removed there, by hand" ;;

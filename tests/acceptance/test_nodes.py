@@ -1,4 +1,4 @@
-"""Two nodes of the Swarm on one private link: released, emptied, killed. After `make up NODES=2` (`make nodes-drill`).
+"""Two nodes of the Swarm on one private link: released, emptied, killed. By `make second-node`.
 
 The second node is also a stranger on the first one's network: it scans every TCP port there, over IPv4 and IPv6.
 """
