@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import os
+import socketserver
 import ssl
 import subprocess
 import sys
@@ -25,6 +26,26 @@ from local.settings import ROOT
 PROGRAM = ROOT / "roles/host_report/files/host_report.py"
 KEY = "a-key-of-the-webhooks-0123456789"
 N8N, API = "n8n.example.com", "api.example.com"
+
+
+class Swarm(BaseHTTPRequestHandler):
+    """Docker on its socket: one node is well, one is lost."""
+
+    def do_GET(self) -> None:
+        nodes = [
+            {
+                "Description": {"Hostname": name},
+                "Status": {"State": state},
+                "Spec": {"Availability": "active"},
+            }
+            for name, state in (("droplet", "ready"), ("droplet-2", "down"))
+        ]
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps(nodes).encode())
+
+    def log_message(self, *_: Any) -> None:
+        return
 
 
 class Alerts:
@@ -101,7 +122,7 @@ def report(
     """Run it as the unit would. `failed` is what systemctl prints: this machine may have no systemd."""
     chosen = {
         "n8n": N8N, "domains": [N8N, API], "ca_file": str(alerts.ca), "port": alerts.port, "patience_seconds": 1,
-        "disks": ["/", "/no/such/folder"],
+        "disks": ["/", "/no/such/folder"], "nodes": 1, "docker": str(folder / "docker.sock"),
         "stamps": {
             "backup_age_hours": str(folder / "stamp"), "drill_age_days": str(folder / "drill"),
             "reboot_waits_days": str(folder / "reboot-required"),
@@ -155,6 +176,15 @@ def test_without_a_backup_none_is_missed_and_dry_run_tells_nobody(
     absent = {"backup_age_hours", "drill_age_days", "reboot_waits_days"}
     assert not absent & json.loads(done.stdout)["host"].keys()
     assert alerts.reports == []
+
+
+def test_a_node_that_is_lost_is_told_by_name(tmp_path: Path, alerts: Alerts) -> None:
+    with socketserver.UnixStreamServer(str(tmp_path / "docker.sock"), Swarm) as docker:
+        threading.Thread(target=docker.serve_forever, daemon=True).start()
+        told = json.loads(report(tmp_path, alerts, "--dry-run", nodes=3).stdout)
+        docker.shutdown()
+    assert told["host"]["nodes_away"] == 2
+    assert told["named"]["nodes_away"] == "droplet-2: down, active; 1 never joined"
 
 
 def test_a_certificate_that_no_browser_takes_counts_as_ended(

@@ -75,6 +75,9 @@ def look(
         "failed_units": len(units),
     }
     named = {"disk_used_percent": fullest, "failed_units": ", ".join(units)}
+    if settings["nodes"] > 1:
+        away, told = nodes_away(settings["nodes"], settings["docker"])
+        figures["nodes_away"], named["nodes_away"] = away, told
     if settings["domains"]:
         left = {
             name: certificate_left_percent(name, context, proxy) for name in settings["domains"]
@@ -120,6 +123,28 @@ def failed_units() -> list[str]:
     listed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
     units = [line.split()[0] for line in listed.stdout.splitlines() if line.strip()]
     return [unit for unit in units if unit != ITSELF]
+
+
+def nodes_away(declared: int, docker: str) -> tuple[int, str]:
+    """How many of the declared nodes of the Swarm take no work, and what is known of them."""
+    with socket.socket(socket.AF_UNIX) as raw:
+        raw.settimeout(ANSWER_SECONDS)
+        raw.connect(docker)
+        asked = http.client.HTTPConnection("docker")
+        asked.sock = raw
+        asked.request("GET", "/nodes", headers={"Connection": "close"})
+        nodes = json.loads(asked.getresponse().read())
+    away = {
+        node["Description"][
+            "Hostname"
+        ]: f"{node['Status']['State']}, {node['Spec']['Availability']}"
+        for node in nodes
+        if (node["Status"]["State"], node["Spec"]["Availability"]) != ("ready", "active")
+    }
+    missing = max(declared - len(nodes), 0)
+    told = [f"{name}: {what}" for name, what in sorted(away.items())]
+    told += [f"{missing} never joined"] if missing else []
+    return len(away) + missing, "; ".join(told)
 
 
 def connect(domain: str, context: ssl.SSLContext, proxy: tuple[str, int]) -> ssl.SSLSocket:
