@@ -151,7 +151,7 @@ class Site:
         self.droplet.run("sysctl", "--quiet", "net.ipv4.ip_forward=1")
         self.droplet.run("nft", "--file", "-", stdin=DOCKER_NAT)
         # 3000 is also the listening socket of Docker's proxy, which takes what is not translated (IPv6).
-        self.droplet.listen(22, 3000, 8080, 8443)
+        self.droplet.listen(22, 3000, 7946, 8080, 8443)
         self.container.listen(80, 443, 2377, 3000)
         self.client.listen(53)
 
@@ -241,6 +241,40 @@ def test_behind_cloudflare_its_networks_alone_reach_the_web(site: Site) -> None:
     assert site.client.reach(*outside, (DROPLET6, 443, CLIENT6)) == ["silent"] * 4
     assert site.client.reach((DROPLET6, 443, "2606:4700::9")) == ["refused"]
     assert site.client.reach((DROPLET, 22, CLIENT), (DROPLET6, 22, CLIENT6)) == ["open"] * 2
+
+
+def hears(site: Site, speaker: Network, port: int) -> str:
+    """What the droplet hears of a datagram that the speaker sends with OTHER_CLIENT's address; empty for nothing."""
+    hear = (
+        "import socket; s = socket.socket(type=socket.SOCK_DGRAM); s.settimeout(2); "
+        f"s.bind(('0.0.0.0', {port})); print('listening', flush=True)\n"
+        "try: print(s.recv(99).decode())\nexcept TimeoutError: print()"
+    )
+    say = (
+        "import socket; s = socket.socket(type=socket.SOCK_DGRAM); "
+        f"s.bind(('{OTHER_CLIENT}', 0)); s.sendto(b'said', ('{DROPLET}', {port}))"
+    )
+    command = [*site.droplet.prefix, sys.executable, "-c", hear]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as listener:
+        assert listener.stdout
+        assert listener.stdout.readline() == "listening\n"
+        speaker.run(sys.executable, "-c", say)
+        return listener.stdout.readline().strip()
+
+
+def test_nodes_of_the_swarm_are_heard_over_their_own_link_alone(site: Site) -> None:
+    """The containers' network believes every packet: so one with a node's address counts only where the node is."""
+    site.container.run("ip", "address", "add", f"{OTHER_CLIENT}/32", "dev", "eth0")
+    for link in ("all", "docker_gwbridge"):
+        site.droplet.run("sysctl", "--quiet", f"net.ipv4.conf.{link}.rp_filter=0")
+    site.load()
+    assert hears(site, site.client, 4789) == ""
+    site.load(firewall_cluster_peers=[OTHER_CLIENT])
+    assert hears(site, site.client, 4789) == "said"
+    assert hears(site, site.container, 4789) == ""
+    assert hears(site, site.client, 4790) == ""
+    asked = [(DROPLET, 7946, OTHER_CLIENT), (DROPLET, 7946, CLIENT), (DROPLET, 3000, OTHER_CLIENT)]
+    assert site.client.reach(*asked) == ["open", "silent", "silent"]
 
 
 def test_ssh_is_limited_per_source(site: Site) -> None:
