@@ -110,6 +110,7 @@ def destroy(settings: Settings) -> bool:
                 time.sleep(0.1)
         if one.droplet.exists():
             shutil.rmtree(one.droplet)
+    shutil.rmtree(_lan(settings), ignore_errors=True)
     settings.ssh_config.unlink(missing_ok=True)
     (settings.state / "ca.crt").unlink(missing_ok=True)
     return was_there
@@ -381,11 +382,15 @@ def _mac(node: int) -> str:
     return f"52:54:00:c1:47:{node:02x}"
 
 
+def _lan(settings: Settings) -> Path:
+    """Folder of the link's sockets: QEMU leaves the one it was started in, and a socket's path may have 107 bytes."""
+    mark = hashlib.sha256(os.fsencode(settings.state)).hexdigest()[:8]
+    return Path(tempfile.gettempdir(), f"cimt-lan-{os.geteuid()}-{mark}")
+
+
 def _link_to_the_other(settings: Settings) -> list[str]:
     """A network card on the link that two nodes share: datagrams over a pair of Unix sockets, without root."""
-    # Absolute, since QEMU leaves the folder it was started in, and short: a socket's path may have 107 bytes.
-    mark = hashlib.sha256(os.fsencode(settings.state)).hexdigest()[:8]
-    folder = Path(tempfile.gettempdir(), f"cimt-lan-{os.geteuid()}-{mark}")
+    folder = _lan(settings)
     folder.mkdir(mode=0o700, exist_ok=True)
     own, other = (folder / f"{node}.sock" for node in (settings.node, 3 - settings.node))
     own.unlink(missing_ok=True)
