@@ -9,6 +9,9 @@ found: dict[str, object] = {"_meta": {"hostvars": {}}}
 if (Path(__file__).parents[2] / ".local/droplet-2/state.json").exists():
     addresses = {"droplet": f"{LAN}.11", "droplet-2": f"{LAN}.12"}
     found = {
+        "droplets": {
+            "hosts": ["droplet"]
+        },  # what is said of hosts counts for those that are listed here
         "workers": {"hosts": ["droplet-2"]},
         "_meta": {"hostvars": {name: {"cluster_address": one} for name, one in addresses.items()}},
     }

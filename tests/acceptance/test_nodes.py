@@ -35,6 +35,7 @@ from testbed.droplet import (
 )
 
 COMPOSE = ROOT / "services/compose.yaml"
+PLACED = "placement: {constraints: [node.role == manager]}"
 GOOD = "RUN printf %s {revision} > /app/revision"
 ADDRESSES = ("10.120.0.11", "fd00:120:0:1::11")
 # Every TCP port of an address: those that answer at all, be it by a refusal. Silence is what a shut port says.
@@ -78,13 +79,15 @@ def spread() -> bool:
 
 @pytest.fixture(scope="module")
 def two() -> Iterator[None]:
-    """Two replicas of the api, as a merge makes them; at the end one, and the file as it was."""
+    """Two replicas of the api, and web for the manager, as a merge makes them; at the end the file as it was."""
     before = COMPOSE.read_text()
     try:
         text, api, rest = before.partition("\n  api:\n")
         assert api, "the api is not where it was"
-        COMPOSE.write_text(text + api + re.sub(r"(replicas: )1\b", r"\g<1>2", rest, count=1))
-        assert COMPOSE.read_text() != before
+        rest, web, more = rest.partition("\n  web:\n")
+        rest = re.sub(r"(replicas: )1\b", r"\g<1>2", rest, count=1)
+        more = more.replace("    deploy:\n", f"    deploy:\n      {PLACED}\n", 1)
+        COMPOSE.write_text(text + api + rest + web + more)
         done = make("services", timeout=2 * GENEROUS)
         assert done.returncode == 0
         eventually(spread, "one api on each node", GENEROUS)
@@ -111,16 +114,21 @@ def test_nothing_but_the_declared_answers_a_neighbour() -> None:
     assert found == {four: [22, 80, 443, 2377, 7946], six: [22, 80, 443]}
 
 
-def test_a_panels_own_deploy_leaves_what_has_a_volume(two: None) -> None:
+def test_a_panels_own_deploy_moves_nothing(two: None) -> None:
     """Somebody presses Deploy: the panel writes the service without its nodes, and they are back."""
-    key = APP | {"serviceName": "etl"}
-    panel("deployService", dict(key))
-    shown = "docker service inspect cimt_etl --format '{{json .Spec.TaskTemplate.Placement}}'"
-    eventually(lambda: "node.role==manager" in on_droplet(shown), "its nodes again", 60)
-    eventually(lambda: runs("droplet", "cimt_etl") == 1, "etl runs where its volume is", GENEROUS)
-    assert runs("droplet-2", "cimt_etl") == 0
-    told = on_droplet("journalctl --no-pager --unit=cimt-placement --output=cat")
-    assert "cimt_etl: node.role==manager: kept" in told
+
+    def kept() -> int:
+        said = on_droplet("journalctl --no-pager --unit=cimt-placement --output=cat")
+        return len(re.findall("^cimt_web: .*: kept$", said, re.MULTILINE))
+
+    before = kept()
+    assert runs("droplet", "cimt_web") == 1
+    panel("deployAppService", {**APP, "serviceName": "web"})
+    eventually(lambda: kept() > before, "its nodes again", 120)
+    eventually(lambda: runs("droplet", "cimt_web") == 1, "web runs where it may", GENEROUS)
+    assert runs("droplet-2", "cimt_web") == 0
+    shown = "docker service inspect cimt_web --format '{{json .Spec.TaskTemplate.Placement}}'"
+    assert "node.role==manager" in on_droplet(shown)
 
 
 def test_a_release_over_two_nodes_loses_no_request(two: None) -> None:

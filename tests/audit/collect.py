@@ -245,10 +245,10 @@ def shown(host: str) -> str:
 METRICS = "import urllib.request as u; print(u.urlopen('http://{}:9090/metrics').read().decode())"
 
 
-def figures(service: str, beside: str) -> dict[str, float]:
+def figures(service: str, beside: str) -> dict[str, float] | None:
     """What an app's /metrics says, without labels: asked inside of its container, for no other way leads to that port.
 
-    Where it runs on another node of the Swarm, inside of the container of ``beside``.
+    Where it runs on another node of the Swarm, inside of the container of ``beside``; None without any.
     """
     said = ""
     for asked, host in ((service, "127.0.0.1"), (beside, service)):
@@ -256,6 +256,8 @@ def figures(service: str, beside: str) -> dict[str, float]:
         ids = run("docker", "ps", "--quiet", label)["out"].split()
         if ids and not said:
             said = run("docker", "exec", ids[0], "python3", "-c", METRICS.format(host))["out"]
+    if not said:
+        return None
     lines = [
         line.rsplit(" ", 1)
         for line in said.splitlines()
