@@ -13,6 +13,11 @@ if (Path(__file__).parents[2] / ".local/droplet-2/state.json").exists():
             "hosts": ["droplet"]
         },  # what is said of hosts counts for those that are listed here
         "workers": {"hosts": ["droplet-2"]},
-        "_meta": {"hostvars": {name: {"cluster_address": one} for name, one in addresses.items()}},
+        "_meta": {
+            "hostvars": {
+                name: {"ansible_host": name, "cluster_address": address}
+                for name, address in addresses.items()
+            }
+        },
     }
 print(json.dumps(found))
