@@ -139,7 +139,7 @@ def docker() -> dict[str, Any]:
     except OSError as error:
         return {"error": str(error)}
     services, containers = [], []
-    listed = engine("/services") if info["Swarm"]["LocalNodeState"] == "active" else []
+    listed = engine("/services") if info["Swarm"]["ControlAvailable"] else []
     for service in listed:
         spec = service["Spec"]
         container = spec["TaskTemplate"]["ContainerSpec"]
