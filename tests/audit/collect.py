@@ -337,7 +337,9 @@ print(
                 "anonymous": panel("listProjectsAndServices", token=False)["status"],
                 "token": panel("listProjectsAndServices", token=True)["status"],
                 "version": panel("getUpdateStatus", token=True),
-            },
+            }
+            if wanted["panel_url"]
+            else {},
             "figures": figures(*wanted["measured"]) if wanted["measured"] else {},
             "ca": text(wanted["ca_file"]) if wanted["ca_file"] else None,
             "shown": {host: shown(host) for host in wanted["origin_hosts"]},
