@@ -128,14 +128,13 @@ def test_a_release_over_two_nodes_loses_no_request(two: None) -> None:
     with Traffic(Client()) as traffic:
         assert release(image).returncode == 0
     traffic.assert_no_gap()
-    eventually(spread, "one api on each node", GENEROUS)
 
 
 def test_a_node_is_emptied_and_used_again(two: None) -> None:
+    """Swarm may have put both replicas onto it, and would end them before others run."""
     with Traffic(Client()) as traffic:
         assert make("nodes", "DRAIN=droplet-2").returncode == 0
-        assert runs("droplet-2") == 0
-        eventually(lambda: runs("droplet") == 2, "both on the manager", GENEROUS)
+        assert (runs("droplet"), runs("droplet-2")) == (2, 0)
         assert make("nodes", "RETURN=droplet-2").returncode == 0
         eventually(spread, "one api on each node", GENEROUS)
     traffic.assert_no_gap()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import http.server
 import json
 import queue
@@ -42,6 +41,9 @@ class Docker(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
         self.nodes: list[dict[str, Any]] = []
         self.joined: list[dict[str, Any]] = []
         self.tasks: list[dict[str, Any]] = []
+        self.starts_on = (
+            ""  # where the tasks of a service come up that is started anew; empty: nowhere
+        )
 
     def specify(self, name: str, constraints: list[str] | None, replicas: int = 1) -> None:
         """Write a service, as a whole."""
@@ -126,6 +128,9 @@ class Answers(http.server.BaseHTTPRequestHandler):
             return self.say(500, {"message": "update out of sequence"})
         thing["Version"]["Index"] += 1
         thing["Spec"] = body
+        for task in docker.tasks if docker.starts_on else []:
+            if task["ServiceID"] == name:
+                task["NodeID"] = docker.starts_on
         return self.say(200, {})
 
     def do_DELETE(self) -> None:
@@ -267,25 +272,33 @@ def test_a_node_is_emptied_used_again_and_forgotten(docker: Docker, tmp_path: Pa
         ({"remove": "host-1"}, "is the manager"),
         ({"remove": "host-2"}, "has work"),
         ({"drain": "host-3"}, "0 nodes are called host-3"),
-        ({"drain": "host-2"}, "still runs cimt_api"),
+        ({"drain": "host-2"}, "still runs on host-2"),
     ):
         told = nodes(docker, tmp_path, **refused)
         assert told["failed"]
         assert why in told["msg"]
-    docker.tasks = []
-    assert not nodes(docker, tmp_path, drain="host-2")["changed"]
+    # It gets nothing new, and what runs there goes on: an app that does not start elsewhere is no outage.
+    assert docker.nodes[1]["Spec"]["Availability"] == "pause"
+    assert docker.tasks == [running]
+    docker.starts_on = "n1"
+    assert nodes(docker, tmp_path, drain="host-2")["steps"] == [
+        "cimt_api: started anew, one task after the other",
+        "host-2: drained",
+    ]
     assert docker.nodes[1]["Spec"]["Availability"] == "drain"
+    assert not nodes(docker, tmp_path, drain="host-2")["changed"]
 
-    before = copy.deepcopy(docker.services)
-    nodes(docker, tmp_path, activate="host-2")
-    assert docker.nodes[1]["Spec"]["Availability"] == "active"
+    docker.tasks = [{**running, "NodeID": "n1"}, {**running, "NodeID": "n1"}]
+    back = nodes(docker, tmp_path, activate="host-2")
+    assert back["steps"][0] == "host-2: drain -> active"
+    assert back["steps"][1:] == ["cimt_api: started anew, one task after the other"]
+    docker.tasks[0]["NodeID"] = "n2"
+    assert not nodes(docker, tmp_path, activate="host-2")["changed"], "they are spread already"
     forced = {
         name: service["Spec"]["TaskTemplate"].get("ForceUpdate", 0)
         for name, service in docker.services.items()
     }
-    assert forced == {"cimt_api": 1, "cimt_n8n": 0, "cimt_web": 0}
-    assert not nodes(docker, tmp_path, activate="host-2")["changed"]
-    assert before["cimt_web"] == docker.services["cimt_web"]
+    assert forced == {"cimt_api": 3, "cimt_n8n": 0, "cimt_web": 0}
 
     docker.nodes[1]["Status"]["State"] = "down"
     nodes(docker, tmp_path, remove="host-2")

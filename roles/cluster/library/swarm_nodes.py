@@ -13,8 +13,9 @@ module: swarm_nodes
 short_description: List the nodes of this manager's Swarm; label, empty, use or remove one
 description:
   - Without a verb it changes nothing. With C(join) it answers what makes a host a worker, which is a secret.
-  - C(drain) moves what runs on a node to others and waits until it is gone; C(activate) gives the node work again, and
-    starts apps of several replicas anew, one after the other, so that some of them come to it.
+  - C(drain) starts what runs on a node elsewhere, each app in its own order, and waits until the node is empty;
+    C(activate) gives the node work again, and spreads the replicas of apps that are unevenly spread, whether or not it
+    had work before.
   - C(remove) forgets a node that runs nothing. The last manager is never drained or removed.
 options:
   labels: {type: dict, default: {}, description: "Labels by node, as {id or name: {key: value}}; others go."}
@@ -22,7 +23,7 @@ options:
   activate: {type: str, default: "", description: Name or ID of the node that shall have work again.}
   remove: {type: str, default: "", description: Name or ID of the node to forget.}
   join: {type: bool, default: false, description: Answer the token for workers too.}
-  timeout: {type: int, default: 300, description: Seconds that tasks may take to leave a node.}
+  timeout: {type: int, default: 600, description: Seconds that an app may take to leave a node.}
   docker_socket: {type: path, default: /var/run/docker.sock, description: Where Docker answers.}
 author: ["CIMT contributors"]
 """
@@ -102,46 +103,59 @@ class Nodes:
             self.specify(node, told, Labels=wanted)
 
     def drain(self, name: str) -> None:
-        """Let nothing run on the node any more, and wait until that is so."""
+        """Let nothing run on the node any more, and wait until that is so.
+
+        Swarm's own way ends what runs there first, and starts it elsewhere then: with both replicas of an app on one
+        node that is an outage. So the node gets nothing new, each app that runs there is started anew in its own order
+        (new tasks first, where it says so), and what is empty then is drained.
+        """
         node = self.node(name)
         if node["role"] == "manager":
             self.module.fail_json(
                 msg=f"{node['name']} is the manager: panel, proxy and what has a volume run there and nowhere else"
             )
-        if node["availability"] != "drain":
-            self.specify(
-                node, f"{node['name']}: {node['availability']} -> drain", Availability="drain"
-            )
+        if node["availability"] == "drain":
+            return
+        if node["availability"] != "pause":
+            self.specify(node, f"{node['name']}: gets no new work", Availability="pause")
+        for service in self.engine.ask("/services"):
+            if service["Spec"]["Name"] in node["running"]:
+                self.anew(service, node["id"])
+        self.specify(node, f"{node['name']}: drained", Availability="drain")
+
+    def anew(self, service: dict[str, Any], leaving: str = "") -> None:
+        """Start the tasks of a service anew, one after the other; with ``leaving``, until none is on that node."""
+        name, spec = service["Spec"]["Name"], service["Spec"]
+        self.steps.append(f"{name}: started anew, one task after the other")
+        if self.module.check_mode:
+            return
+        template = spec["TaskTemplate"]
+        template["ForceUpdate"] = template.get("ForceUpdate", 0) + 1
+        version = {"version": service["Version"]["Index"]}
+        self.engine.ask(f"/services/{service['ID']}/update", version, spec)
         deadline = time.monotonic() + self.module.params["timeout"]
-        while not self.module.check_mode and (left := self.node(node["id"])["running"]):
-            if self.node(node["id"])["state"] != "ready":
+        while leaving and name in self.node(leaving)["running"]:
+            if self.node(leaving)["state"] != "ready":
                 return  # nobody is there to end them
             if time.monotonic() > deadline:
                 self.module.fail_json(
-                    msg=f"{node['name']} still runs {', '.join(left)}. "
-                    f"Next: the same again, or make logs SERVICE={left[0]}"
+                    msg=f"{name} still runs on {self.node(leaving)['name']}, which gets nothing new. Next: the same "
+                    f"again; make logs SERVICE={name.partition('_')[2]} says why it does not start elsewhere"
                 )
             time.sleep(2)
 
     def activate(self, name: str) -> None:
-        """Give the node work again: new tasks go where fewest run, so several replicas are started anew."""
+        """Give the node work again, and start what is unevenly spread anew: new tasks go where fewest run."""
         node = self.node(name)
-        if node["availability"] == "active":
-            return
-        self.specify(
-            node, f"{node['name']}: {node['availability']} -> active", Availability="active"
-        )
+        if node["availability"] != "active":
+            told = f"{node['name']}: {node['availability']} -> active"
+            self.specify(node, told, Availability="active")
+        nodes = [one for one in self.listed() if one["state"] == "ready"]
         for service in self.engine.ask("/services"):
-            spec = service["Spec"]
-            template = spec["TaskTemplate"]
-            several = spec["Mode"].get("Replicated", {}).get("Replicas", 0) > 1
-            if not several or (template.get("Placement") or {}).get("Constraints"):
-                continue
-            self.steps.append(f"{spec['Name']}: replicas started anew, one after the other")
-            if not self.module.check_mode:
-                template["ForceUpdate"] = template.get("ForceUpdate", 0) + 1
-                version = {"version": service["Version"]["Index"]}
-                self.engine.ask(f"/services/{service['ID']}/update", version, spec)
+            placement = service["Spec"]["TaskTemplate"].get("Placement") or {}
+            counts = [one["running"].count(service["Spec"]["Name"]) for one in nodes]
+            if not placement.get("Constraints") and max(counts) - min(counts) > 1:
+                self.anew(service)
 
     def remove(self, name: str) -> None:
         """Forget a node; one that is there and has work is not forgotten."""
@@ -169,7 +183,7 @@ def main() -> None:
             "activate": {"type": "str", "default": ""},
             "remove": {"type": "str", "default": ""},
             "join": {"type": "bool", "default": False},
-            "timeout": {"type": "int", "default": 300},
+            "timeout": {"type": "int", "default": 600},
             "docker_socket": {"type": "path", "default": SOCKET},
         },
         supports_check_mode=True,
