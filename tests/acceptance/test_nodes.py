@@ -62,8 +62,10 @@ def runs(node: str, service: str = "cimt_api") -> int:
 
 
 def spread() -> bool:
-    """Whether each node runs one api."""
-    return (runs("droplet"), runs("droplet-2")) == (1, 1)
+    """Whether each node runs one api, and Swarm is not changing that."""
+    shown = "docker service inspect cimt_api --format '{{with .UpdateStatus}}{{.State}}{{end}}'"
+    settled = on_droplet(shown).strip() in ("", "completed")
+    return settled and (runs("droplet"), runs("droplet-2")) == (1, 1)
 
 
 @pytest.fixture(scope="module")
