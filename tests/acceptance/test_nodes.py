@@ -81,6 +81,7 @@ def two() -> Iterator[None]:
         COMPOSE.write_text(text + api + rest + web + more)
         done = make("services", timeout=2 * GENEROUS)
         assert done.returncode == 0
+        assert make("nodes", "RETURN=droplet-2").returncode == 0
         eventually(spread, "one api on each node", GENEROUS)
         yield
     finally:
