@@ -14,8 +14,8 @@ short_description: List the nodes of this manager's Swarm; label, empty, use or 
 description:
   - Without a verb it changes nothing. With C(join) it answers what makes a host a worker, which is a secret.
   - C(drain) starts what runs on a node elsewhere, each app in its own order, and waits until the node is empty;
-    C(activate) gives the node work again, and spreads the replicas of apps that are unevenly spread, whether or not it
-    had work before.
+    C(activate) gives the node work again, and moves replicas of apps that are unevenly spread, whether or not it had
+    work before.
   - C(remove) forgets a node that runs nothing. The last manager is never drained or removed.
 options:
   labels: {type: dict, default: {}, description: "Labels by node, as {id or name: {key: value}}; others go."}
@@ -123,8 +123,8 @@ class Nodes:
                 self.anew(service, node["id"])
         self.specify(node, f"{node['name']}: drained", Availability="drain")
 
-    def anew(self, service: dict[str, Any], leaving: str = "") -> None:
-        """Start the tasks of a service anew, one after the other; with ``leaving``, until none is on that node."""
+    def anew(self, service: dict[str, Any], leaving: str) -> None:
+        """Start the tasks of a service anew, one after the other, until none is on the node ``leaving``."""
         name, spec = service["Spec"]["Name"], service["Spec"]
         self.steps.append(f"{name}: started anew, one task after the other")
         if self.module.check_mode:
@@ -134,7 +134,7 @@ class Nodes:
         version = {"version": service["Version"]["Index"]}
         self.engine.ask(f"/services/{service['ID']}/update", version, spec)
         deadline = time.monotonic() + self.module.params["timeout"]
-        while leaving and name in self.node(leaving)["running"]:
+        while name in self.node(leaving)["running"]:
             if self.node(leaving)["state"] != "ready":
                 return  # nobody is there to end them
             if time.monotonic() > deadline:
@@ -145,17 +145,54 @@ class Nodes:
             time.sleep(2)
 
     def activate(self, name: str) -> None:
-        """Give the node work again, and start what is unevenly spread anew: new tasks go where fewest run."""
+        """Give the node work again, and move replicas that are unevenly spread."""
         node = self.node(name)
         if node["availability"] != "active":
             told = f"{node['name']}: {node['availability']} -> active"
             self.specify(node, told, Availability="active")
-        nodes = [one for one in self.listed() if one["state"] == "ready"]
         for service in self.engine.ask("/services"):
-            placement = service["Spec"]["TaskTemplate"].get("Placement") or {}
-            counts = [one["running"].count(service["Spec"]["Name"]) for one in nodes]
-            if not placement.get("Constraints") and max(counts) - min(counts) > 1:
-                self.anew(service)
+            spec = service["Spec"]
+            constraints = (spec["TaskTemplate"].get("Placement") or {}).get("Constraints")
+            if constraints or spec["Mode"].get("Replicated", {}).get("Replicas", 0) < 2:
+                continue
+            for _ in range(spec["Mode"]["Replicated"]["Replicas"]):
+                if not self.uneven(spec["Name"]):
+                    break
+                self.move(service["ID"], spec["Name"])
+                if self.module.check_mode:
+                    break
+
+    def uneven(self, name: str) -> bool:
+        """Whether a node runs two tasks of the service more than another that could have one."""
+        counts = [
+            one["running"].count(name)
+            for one in self.listed()
+            if (one["state"], one["availability"]) == ("ready", "active")
+        ]
+        return max(counts) - min(counts) > 1
+
+    def move(self, service: str, name: str) -> None:
+        """Move one replica: another one comes up where fewest run, then one ends where most do.
+
+        To start all anew would not do: Swarm counts the old tasks too, and all may land on the emptier node.
+        """
+        self.steps.append(f"{name}: one replica moved to the emptier node")
+        if self.module.check_mode:
+            return
+        for more in (1, -1):
+            now = self.engine.ask(f"/services/{service}")
+            now["Spec"]["Mode"]["Replicated"]["Replicas"] += more
+            wanted = now["Spec"]["Mode"]["Replicated"]["Replicas"]
+            version = {"version": now["Version"]["Index"]}
+            self.engine.ask(f"/services/{service}/update", version, now["Spec"])
+            deadline = time.monotonic() + self.module.params["timeout"]
+            while sum(one["running"].count(name) for one in self.listed()) != wanted:
+                if time.monotonic() > deadline:
+                    self.module.warn(
+                        f"{name}: not {wanted} tasks after {self.module.params['timeout']} s"
+                    )
+                    break
+                time.sleep(2)
 
     def remove(self, name: str) -> None:
         """Forget a node; one that is there and has work is not forgotten."""
