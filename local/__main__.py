@@ -32,7 +32,10 @@ def parser() -> argparse.ArgumentParser:
     }.items():
         verbs.add_parser(verb, help=text, description=text)
     droplet = verbs.add_parser("droplet", help="make sure that the droplet runs")
-    droplet.add_argument("--node", type=int, default=1, help="2: the worker of `make up NODES=2`")
+    ssh = verbs.add_parser("ssh", help="a shell or a command on the droplet")
+    for each in (droplet, ssh):
+        each.add_argument("--node", type=int, default=1, help="2: the worker of `make up NODES=2`")
+    ssh.add_argument("command", nargs=argparse.REMAINDER)
     port = verbs.add_parser("port", help="print a host port, such as the registry's")
     port.add_argument("name", choices=list(PORTS))
     base = verbs.add_parser(
@@ -43,9 +46,6 @@ def parser() -> argparse.ArgumentParser:
     logs.add_argument(
         "name", nargs="?", default="", help="one of them, such as provision, registry, console"
     )
-    ssh = verbs.add_parser("ssh", help="a shell or a command on the droplet")
-    ssh.add_argument("--node", type=int, default=1, help="2: the worker of `make up NODES=2`")
-    ssh.add_argument("command", nargs=argparse.REMAINDER)
     person = verbs.add_parser(
         "sign-in", help="print an access token: of `make dev` where it runs, else of `make up`"
     )
@@ -121,6 +121,14 @@ def down(settings: Settings) -> int:
     return 0
 
 
+def of_node(settings: Settings, number: int) -> Settings:
+    """The settings about one node. Raises LocalError when there is none of that number."""
+    for one in settings.of_each_node():
+        if one.node == number:
+            return one
+    raise LocalError(f"there is no node {number}. Next: make down, then NODES=2 make up")
+
+
 def run(arguments: argparse.Namespace, settings: Settings) -> int:
     """Exit code of one verb."""
     verb = arguments.verb
@@ -141,11 +149,11 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
     if verb == "base":
         make = n8n.image if arguments.name == "n8n" else base_image.ensure
         print(make(settings))
-    node = settings.of_each_node()[max(getattr(arguments, "node", 1), 1) - 1 :][:1]
-    if verb in ("droplet", "ssh") and not node:
-        raise LocalError("there is no such node. Next: NODES=2 make up")
-    for each in {"droplet": node, "start": settings.of_each_node()}.get(verb, []):
-        machine.start(each)
+    if verb == "droplet":
+        machine.start(of_node(settings, arguments.node))
+    if verb == "start":
+        for each in settings.of_each_node():
+            machine.start(each)
     if verb == "start" or (verb == "clouds" and arguments.action == "start"):
         for name in chosen:
             if one or not clouds.CLOUDS[name].asked:
@@ -163,9 +171,10 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
     if verb == "down":
         return down(settings)
     if verb == "ssh":
-        if not machine.running_pid(settings):
-            raise LocalError("the droplet is off. Next: make up")
-        command = machine.ssh_command(node[0], *arguments.command)
+        node = of_node(settings, arguments.node)
+        if not machine.running_pid(node):
+            raise LocalError(f"the {node.name} is off. Next: make up")
+        command = machine.ssh_command(node, *arguments.command)
         os.execvp(command[0], command)  # noqa: S606
     return 0
 

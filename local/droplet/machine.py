@@ -47,10 +47,9 @@ SSH_SECONDS = (
 CLOUD_INIT_SECONDS = 600
 SPARE = "spare"  # a free slot: a card cannot be plugged into the first bus
 VOLUMES = "volumes"  # id of the controller that they hang on
-LAN, LAN6 = (
-    "10.120.0",
-    "fd00:120:0:1",
-)  # how addresses of the private network begin; node 1 is .11 and ::11
+# Networks that droplets and others share by a link of their own: (IPv4, IPv6), of which node 1 is the eleventh.
+OF_NODES = ("10.120.0.", "fd00:120:0:1::")
+OF_NEIGHBOURS = ("10.121.0.", "fd00:121:0:1::")
 
 
 def start(settings: Settings) -> None:
@@ -288,7 +287,9 @@ def _create(settings: Settings) -> None:
         )
     user = user_data(home, settings.name)
     write_seed(home / "seed.iso", user, settings.name, _world(settings))
-    about = {"image": settings.image, "lan": settings.nodes > 1}
+    # The inventory reads it: inventory/local/nodes.py.
+    address = _addresses(OF_NODES, settings.node)[0] if settings.nodes > 1 else ""
+    about = {"image": settings.image, "lan": address}
     write_atomic(home / "state.json", json.dumps(about) + "\n")
 
 
@@ -368,11 +369,7 @@ def _world(settings: Settings) -> str:
     files += [{"path": "/etc/hosts", "content": f"10.0.2.2 {clouds.GHCR}\n", "append": True}]
     commands: list[list[str]] = []
     if settings.nodes > 1:
-        network = (
-            f"[Match]\nMACAddress={_mac(settings.node)}\n"
-            f"[Network]\nAddress={LAN}.{10 + settings.node}/24\nAddress={LAN6}::{10 + settings.node}/64\n"
-            "IPv6AcceptRA=no\n"
-        )
+        network = _network(_mac(settings.node), _addresses(OF_NODES, settings.node))
         files += [{"path": "/etc/systemd/network/70-private.network", "content": network}]
         commands = [["networkctl", "reload"]]
     return _cloud_config({"write_files": files, "runcmd": commands})
@@ -380,6 +377,18 @@ def _world(settings: Settings) -> str:
 
 def _mac(node: int) -> str:
     return f"52:54:00:c1:47:{node:02x}"
+
+
+def _addresses(network: tuple[str, str], node: int) -> tuple[str, str]:
+    """A node's IPv4 and IPv6 address on a link."""
+    four, six = network
+    return f"{four}{10 + node}", f"{six}{10 + node}"
+
+
+def _network(card: str, addresses: tuple[str, str]) -> str:
+    """systemd-networkd's file for a card on such a link."""
+    four, six = addresses
+    return f"[Match]\nMACAddress={card}\n[Network]\nAddress={four}/24\nAddress={six}/64\nIPv6AcceptRA=no\n"
 
 
 def _lan(settings: Settings) -> Path:
@@ -405,9 +414,9 @@ def neighbour(settings: Settings) -> Iterator[tuple[Path, str, str, str]]:
     Gives the folder of the two sockets (lan.sock is the droplet's, neighbour.sock the other), the card, and the
     droplet's IPv4 and IPv6 address there. Afterwards the card is gone. Raises LocalError, TimeoutError.
     """
-    card, four, six = _mac(0xFE), "10.121.0.11", "fd00:121:0:1::11"
+    card, (four, six) = _mac(0xFE), _addresses(OF_NEIGHBOURS, 1)
     file = "/run/systemd/network/70-neighbour.network"
-    text = f"[Match]\nMACAddress={card}\n[Network]\nAddress={four}/24\nAddress={six}/64\nIPv6AcceptRA=no\n"
+    text = _network(card, (four, six))
     folder = Path(tempfile.mkdtemp(prefix="cimt-link-"))
     near, far = (
         {"type": "unix", "path": str(folder / f"{name}.sock")} for name in ("lan", "neighbour")

@@ -146,16 +146,14 @@ class SwarmService(Engine):
         service = self.inspect()
         if not service:
             return {}
+        template = service["Spec"]["TaskTemplate"]
         previous = (service.get("PreviousSpec") or {}).get("TaskTemplate")
         return {
             "image": _image(service["Spec"]),
-            "mark": mark_of(service["Spec"]["TaskTemplate"]),
+            "mark": mark_of(template),
             "previous": [_image(previous), mark_of(previous)] if previous else [],
             "replicas": service["Spec"]["Mode"].get("Replicated", {}).get("Replicas", 1),
-            "constraints": (service["Spec"]["TaskTemplate"].get("Placement") or {}).get(
-                "Constraints"
-            )
-            or [],
+            "constraints": (template.get("Placement") or {}).get("Constraints") or [],
             "update": service.get("UpdateStatus") or {},
         }
 
@@ -196,9 +194,8 @@ class SwarmService(Engine):
         if not before:
             return True  # the service was created: Swarm reports no update
         if not update and state["mark"] != before["mark"]:
-            return self.runs(
-                state["mark"]
-            )  # its nodes were named since (cimt-placement): that says no more
+            # Its nodes were named since (cimt-placement), which leaves no status behind: the tasks' own mark tells.
+            return self.runs(state["mark"])
         fresh = update.get("StartedAt") != before["update"].get("StartedAt")
         return bool(fresh and update.get("State") == "completed")
 

@@ -139,7 +139,8 @@ def docker() -> dict[str, Any]:
     except OSError as error:
         return {"error": str(error)}
     services, containers = [], []
-    listed = engine("/services") if info["Swarm"]["ControlAvailable"] else []
+    manages = info["Swarm"]["ControlAvailable"]
+    listed = engine("/services") if manages else []
     for service in listed:
         spec = service["Spec"]
         container = spec["TaskTemplate"]["ContainerSpec"]
@@ -169,7 +170,7 @@ def docker() -> dict[str, Any]:
             "node": task.get("NodeID"),
             "image": task["Spec"]["ContainerSpec"]["Image"],
         }
-        for task in (engine("/tasks") if listed else [])
+        for task in (engine("/tasks") if manages else [])
     ]
     nodes = [
         {
@@ -180,7 +181,7 @@ def docker() -> dict[str, Any]:
             "state": node["Status"]["State"],
             "availability": node["Spec"]["Availability"],
         }
-        for node in (engine("/nodes") if listed else [])
+        for node in (engine("/nodes") if manages else [])
     ]
     for container in engine("/containers/json"):
         inspected = engine("/containers/" + container["Id"] + "/json")
@@ -250,14 +251,17 @@ def figures(service: str, beside: str) -> dict[str, float] | None:
 
     Where it runs on another node of the Swarm, inside of the container of ``beside``; None without any.
     """
-    said = ""
-    for asked, host in ((service, "127.0.0.1"), (beside, service)):
-        label = f"--filter=label=com.docker.swarm.service.name={asked}"
-        ids = run("docker", "ps", "--quiet", label)["out"].split()
-        if ids and not said:
-            said = run("docker", "exec", ids[0], "python3", "-c", METRICS.format(host))["out"]
-    if not said:
+    here, there = (
+        run("docker", "ps", "--quiet", f"--filter=label=com.docker.swarm.service.name={name}")[
+            "out"
+        ]
+        for name in (service, beside)
+    )
+    if not here + there:
         return None
+    host = "127.0.0.1" if here else service
+    container = (here or there).split()[0]
+    said = run("docker", "exec", container, "python3", "-c", METRICS.format(host))["out"]
     lines = [
         line.rsplit(" ", 1)
         for line in said.splitlines()

@@ -149,7 +149,6 @@ def collected(reached: Reached, declared: Declared) -> dict[str, Any]:
         files[f"/etc/ssh/ssh_host_{kind}_key"] = False
     question = {
         "files": files,
-        "digests": [],
         "sysctl": list(declared["baseline_sysctl"]),
         "units": list(
             dict.fromkeys(
@@ -169,7 +168,8 @@ def of_a_worker() -> dict[str, Any]:
     """The same question where there are none of them."""
     nothing = dict.fromkeys(("panel_url", "token_file", "ca_file"), "")
     place = {"state_directory": "/var/lib/cimt", "hours_since": {"backup": ""}}
-    return {"environment": {}, "measured": [], "origin_hosts": [], **nothing, **place}
+    lists: dict[str, Any] = {"digests": [], "measured": [], "origin_hosts": []}
+    return {"environment": {}, **lists, **nothing, **place}
 
 
 def of_the_droplet(declared: Declared) -> dict[str, Any]:

@@ -64,6 +64,17 @@ class Docker(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
         for listener in self.listeners:
             listener.put(name)
 
+    def scale(self, service: dict[str, Any], spec: dict[str, Any]) -> None:
+        """As Swarm does: a task more where fewest run, a task less where most do."""
+        now, then = (one["Mode"]["Replicated"]["Replicas"] for one in (service["Spec"], spec))
+        mine = [task for task in self.tasks if task["ServiceID"] == service["ID"]]
+        on = {node["ID"]: [t for t in mine if t["NodeID"] == node["ID"]] for node in self.nodes}
+        if then > now:
+            fewest = min(on, key=lambda node: len(on[node]))
+            self.tasks.append({**mine[0], "NodeID": fewest})
+        elif then < now:
+            self.tasks.remove(max(on.values(), key=len)[0])
+
     def constraints(self, name: str) -> list[str] | None:
         """What keeps it where it is."""
         placement = self.services[name]["Spec"]["TaskTemplate"]["Placement"]
@@ -128,6 +139,8 @@ class Answers(http.server.BaseHTTPRequestHandler):
         if urllib.parse.parse_qs(url.query)["version"] != [str(thing["Version"]["Index"])]:
             return self.say(500, {"message": "update out of sequence"})
         thing["Version"]["Index"] += 1
+        if kind == "services":
+            docker.scale(thing, body)
         thing["Spec"] = body
         for task in docker.tasks if docker.starts_on else []:
             if task["ServiceID"] == name:
@@ -289,10 +302,22 @@ def test_a_node_is_emptied_used_again_and_forgotten(docker: Docker, tmp_path: Pa
     assert docker.nodes[1]["Spec"]["Availability"] == "drain"
     assert not nodes(docker, tmp_path, drain="host-2")["changed"]
 
-    docker.tasks = []
+    docker.starts_on = ""
+    docker.tasks = [{**running, "NodeID": "n1"}, {**running, "NodeID": "n1"}]
     back = nodes(docker, tmp_path, activate="host-2")
-    assert back["steps"] == ["host-2: drain -> active"]
-    assert not nodes(docker, tmp_path, activate="host-2")["changed"]
+    assert not back.get("failed"), back
+    assert back["steps"] == [
+        "host-2: drain -> active",
+        "cimt_api: one replica moved to the emptier node",
+    ]
+    assert sorted(task["NodeID"] for task in docker.tasks) == ["n1", "n2"]
+    assert docker.services["cimt_api"]["Spec"]["Mode"]["Replicated"]["Replicas"] == 2
+    assert not nodes(docker, tmp_path, activate="host-2")["changed"], "they are spread already"
+    forced = {
+        name: service["Spec"]["TaskTemplate"].get("ForceUpdate", 0)
+        for name, service in docker.services.items()
+    }
+    assert forced == {"cimt_api": 2, "cimt_n8n": 0, "cimt_web": 0}
 
     docker.nodes[1]["Status"]["State"] = "down"
     nodes(docker, tmp_path, remove="host-2")

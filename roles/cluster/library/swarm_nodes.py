@@ -134,12 +134,11 @@ class Nodes:
         version = {"version": service["Version"]["Index"]}
         self.engine.ask(f"/services/{service['ID']}/update", version, spec)
         deadline = time.monotonic() + self.module.params["timeout"]
-        while name in self.node(leaving)["running"]:
-            if self.node(leaving)["state"] != "ready":
-                return  # nobody is there to end them
+        # On a node that is lost nobody is there to end them.
+        while name in (node := self.node(leaving))["running"] and node["state"] == "ready":
             if time.monotonic() > deadline:
                 self.module.fail_json(
-                    msg=f"{name} still runs on {self.node(leaving)['name']}, which gets nothing new. Next: the same "
+                    msg=f"{name} still runs on {node['name']}, which gets nothing new. Next: the same "
                     f"again; make logs SERVICE={name.partition('_')[2]} says why it does not start elsewhere"
                 )
             time.sleep(2)
@@ -196,14 +195,13 @@ class Nodes:
 
     def remove(self, name: str) -> None:
         """Forget a node; one that is there and has work is not forgotten."""
-        known = [one for one in self.listed() if name in (one["id"], one["name"])]
-        if not known:
+        if not any(name in (one["id"], one["name"]) for one in self.listed()):
             return
         node = self.node(name)
-        if node["role"] == "manager" or (
-            node["state"] == "ready" and node["availability"] != "drain"
-        ):
-            why = "is the manager" if node["role"] == "manager" else "has work"
+        why = "is the manager" if node["role"] == "manager" else ""
+        if node["state"] == "ready" and node["availability"] != "drain":
+            why = why or "has work"
+        if why:
             self.module.fail_json(
                 msg=f"{node['name']} {why}; it stays. Next: make nodes DRAIN={node['name']}"
             )
