@@ -174,7 +174,15 @@ echo "$*" >> {self.asked}
 case "$1 $2 $3" in
   "service inspect traefik") [ -e {folder}/traefik ] ;;
   "service inspect easypanel") cat {folder}/easypanel 2>/dev/null ;;
-  "run --rm -i") cp {folder}/wanted {folder}/easypanel ;;
+  "run --rm -i")
+    if [ -e {folder}/picky ] && [ -e {folder}/swarm ]; then echo "already part of a swarm" >&2; exit 1; fi
+    [ -e {folder}/swarm ] || echo 203.0.113.7 >{folder}/swarm
+    cp {folder}/wanted {folder}/easypanel ;;
+  "swarm init --advertise-addr") echo "$4" >{folder}/swarm ;;
+  "swarm leave --force") rm {folder}/swarm ;;
+  "info --format {{{{json .Swarm}}}}")
+    if [ -e {folder}/swarm ]; then state=active; else state=inactive; fi
+    echo "{{\\"LocalNodeState\\": \\"$state\\", \\"NodeAddr\\": \\"$(cat {folder}/swarm 2>/dev/null)\\"}}" ;;
   "info --format "*) echo null ;;
 esac
 """
@@ -240,6 +248,22 @@ def test_a_set_up_that_was_interrupted_is_taken_up_again(host: Host) -> None:
     assert not host.set_up_ran()
     host.token.unlink()  # cut between admin and token
     assert host.provision()["steps"] == [f"keep an API token in {host.token}"]
+
+
+@pytest.mark.parametrize("picky", [False, True])
+def test_the_swarm_is_known_by_the_private_address(host: Host, picky: bool) -> None:
+    """It cannot be changed later. A set-up that takes no Swarm but its own still ends well, and that is told."""
+    if picky:
+        (host.folder / "picky").touch()
+    told = host.provision(advertise="10.116.0.2")
+    assert told["steps"][1] == "make a Swarm, known by 10.116.0.2"
+    asked = host.asked.read_text()
+    assert asked.index("swarm init --advertise-addr 10.116.0.2") < asked.index("run --rm -i")
+    assert (host.folder / "swarm").read_text().strip() == ("203.0.113.7" if picky else "10.116.0.2")
+    warned = json.dumps(told.get("warnings", []))
+    assert ("already part of a swarm" in warned) is picky
+    assert ("a second cannot join" in warned) is picky
+    assert host.provision(advertise="10.116.0.2")["steps"] == []
 
 
 def test_a_token_is_read_from_whichever_answer_has_it(host: Host) -> None:

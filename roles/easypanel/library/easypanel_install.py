@@ -130,7 +130,7 @@ def busy_ports(module: AnsibleModule) -> list[int]:
 def swarm(module: AnsibleModule) -> dict[str, Any]:
     """What Docker says of the Swarm that this host is in."""
     code, out, _ = docker(module, "info", "--format", "{{json .Swarm}}")
-    return dict(json.loads(out or "{}")) if code == 0 else {}
+    return dict(json.loads(out or "null") or {}) if code == 0 else {}
 
 
 def make_swarm(module: AnsibleModule, steps: list[str]) -> str:
@@ -145,8 +145,11 @@ def make_swarm(module: AnsibleModule, steps: list[str]) -> str:
     return str(address)
 
 
-def run_setup(module: AnsibleModule, first: bool) -> None:
-    """Pull the image and run the panel's own set-up, as its installer does."""
+def run_setup(module: AnsibleModule, first: bool, ours: bool) -> None:
+    """Pull the image and run the panel's own set-up, as its installer does.
+
+    ``ours``: there is a Swarm that was made a moment ago and holds nothing. A set-up that refuses it makes its own.
+    """
     image, version = module.params["image"], module.params["version"]
     if first and (busy := busy_ports(module)):
         ports = ", ".join(map(str, busy))
@@ -155,12 +158,21 @@ def run_setup(module: AnsibleModule, first: bool) -> None:
             "Next: ss -ltnp, and stop what listens there"
         )
     must(module, f"pull {image}", "pull", "--quiet", image)
-    must(
-        *(module, "run the panel's setup", "run", "--rm", "-i", "-e", f"RELEASE_TAG={version}"),
+    setup = [
+        *("run", "--rm", "-i", "-e", f"RELEASE_TAG={version}"),
         *("-v", "/etc/easypanel:/etc/easypanel"),
         *("-v", "/var/run/docker.sock:/var/run/docker.sock:ro"),
         *(image, "setup"),
-    )
+    ]
+    if ours:
+        code, out, err = docker(module, *setup)
+        if code == 0:
+            return
+        module.warn(
+            f"the panel's set-up takes no Swarm that is there: {(err or out).strip()[-300:]}"
+        )
+        must(module, "leave the Swarm that was just made", "swarm", "leave", "--force")
+    must(module, "run the panel's setup", *setup)
 
 
 def wait_for_panel(module: AnsibleModule, panel: Panel) -> bool:
@@ -352,7 +364,7 @@ def install(module: AnsibleModule, steps: list[str]) -> None:
                 diff={"before": f"{now}\n", "after": f"{params['image']}\n"},
             )
         address = make_swarm(module, steps)
-        run_setup(module, first=before is None)
+        run_setup(module, first=before is None, ours=bool(address))
         if address and address != (known := swarm(module)["NodeAddr"]):
             module.warn(
                 f"the panel's set-up made a Swarm of its own, known by {known} and not by {address}: one node is well, "
