@@ -182,6 +182,7 @@ class ConfigSet:
             for argv in params["activate"]:
                 trial.must(*argv)
         for unit in idle:
+            trial.must("systemctl", "unmask", "--quiet", unit)
             trial.must("systemctl", "enable", "--quiet", "--now", unit)
         if params["observe"]:
             live = trial.must(*params["observe"])

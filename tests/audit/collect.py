@@ -78,7 +78,7 @@ def hours_since(path: str) -> float | None:
 
 def units() -> dict[str, Any]:
     """Properties of the units asked for, and the names of all that failed."""
-    properties = "Id,ActiveState,UnitFileState,TriggeredBy"
+    properties = "Id,ActiveState,UnitFileState,TriggeredBy,DropInPaths"
     shown = run("systemctl", "show", "--property=" + properties, "--", *wanted["units"])["out"]
     blocks = [block for block in shown.split("\n\n") if block.strip()]
     found = [
@@ -311,6 +311,53 @@ def room(path: str) -> dict[str, int]:
     return {"free_mb": disk.f_bavail * disk.f_frsize // 2**20, "free_inodes_percent": inodes}
 
 
+def access() -> dict[str, Any]:
+    """Who gets in and who may be root (accounts, and groups as %name), and files in which sshd makes exceptions."""
+    rows = [line.split(":") for line in (text("/etc/passwd") or "").splitlines() if ":" in line]
+    hashes = {
+        line.split(":")[0]: line.split(":")[1]
+        for line in (text("/etc/shadow") or "").splitlines()
+        if ":" in line
+    }
+    let_in = set()
+    for name, home in ((row[0], row[5]) for row in rows):
+        password = hashes.get(name, "*")
+        keys = "".join(text(f"{home}/.ssh/authorized_keys{more}") or "" for more in ("", "2"))
+        if keys.strip() or not password.startswith(("!", "*")):  # an empty one is right with any
+            let_in.add(name)
+    specifications = json.loads(
+        run("cvtsudoers", "--expand-aliases", "--output-format=json", "/etc/sudoers")["out"] or "{}"
+    ).get("User_Specs", [])
+    by_sudo = {
+        "%" + who["usergroup"] if "usergroup" in who else str(next(iter(who.values())))
+        for one in specifications
+        for who in one["User_List"]
+    }
+    groups = [line.split(":") for line in (text("/etc/group") or "").splitlines() if ":" in line]
+    sshd = [
+        pathlib.Path("/etc/ssh/sshd_config"),
+        *pathlib.Path("/etc/ssh/sshd_config.d").glob("*.conf"),
+    ]
+    return {
+        "root": [row[0] for row in rows if row[2] == "0"],
+        "let_in": sorted(let_in),
+        "by_sudo": sorted(by_sudo),
+        "as_good_as_root": {
+            group[0]: [name for name in group[3].split(",") if name]
+            for group in groups
+            if group[0] in ("sudo", "wheel", "admin", "docker", "lxd", "disk", "shadow")
+        },
+        "exceptions": sorted(
+            str(path)
+            for path in sshd
+            if any(
+                line.strip().lower().startswith("match")
+                for line in (text(str(path)) or "").splitlines()
+            )
+        ),
+    }
+
+
 memory = {
     line.split(":")[0]: int(line.split()[1]) // 1024
     for line in (text("/proc/meminfo") or "").splitlines()
@@ -333,6 +380,8 @@ print(
             "apt_sources": run("apt-get", "update", "--print-uris")["out"].splitlines(),
             "packages": packages(),
             "sshd": run("sshd", "-T"),
+            "access": access(),
+            "audit_rules": run("auditctl", "-l")["out"].splitlines(),
             "firewall": firewall(),
             "docker": seen_docker,
             "host_networks": host_networks(),

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tools.declared import Declared
+from tools.declared import Declared, files_of
 
 from .conftest import Reached
 
@@ -15,6 +15,18 @@ def test_kernel_settings_are_live(declared: Declared, collected: dict[str, Any])
     """Without forwarding every container is cut off; the rest keeps spoofed packets out."""
     wanted = {name: str(value) for name, value in declared["baseline_sysctl"].items()}
     assert collected["sysctl"] == wanted
+
+
+def test_what_people_do_is_noted(declared: Declared, collected: dict[str, Any]) -> None:
+    """Rules that are not loaded note nothing, and who has something to hide takes them out first."""
+    rules = [
+        line
+        for item in files_of(declared.sets()["hardening"])
+        if item["path"] == "/etc/audit/rules.d/cimt.rules"
+        for line in item["content"].splitlines()
+        if line.startswith("-")
+    ]
+    assert len(collected["audit_rules"]) == len(rules), "Next: make provision"
 
 
 def test_swap_takes_the_rare_peak(declared: Declared, collected: dict[str, Any]) -> None:

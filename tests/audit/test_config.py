@@ -63,6 +63,20 @@ def test_units_run_and_come_back_after_a_boot(
     assert wrong == {}
 
 
+def test_no_unit_is_altered_beside_its_file(
+    set_name: str, declared: Declared, collected: dict[str, Any]
+) -> None:
+    """`systemctl edit` leaves the file as it is and says something else beside it."""
+    paths = {item["path"] for item in files_of(declared.sets()[set_name])}
+    beside = {
+        path
+        for unit in declared.sets()[set_name].get("units", [])
+        for path in collected["units"][unit].get("DropInPaths", "").split()
+        if path.startswith("/etc/")
+    }
+    assert beside - paths == set(), "Next: make ssh, then: sudo systemctl revert UNIT"
+
+
 def test_no_change_is_still_on_trial(collected: dict[str, Any]) -> None:
     """A change that nobody confirmed takes itself back: the next boot would have other rules than now."""
     assert collected["trials"] == []

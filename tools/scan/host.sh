@@ -40,9 +40,10 @@ mkdir -p debs/partial
 apt-get -qq -y -o APT::Sandbox::User=root -o Dir::Cache::archives="$work/debs" install --no-install-recommends --download-only \
   "$scanner" "$content" >/dev/null
 for package in debs/*.deb; do dpkg-deb -x "$package" .; done
-# What the distribution has for its newest release; where that is an older one than this, the same rules are asked.
+# What the distribution has for its newest release; where that is an older one than this, the same rules are asked (and what
+# loads auditd's rules has a name of its own since Debian 13).
 rules=$(find usr/share/xml/scap/ssg/content -name "ssg-${ID}[0-9]*-ds.xml" | sort -V | tail -1)
-sed "s/\\^12\\.\\[0-9\\]/^$VERSION_ID.[0-9]/" "$rules" >rules.xml
+sed -e "s/\\^12\\.\\[0-9\\]/^$VERSION_ID.[0-9]/" -e 's/Requires=augenrules\.service/Requires=(augenrules|audit-rules).service/' "$rules" >rules.xml
 machine=$(uname -m)
 export LD_LIBRARY_PATH="$work/usr/lib/$machine-linux-gnu" OSCAP_SCHEMA_PATH="$work/usr/share/openscap/schemas" \
   OSCAP_XSLT_PATH="$work/usr/share/openscap/xsl" OSCAP_CPE_PATH="$work/usr/share/openscap/cpe"
