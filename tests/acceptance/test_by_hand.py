@@ -15,7 +15,7 @@ from testbed.droplet import make, on_droplet
 CHANGED = [
     ("sysctl -qw net.ipv4.conf.all.accept_redirects=1", "net.ipv4.conf.all.accept_redirects"),
     ("sysctl -qw kernel.kptr_restrict=0", "kernel.kptr_restrict"),
-    ("echo kernel.sysrq=1 >>/etc/sysctl.d/90-cimt.conf", "/etc/sysctl.d/90-cimt.conf"),
+    ("echo kernel.sysrq=1 >>/etc/sysctl.d/99-zz-cimt.conf", "/etc/sysctl.d/99-zz-cimt.conf"),
     ("nft add rule inet cimt input tcp dport 8888 accept", "8888"),
     ("echo '# wider' >>/etc/cimt/firewall.nft", "/etc/cimt/firewall.nft"),
     (
@@ -39,7 +39,10 @@ CHANGED = [
         "echo 'Storage=none' >>/etc/systemd/journald.conf.d/90-cimt.conf",
         "/etc/systemd/journald.conf.d/90-cimt.conf",
     ),
-    ("echo 'Unattended-Upgrade \"0\";' >>/etc/apt/apt.conf.d/90cimt", "/etc/apt/apt.conf.d/90cimt"),
+    (
+        "echo 'Unattended-Upgrade \"0\";' >>/etc/apt/apt.conf.d/zz-cimt",
+        "/etc/apt/apt.conf.d/zz-cimt",
+    ),
     ("echo Welcome >/etc/issue.net", "/etc/issue.net"),
     ("chmod 0666 /etc/cimt/door.json", "/etc/cimt/door.json"),
     ("sed -i 's/^minlen.*/minlen = 4/' /etc/security/pwquality.conf", "minlen"),
