@@ -312,48 +312,39 @@ def room(path: str) -> dict[str, int]:
 
 
 def access() -> dict[str, Any]:
-    """Who gets in and who may be root (accounts, and groups as %name), and files in which sshd makes exceptions."""
+    """Accounts that get in and that may be root, by each way there is, and files in which sshd makes exceptions."""
     rows = [line.split(":") for line in (text("/etc/passwd") or "").splitlines() if ":" in line]
-    hashes = {
-        line.split(":")[0]: line.split(":")[1]
-        for line in (text("/etc/shadow") or "").splitlines()
-        if ":" in line
-    }
-    let_in = set()
-    for name, home in ((row[0], row[5]) for row in rows):
-        password = hashes.get(name, "*")
-        keys = "".join(text(f"{home}/.ssh/authorized_keys{more}") or "" for more in ("", "2"))
-        if keys.strip() or not password.startswith(("!", "*")):  # an empty one is right with any
-            let_in.add(name)
-    specifications = json.loads(
-        run("cvtsudoers", "--expand-aliases", "--output-format=json", "/etc/sudoers")["out"] or "{}"
-    ).get("User_Specs", [])
-    by_sudo = {
-        "%" + who["usergroup"] if "usergroup" in who else str(next(iter(who.values())))
-        for one in specifications
-        for who in one["User_List"]
-    }
+    shadow = [line.split(":") for line in (text("/etc/shadow") or "").splitlines() if ":" in line]
     groups = [line.split(":") for line in (text("/etc/group") or "").splitlines() if ":" in line]
-    sshd = [
-        pathlib.Path("/etc/ssh/sshd_config"),
-        *pathlib.Path("/etc/ssh/sshd_config.d").glob("*.conf"),
-    ]
+    members = {
+        group[0]: {name for name in group[3].split(",") if name}
+        | {row[0] for row in rows if row[3] == group[2]}
+        for group in groups
+    }
+    keys = {
+        row[0]: "".join(text(f"{row[5]}/.ssh/authorized_keys{more}") or "" for more in ("", "2"))
+        for row in rows
+    }
+    # An empty password is right whatever one types.
+    passwords = {row[0] for row in shadow if not row[1].startswith(("!", "*"))}
+    sudo = run("cvtsudoers", "--expand-aliases", "--output-format=json", "/etc/sudoers")
+    by_sudo = {"cvtsudoers: " + sudo["err"]} if sudo["code"] else set()
+    for one in json.loads(sudo["out"] or "{}").get("User_Specs", []):
+        for kind, value in (item for who in one["User_List"] for item in who.items()):
+            by_sudo |= members.get(value, set()) if kind == "usergroup" else {str(value)}
+    sshd = pathlib.Path("/etc/ssh").glob("sshd_config*/*.conf")
     return {
         "root": [row[0] for row in rows if row[2] == "0"],
-        "let_in": sorted(let_in),
+        "let_in": sorted(passwords | {name for name, lines in keys.items() if lines.strip()}),
         "by_sudo": sorted(by_sudo),
-        "as_good_as_root": {
-            group[0]: [name for name in group[3].split(",") if name]
-            for group in groups
-            if group[0] in ("sudo", "wheel", "admin", "docker", "lxd", "disk", "shadow")
+        "by_group": {
+            name: sorted(members.get(name, ())) for name in ("docker", "lxd", "disk", "shadow")
         },
         "exceptions": sorted(
             str(path)
-            for path in sshd
-            if any(
-                line.strip().lower().startswith("match")
-                for line in (text(str(path)) or "").splitlines()
-            )
+            for path in (pathlib.Path("/etc/ssh/sshd_config"), *sshd)
+            for line in (text(str(path)) or "").splitlines()
+            if line.strip().lower().startswith("match")
         ),
     }
 
