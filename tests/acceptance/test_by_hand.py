@@ -64,17 +64,17 @@ ADDED = [
     ),
     (
         "useradd --non-unique --uid 0 twin",
-        "twin",
+        "twin, by number 0",
         "sed -i /^twin:/d /etc/passwd /etc/shadow /etc/group",
     ),
     (
         "usermod --append --groups docker www-data",
-        "www-data in docker",
-        "gpasswd --quiet --delete www-data docker",
+        "www-data, by group docker",
+        "gpasswd --delete www-data docker",
     ),
     (
         "echo 'nobody ALL=(ALL) NOPASSWD: ALL' >/etc/sudoers.d/hand && chmod 0440 /etc/sudoers.d/hand",
-        "nobody",
+        "nobody, by sudo",
         "rm /etc/sudoers.d/hand",
     ),
     (

@@ -55,12 +55,12 @@ def test_units_run_and_come_back_after_a_boot(
 ) -> None:
     """What is only started is gone after the next reboot; what is only enabled never started."""
     units = {unit: collected["units"][unit] for unit in declared.sets()[set_name].get("units", [])}
-    wrong = {
-        unit: shown
+    wrong = [
+        f"{unit}: {shown['ActiveState']}, {shown['UnitFileState'] or 'not there'}"
         for unit, shown in units.items()
         if shown["ActiveState"] != "active" or shown["UnitFileState"] not in ("enabled", "static")
-    }
-    assert wrong == {}
+    ]
+    assert not wrong, "\n".join([*wrong, "Next: make provision"])
 
 
 def test_no_unit_is_altered_beside_its_file(
