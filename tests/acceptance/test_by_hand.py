@@ -25,7 +25,7 @@ CHANGED = [
         ),
         "passwordauthentication",
     ),
-    ("rm /etc/modprobe.d/cimt-hardening.conf", "/etc/modprobe.d/cimt-hardening.conf"),
+    ("rm -f /etc/modprobe.d/cimt-hardening.conf", "/etc/modprobe.d/cimt-hardening.conf"),
     ("auditctl -D >/dev/null", "test_what_people_do_is_noted"),
     ("echo '-a never,task' >/etc/audit/rules.d/cimt.rules", "/etc/audit/rules.d/cimt.rules"),
     ("systemctl disable --quiet --now cimt-integrity.timer", "cimt-integrity.timer"),
@@ -46,7 +46,7 @@ CHANGED = [
     ("echo Welcome >/etc/issue.net", "/etc/issue.net"),
     ("chmod 0666 /etc/cimt/door.json", "/etc/cimt/door.json"),
     ("sed -i 's/^minlen.*/minlen = 4/' /etc/security/pwquality.conf", "minlen"),
-    ("rm /etc/sudoers.d/cimt-door", "/etc/sudoers.d/cimt-door"),
+    ("rm -f /etc/sudoers.d/cimt-door", "/etc/sudoers.d/cimt-door"),
     (
         "sed -i 's/^OnCalendar=.*/OnCalendar=yearly/' /etc/systemd/system/cimt-backup.timer",
         "yearly",
@@ -97,16 +97,13 @@ ADDED = [
 @pytest.fixture
 def added() -> Iterator[None]:
     """Everything that nobody declared, and its way back."""
-    for do, _, _ in ADDED:
-        on_droplet(do)
+    on_droplet("\n".join(do for do, _, _ in ADDED))
     yield
-    for _, _, back in ADDED:
-        on_droplet(back)
+    on_droplet("\n".join(back for _, _, back in ADDED))
 
 
 def test_the_audit_names_what_was_changed_and_one_provision_sets_it_right() -> None:
-    for do, _ in CHANGED:
-        on_droplet(do)
+    on_droplet("\n".join(do for do, _ in CHANGED))
     audit = make("audit")
     assert audit.returncode != 0
     assert [words for _, words in CHANGED if words not in audit.stdout] == []
