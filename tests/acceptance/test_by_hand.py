@@ -65,7 +65,7 @@ ADDED = [
     (
         "useradd --non-unique --uid 0 twin",
         "twin, by number 0",
-        "sed -i /^twin:/d /etc/passwd /etc/shadow /etc/group",
+        "sed -i /^twin:/d /etc/passwd /etc/shadow /etc/group /etc/gshadow",
     ),
     (
         "usermod --append --groups docker www-data",
