@@ -4,7 +4,7 @@ Usage: python -m bench.hardening --collection FOLDER      FOLDER: a checkout of 
 
 Ours are baseline, hardening, ssh and firewall. The collection is used as it comes, and is not a part of this
 repository. Both droplets are made of the same image, which has the packages of ours already: no mirror is measured.
-The seconds are of one run on an emulated machine: only what stands beside each other says something. Takes about 30
+The seconds are of one run on an emulated machine: only what stands beside each other says something. Takes about 25
 minutes; wants no other local droplet (make down), and leaves none.
 """
 
@@ -119,7 +119,8 @@ def measured(settings: Settings, folder: Path, name: str, roles: tuple[str, ...]
     machine.start(settings)
     try:
         converge(folder, ("docker",))
-        print(f"{name}: before    {scanned(settings)}; {docker(settings)}", flush=True)
+        if roles == OURS:  # the other one is made of the same image
+            print(f"before:            {scanned(settings)}; {docker(settings)}", flush=True)
         print(f"{name}: first     {converge(folder, roles)}", flush=True)
         print(f"{name}: second    {converge(folder, roles)}", flush=True)
         print(f"{name}: after     {scanned(settings)}; {docker(settings)}", flush=True)
