@@ -53,7 +53,6 @@ def converge(folder: Path, roles: tuple[str, ...]) -> str:
         "ANSIBLE_COLLECTIONS_PATH": str(folder),
         "ANSIBLE_ROLES_PATH": str(ROOT / "roles"),
         "ANSIBLE_NOCOLOR": "1",
-        "ANSIBLE_CALLBACKS_ENABLED": "",
     }
     inventory = ["-i", str(ROOT / "inventory/local")]
     program = Path(sys.executable).with_name("ansible-playbook")
