@@ -24,6 +24,7 @@ from pathlib import Path
 
 from local.droplet import machine
 from local.settings import ROOT, LocalError, Settings, load, save_ports
+from tools.scan.__main__ import lynis_facts, ssh_audit
 
 OURS = ("baseline", "hardening", "ssh", "firewall")
 THEIRS = ("devsec.hardening.os_hardening", "devsec.hardening.ssh_hardening")
@@ -35,15 +36,20 @@ IMAGE = (
     "tar --create --directory / --exclude usr/share --exclude usr/lib/modules usr bin lib lib64 "
     "| docker import - own:1"
 )
-ANSWER = "docker run --detach --name answers --publish 80:8000 own:1 python3 -m http.server --directory /usr/bin 8000"
-ASK = "docker run --rm own:1 python3 -c \"import urllib.request as u; u.urlopen('http://{0}', timeout=20)\""
+ANSWER = (
+    "trap 'docker rm --force answers' EXIT\n"
+    "docker run --detach --name answers --publish 80:8000 own:1 python3 -m http.server --directory /usr/bin 8000\n"
+)
+ASK = (
+    "for attempt in 1 2 3 4 5; do docker run --rm own:1 python3 -c "
+    "\"import urllib.request as u; u.urlopen('http://{0}', timeout=20)\" && exit; sleep 2; done; exit 1"
+)
 
 
 def converge(folder: Path, roles: tuple[str, ...]) -> str:
     """Run a play of these roles. Returns its seconds, tasks and changes. Raises LocalError when it fails."""
-    play = (
-        ROOT / ".local/bench-hardening.yml"
-    )  # what the inventory reads, it finds beside a playbook's folder
+    # What the inventory reads, it finds beside a playbook's folder.
+    play = ROOT / ".local/bench-hardening.yml"
     play.write_text(
         "- hosts: droplet\n  become: true\n  gather_facts: true\n"
         f"  roles: [{', '.join(roles)}]\n  vars: {{docker_source: distribution}}\n"
@@ -83,37 +89,29 @@ def scanned(settings: Settings) -> str:
         text=True,
         check=True,
     )
-    index = re.search(r"^hardening_index=(\d+)", done.stdout, re.MULTILINE)
-    audited = done.stdout.partition("== ssh-audit")[2]
-    words = {level: audited.count(f"[{level}]") for level in ("fail", "warn")}
-    return (
-        f"Lynis {index[1] if index else '?'}, ssh-audit {words['fail']} fail / {words['warn']} warn"
-    )
+    _, _, told = done.stdout.partition("== lynis\n")
+    report, _, audited = told.partition("== ssh-audit\n")
+    levels = [finding.test for finding in ssh_audit(audited)]
+    index = lynis_facts(report)["hardening_index"]
+    return f"Lynis {index}, ssh-audit {levels.count('fail')} fail / {levels.count('warn')} warn"
 
 
 def docker(settings: Settings) -> str:
-    """Whether containers answer, reach each other by the host's address, and reach the world."""
+    """Whether a container answers on a published port, and whether one reaches the world."""
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        machine.as_root(
-            settings,
-            "docker rm --force answers >/dev/null 2>&1 || true\n"
-            f"docker image inspect own:1 >/dev/null 2>&1 || {IMAGE}\n"
-            f"{ANSWER}\nsleep 10",
-        )
-        said = []
-        for what, address in (
-            ("a published port", DROPLET),
-            ("the world", f"{OUTSIDE}:{server.server_port}"),
-        ):
-            try:
-                machine.as_root(settings, ASK.format(address))
-            except LocalError:
-                said.append(f"{what} is not reached")
-        return "Docker whole" if not said else "Docker: " + ", ".join(said)
-    finally:
-        server.shutdown()
+    ways = {
+        "a published port": ANSWER + ASK.format(DROPLET),
+        "the world": ASK.format(f"{OUTSIDE}:{server.server_port}"),
+    }
+    missed = []
+    for way, script in ways.items():
+        try:
+            machine.as_root(settings, script)
+        except LocalError:
+            missed.append(f"{way} is not reached")
+    server.shutdown()
+    return "Docker: " + ", ".join(missed) if missed else "Docker whole"
 
 
 def measured(settings: Settings, folder: Path, name: str, roles: tuple[str, ...]) -> None:
@@ -121,6 +119,7 @@ def measured(settings: Settings, folder: Path, name: str, roles: tuple[str, ...]
     machine.start(settings)
     try:
         converge(folder, ("docker",))
+        machine.as_root(settings, IMAGE)
         if roles == OURS:  # the other one is made of the same image
             print(f"before:            {scanned(settings)}; {docker(settings)}", flush=True)
         print(f"{name}: first     {converge(folder, roles)}", flush=True)

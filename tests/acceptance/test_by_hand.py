@@ -89,7 +89,7 @@ ADDED = [
             "systemctl daemon-reload"
         ),
         "cimt-integrity.timer.d/hand.conf",
-        ("rm -r /etc/systemd/system/cimt-integrity.timer.d && systemctl daemon-reload"),
+        "rm -r /etc/systemd/system/cimt-integrity.timer.d && systemctl daemon-reload",
     ),
 ]
 
