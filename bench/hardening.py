@@ -24,7 +24,6 @@ from pathlib import Path
 
 from local.droplet import machine
 from local.settings import ROOT, LocalError, Settings, load, save_ports
-from tools.scan.__main__ import lynis_facts, ssh_audit
 
 OURS = ("baseline", "hardening", "ssh", "firewall")
 THEIRS = ("devsec.hardening.os_hardening", "devsec.hardening.ssh_hardening")
@@ -89,11 +88,11 @@ def scanned(settings: Settings) -> str:
         text=True,
         check=True,
     )
-    _, _, told = done.stdout.partition("== lynis\n")
-    report, _, audited = told.partition("== ssh-audit\n")
-    levels = [finding.test for finding in ssh_audit(audited)]
-    index = lynis_facts(report)["hardening_index"]
-    return f"Lynis {index}, ssh-audit {levels.count('fail')} fail / {levels.count('warn')} warn"
+    index = re.search(r"^hardening_index=(\d+)", done.stdout, re.MULTILINE)
+    if not index:
+        raise LocalError(f"Lynis told no index: {done.stderr.strip()[-800:]}")
+    levels = re.findall(r"\[(fail|warn)\]", done.stdout.partition("== ssh-audit")[2])
+    return f"Lynis {index[1]}, ssh-audit {levels.count('fail')} fail / {levels.count('warn')} warn"
 
 
 def docker(settings: Settings) -> str:
