@@ -76,7 +76,8 @@ def run(
         with subprocess.Popen(command, env=os.environ | keys, stdout=output) as process:
             while process.poll() is None:
                 most = max(most, megabytes(process.pid))
-                time.sleep(0.1)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(0.1)
         seconds = time.monotonic() - started
         output.seek(0)
         return json.loads(output.readlines()[-1])["report"], seconds, most
