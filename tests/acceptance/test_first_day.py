@@ -1,5 +1,6 @@
 """The first day, from nothing: what docs/setup.md tells a person to type, against the stand-ins, up to a live release.
 
+Then the day on which the droplet is gone: what docs/operations/backup.md says, up to the same product on another one.
 The droplet that DigitalOcean's stand-in makes is a virtual machine of its own, with a volume: beside the one of
 `make up`, in a clone of its own below `.local/first-day`, which stays for a look when something fails.
 """
@@ -12,8 +13,10 @@ import secrets
 import shlex
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from local import aside, clouds, pipeline, rehearsal
@@ -21,7 +24,7 @@ from local.cloudflare.app import ALL_RIGHTS, Cloud
 from local.droplet import machine
 from local.github.repository import Repository
 from local.github.runner import REPOSITORY
-from local.settings import ROOT, write_atomic
+from local.settings import ROOT, Settings, load, write_atomic
 from testbed.served import served
 from testbed.supabase_management import REF, management
 from tools.settings import values
@@ -67,15 +70,27 @@ AGAIN = (
     ("make provision ENV=production", "changed=0 "),
     ("make github ENV=production CONFIRM=yes", "all is as it should be"),
 )
+# The chapter "The droplet is gone", in its order; the new host key is known until the old one is back.
+GONE = (
+    "make droplet ENV=production CONFIRM=yes",
+    LOG_IN,
+    "make provision ENV=production",
+    "make restore WHAT=host ENV=production INTO=production",
+    "git checkout production.env",
+    LOG_IN,
+    "make backup ENV=production",
+)
+RUNBOOK = "docs/operations/backup.md"
+FOLDER = ROOT / ".local/first-day/cimt"
 PERMISSIONS = {
     **dict.fromkeys(("administration", "environments", "variables"), "write"),
     **dict.fromkeys(("actions", "metadata"), "read"),
 }
 
 
-def documented(command: str) -> None:
+def documented(command: str, document: str = pipeline.DOCUMENT) -> None:
     """Raise unless a person finds this command in the document."""
-    text = (ROOT / pipeline.DOCUMENT).read_text()
+    text = (ROOT / document).read_text()
     assert command in text or command.removesuffix(" CONFIRM=yes") in text, command
 
 
@@ -89,11 +104,45 @@ def in_full(command: str, profile: Path) -> str:
     return command
 
 
-def test_from_nothing_to_live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def of_the_person(settings: Settings) -> dict[str, str]:
+    """What is set in the shell of whoever types: their tokens, and where the stand-ins are."""
+    return (
+        TOKENS
+        | rehearsal.world(settings)
+        | {
+            "DIGITALOCEAN_API_URL": f"http://127.0.0.1:{settings.ports['digitalocean']}",
+            "GITHUB_API_URL": f"http://127.0.0.1:{settings.ports['github']}/api",
+            "DNS_PROVIDER": "cloudflare",
+            "REGISTRY": rehearsal.registry(settings),
+            "SMTP_USER": "mailer",
+            "NO_PROXY": "127.0.0.1,localhost,.localhost",
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(request: pytest.FixtureRequest) -> Iterator[Path]:
+    """The clone in which the days are lived; it stays when one of them fails."""
+    yield FOLDER
+    if not request.session.testsfailed:
+        aside.remove(FOLDER)
+
+
+def reached(settings: Settings, text: str) -> None:
+    """What only this machine does: its own way into the droplet of this production.env, and the panel's certificate."""
+    kept = values.read(settings.state / "person/production.secrets")
+    pinned = re.search(r"^DROPLET_KNOWN_HOSTS=\"?\S+ (\S+ [^\s\"]+)", text, re.MULTILINE)
+    assert pinned
+    machine.log_in_by(settings, kept["DROPLET_SSH_KEY"], pinned[1])
+    rehearsal.prepare_droplet(settings)
+
+
+def test_from_nothing_to_live(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     started = time.monotonic()
     # As a new droplet is: all that roles need, they install.
     monkeypatch.setenv("DROPLET_BARE", "1")
-    folder = ROOT / ".local/first-day/cimt"
     settings = aside.make(folder, "first-day")
     print(f"first day: in {folder}; when it fails, that stays until: make -C {folder} down")
     for name in ("registry", "postgres", "s3", "supabase", "openai", "github", "digitalocean"):
@@ -107,16 +156,8 @@ def test_from_nothing_to_live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     cloud.tokens[TOKENS["CLOUDFLARE_API_TOKEN"]] = ALL_RIGHTS
     cloud.add_zone(ANSWERS["DOMAIN"])
     with served(cloud.application()) as dns, management(tmp_path) as (auth, profile):
-        given = TOKENS | rehearsal.world(settings)
-        given |= {
-            "DIGITALOCEAN_API_URL": f"http://127.0.0.1:{settings.ports['digitalocean']}",
-            "CLOUDFLARE_API_URL": f"http://127.0.0.1:{dns}/client/v4",
-            "GITHUB_API_URL": f"http://127.0.0.1:{settings.ports['github']}/api",
-            "DNS_PROVIDER": "cloudflare",
-            "REGISTRY": rehearsal.registry(settings),
-            "SMTP_USER": "mailer",
-            "NO_PROXY": "127.0.0.1,localhost,.localhost",
-        }
+        given = of_the_person(settings)
+        given["CLOUDFLARE_API_URL"] = f"http://127.0.0.1:{dns}/client/v4"
         lines = ['eval "$(ssh-agent -s)" >/dev/null']
         for command in TYPED:
             documented(command)
@@ -139,16 +180,11 @@ def test_from_nothing_to_live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     host = re.search(r"^DROPLET_HOST=(.+)$", text, re.MULTILINE)
     assert host
     assert leads == dict.fromkeys(("api.cimt.localhost", "app.cimt.localhost"), host[1])
-    # What only this machine does: its own way in, and the panel's certificate for the runner.
-    kept = values.read(out / "production.secrets")
-    pinned = re.search(r"^DROPLET_KNOWN_HOSTS=\"?\S+ (\S+ [^\s\"]+)", text, re.MULTILINE)
-    assert pinned
-    machine.log_in_by(settings, kept["DROPLET_SSH_KEY"], pinned[1])
+    reached(settings, text)
     mounted = machine.as_root(
         settings, "findmnt -no SOURCE /etc/easypanel/projects/cimt/n8n/volumes"
     )
     assert mounted.startswith("/dev/sd"), mounted
-    rehearsal.prepare_droplet(settings)
     number = pipeline.propose(settings, "production.env", text)
     pipeline.live(settings, number)
     live = time.monotonic() - started
@@ -160,4 +196,55 @@ def test_from_nothing_to_live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         f"first day: {typed_in:.0f} s of commands, {live:.0f} s until it was live; typed: "
         f"{len(TYPED)} commands, {len(ANSWERS)} answers, {len(TOKENS)} tokens; no other step by hand"
     )
-    aside.remove(folder)
+
+
+def test_the_droplet_is_gone(folder: Path) -> None:
+    settings = load(folder)
+    repository = Repository(settings.state / "github", pipeline.say)
+    # The person's clone is one of what was merged; this day's backup is the newest.
+    for arguments in (
+        ["fetch", "-q", str(repository.bare), "main"],
+        ["reset", "-q", "--hard", "FETCH_HEAD"],
+    ):
+        subprocess.run(["git", *arguments], cwd=folder, check=True)
+    kept = (settings.state / "person/production.secrets").read_text()
+    begins = (
+        pipeline.exported(of_the_person(settings))
+        + "mkdir -pm 700 ~/.config/cimt; (umask 077; cat >~/.config/cimt/production.secrets "
+        + f"<<<{shlex.quote(kept)}); mkdir ~/out\n"
+        + 'eval "$(ssh-agent -s)" >/dev/null\n'
+    )
+    before = f"{LOG_IN}\nmake backup ENV=production; make history ENV=production >~/out/history"
+    pipeline.type_in(settings, begins + before, settings.state / "before", 10, {})
+    cloud = httpx.Client(
+        base_url=f"http://127.0.0.1:{settings.ports['digitalocean']}/v2",
+        headers={"Authorization": f"Bearer {TOKENS['DIGITALOCEAN_TOKEN']}"},
+    )
+    (droplet,) = cloud.get("/droplets").json()["droplets"]
+    started = time.monotonic()
+    cloud.delete(f"/droplets/{droplet['id']}").raise_for_status()
+    for command in GONE:
+        documented(command, RUNBOOK)
+    lines = [
+        *GONE,
+        "make history ENV=production >~/out/history",
+        "git status --short >~/out/status",
+    ]
+    pipeline.type_in(settings, begins + "\n".join(lines), settings.state / "after", 60, {})
+    ready = time.monotonic() - started
+    then, now = (
+        re.findall(r"^.* -> .*$", (settings.state / day / "history").read_text(), re.MULTILINE)
+        for day in ("before", "after")
+    )
+    assert then
+    assert now == then, "the ledger is not the one of the old droplet"
+    assert (settings.state / "after/status").read_text() == "", "production.env is another one"
+    reached(settings, (folder / "production.env").read_text())
+    # GitHub is told nothing: address and host key are those that it knows.
+    (run,) = repository.dispatch("deploy.yml", {})
+    assert run.green, run.folder
+    live = time.monotonic() - started
+    print(
+        f"droplet gone: {ready:.0f} s until another one was provisioned and had its ledger, host key and backup, "
+        f"{live:.0f} s until it was live; typed: {len(GONE)} commands, and one workflow was started"
+    )

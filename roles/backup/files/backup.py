@@ -976,6 +976,7 @@ def restore(settings: Settings, what: str, snapshot: str) -> dict[str, Any]:
             for path in sorted(folder.glob(pattern.lstrip("/")))
         ]
         done["aside"] = exchange(moves, folder)
+        answer_by_restored_keys()
     else:
         return {**done, "folder": str(folder), "dump": str(copies / "postgres.sql")}
     if not settings.origin.exists():
@@ -1001,6 +1002,17 @@ def exchange(moves: list[tuple[Path, Path]], folder: Path, service: str = "") ->
             # When it is up is for its health to say: on a small host that takes longer than anybody waits here.
             docker("service", "scale", "--detach", f"{service}=1")
     return aside
+
+
+def answer_by_restored_keys() -> None:
+    """Have sshd take up the host keys; connections stay, and where it cannot, its keys do. Raises Failed."""
+    for command in (["/usr/sbin/sshd", "-t"], ["systemctl", "try-reload-or-restart", "ssh"]):
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise Failed(
+                f"the files are back, but sshd does not take up its host keys ({done.stderr.strip()[-300:]}). "
+                "Next: mend /etc/ssh, then systemctl reload ssh"
+            )
 
 
 def near(restored: Path, place: Path) -> Path:
