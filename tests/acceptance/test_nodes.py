@@ -1,10 +1,11 @@
-"""Two nodes of the Swarm on one private link: released, emptied, one of them killed. By `make second-node`."""
+"""Two nodes of the Swarm on one private link: released, emptied, each of them killed. By `make second-node`."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -170,3 +171,50 @@ def test_a_killed_node_is_missed_for_seconds(two: None) -> None:
     eventually(lambda: on_droplet(ready).strip() == "ready", "the node is back", GENEROUS)
     assert make("audit", "HOST=droplet-2").returncode == 0
     assert Client(DOMAIN).request("GET", "/healthz").status_code == 200
+
+
+def test_a_swarm_that_was_made_without_a_private_network(two: None) -> None:
+    """As docs/scaling.md says: it is told, and what is to be typed then makes one that has its workers."""
+    on_droplet("docker swarm leave --force && docker swarm init --advertise-addr 10.0.2.15")
+    done = make("provision", timeout=2 * GENEROUS)
+    assert done.returncode != 0
+    chapter = "A Swarm that was made without a private network"
+    assert chapter in done.stdout
+    assert f"### {chapter}" in (ROOT / "docs/scaling.md").read_text()
+    assert make("backup").returncode == 0
+    on_droplet("docker swarm leave --force")
+    assert make("provision", timeout=2 * GENEROUS).returncode == 0
+    assert make("deploy", timeout=2 * GENEROUS).returncode == 0
+    assert make("nodes", "RETURN=droplet-2").returncode == 0
+    eventually(spread, "one api on each node", GENEROUS)
+
+
+def test_the_manager_is_lost(two: None) -> None:
+    """Its disk too. Another one comes as docs/operations/backup.md says, and the worker joins its Swarm."""
+    assert make("backup").returncode == 0
+    ledger = on_droplet("cat /var/lib/cimt/releases.jsonl")
+    settings = load(running=True)
+    answered_by = (settings.droplet / "host_ed25519.pub").read_text()
+    os.kill(machine.running_pid(settings), signal.SIGKILL)
+    lost = time.monotonic()
+    eventually(lambda: not machine.running_pid(settings), "the manager is gone", 30)
+    shutil.rmtree(settings.droplet)
+    subprocess.run(
+        [sys.executable, "-m", "local", "droplet"],
+        cwd=ROOT,
+        check=True,
+        timeout=2 * GENEROUS,
+    )
+    assert make("provision", timeout=2 * GENEROUS).returncode == 0
+    assert make("restore", "WHAT=host", "INTO=local").returncode == 0
+    key = (settings.droplet / "id_ed25519").read_text()
+    machine.log_in_by(settings, key, " ".join(answered_by.split()[:2]))
+    assert on_droplet("cat /var/lib/cimt/releases.jsonl") == ledger
+    assert make("backup").returncode == 0
+    assert make("deploy", timeout=2 * GENEROUS).returncode == 0
+    assert Client(DOMAIN).request("GET", "/healthz").status_code == 200
+    print(f"a lost manager: {time.monotonic() - lost:.0f} s until another one served")
+    assert make("nodes", "RETURN=droplet-2").returncode == 0
+    eventually(spread, "one api on each node", GENEROUS)
+    assert make("audit").returncode == 0
+    assert make("audit", "HOST=droplet-2").returncode == 0
