@@ -189,6 +189,7 @@ CALLERS = {
     "private.month_spent": {"cimt_api"},
     "private.count_question": {"cimt_api"},
     "private.begin_answer": {"cimt_api"},
+    "private.store_question": {"cimt_api"},
     "private.let_go": {"cimt_api"},
     "private.renew_replica": {"cimt_api"},
     "private.export_user": {"service_role"},

@@ -30,15 +30,6 @@ STORED = (
     "completion_tokens, cached_tokens, extract(epoch from now() - updated_at)::float8 as updated_age_seconds "
     "from public.chat_logs where "
 )
-# Nothing twice: a repeated request must not delete what it asked for before.
-REPLACE = (
-    "delete from public.chat_logs l where conversation_id = %(conversation)s and user_id = %(user)s "
-    "and not exists (select from public.chat_logs where id = %(id)s) and case when %(replaces)s::uuid is null "
-    "then created_at > coalesce((select max(created_at) from public.chat_logs "
-    "where id = any (%(kept)s::uuid[]) and conversation_id = %(conversation)s), '-infinity') "
-    "else (created_at, id) >= (select created_at, id from public.chat_logs "
-    "where id = %(replaces)s and conversation_id = %(conversation)s) end"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,58 +104,15 @@ class Chats:
         another user's, 409 when the id is, or when it was used for another question, or (`named`) in another
         conversation; 401 when the account is gone.
         """
-        values = {
-            "id": answer_id,
-            "conversation": conversation_id,
-            "named": named,
-            "user": user.id,
-            "title": _title(question),
-            "question": question,
-            "model": model,
-            "embedding_model": embedding_model,
-            "kept": kept,
-            "replaces": replaces,
-            "dead": DEAD_SECONDS,
-            "length": HISTORY_LENGTH,
-            "turns": HISTORY_TURNS,
-        }
+        values = (
+            *(answer_id, conversation_id, named, user.id, question, _title(question), model),
+            *(embedding_model, kept, replaces, DEAD_SECONDS, HISTORY_TURNS, HISTORY_LENGTH),
+        )
         try:
             async with self._database.as_user(user) as connection:
-                # Not when the id is known: a repeated request without a conversation must not leave an empty one.
-                await connection.execute(
-                    "insert into public.conversations (id, user_id, title) "
-                    "select %(conversation)s, %(user)s, %(title)s "
-                    "where not exists (select from public.chat_logs where id = %(id)s) on conflict (id) do nothing",
-                    values,
-                )
-                if kept is not None or replaces is not None:
-                    await connection.execute(REPLACE, values)
-                revived = await connection.execute(
-                    "update public.chat_logs set status = 'streaming', error = null, sources = '[]', "
-                    "model = %(model)s, embedding_model = %(embedding_model)s "
-                    "where id = %(id)s and question = %(question)s and answer = '' "
-                    "and (not %(named)s or conversation_id = %(conversation)s) "
-                    "and (status = 'failed' or status = 'cancelled' and error is distinct from 'stopped' "
-                    "or updated_at < now() - make_interval(secs => %(dead)s) and status = 'streaming') returning id",
-                    values,
-                )
-                inserted = await connection.execute(
-                    "with asked as (insert into public.chat_logs "
-                    "(id, conversation_id, user_id, question, model, embedding_model) "
-                    "values (%(id)s, %(conversation)s, %(user)s, %(question)s, %(model)s, %(embedding_model)s) "
-                    "on conflict (id) do nothing returning conversation_id) "
-                    "update public.conversations set title = title where id in (select conversation_id from asked) "
-                    "returning id",
-                    values,
-                )
-                found = connection.cursor(row_factory=class_row(Stored))
-                await found.execute(STORED + "id = %(id)s", values)
-                turns = connection.cursor(row_factory=class_row(Turn))
-                await turns.execute(
-                    "select left(question, %(length)s) as question, left(answer, %(length)s) as answer "
-                    "from public.chat_logs where user_id = %(user)s and id <> %(id)s and answer <> '' and "
-                    "conversation_id = (select conversation_id from public.chat_logs where id = %(id)s) "
-                    "order by created_at desc limit %(turns)s",
+                rows = await connection.execute(
+                    "select * from private.store_question("
+                    "%s, %s, %s, %s, %s, %s, %s, %s, %s::uuid[], %s, %s, %s, %s)",
                     values,
                 )
         except errors.ForeignKeyViolation as error:
@@ -173,9 +121,11 @@ class Chats:
                     404, "There is no such conversation", kind="conversation-not-found"
                 ) from None
             raise refusal("The account does not exist any more.") from None
-        stored = await found.fetchone()
-        if stored is not None and (await inserted.fetchone() or await revived.fetchone()):
-            return Begun(new=True, history=(await turns.fetchall())[::-1], stored=stored)
+        ((new, *columns, questions, answers),) = await rows.fetchall()
+        stored = Stored(*columns) if columns[0] else None
+        if stored is not None and new:
+            history = [Turn(*turn) for turn in zip(questions or (), answers or (), strict=True)]
+            return Begun(new=True, history=history, stored=stored)
         if stored is None or stored.conversation_id != conversation_id:
             await self._drop_if_empty(user, conversation_id)
         if stored is None or not stored.answers(question, conversation_id if named else None):
