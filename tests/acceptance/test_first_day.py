@@ -1,6 +1,6 @@
 """The first day, from nothing: what docs/setup.md tells a person to type, against the stand-ins, up to a live release.
 
-Then the day on which the droplet is gone: what docs/operations/backup.md says, up to the same product on another one.
+Then the day on which the droplet is gone: what docs/operations/recovery.md says, up to the same product on another one.
 The droplet that DigitalOcean's stand-in makes is a virtual machine of its own, with a volume: beside the one of
 `make up`, in a clone of its own below `.local/first-day`, which stays for a look when something fails.
 """
@@ -80,7 +80,7 @@ GONE = (
     LOG_IN,
     "make backup ENV=production",
 )
-RUNBOOK = "docs/operations/backup.md"
+RUNBOOK = "docs/operations/recovery.md"
 FOLDER = ROOT / ".local/first-day/cimt"
 PERMISSIONS = {
     **dict.fromkeys(("administration", "environments", "variables"), "write"),

@@ -190,7 +190,7 @@ def test_a_swarm_that_was_made_without_a_private_network(two: None) -> None:
 
 
 def test_the_manager_is_lost(two: None) -> None:
-    """Its disk too. Another one comes as docs/operations/backup.md says, and the worker joins its Swarm."""
+    """Its disk too. Another one comes as docs/operations/recovery.md says, and the worker joins its Swarm."""
     assert make("backup").returncode == 0
     ledger = on_droplet("cat /var/lib/cimt/releases.jsonl")
     settings = load(running=True)
