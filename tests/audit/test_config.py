@@ -66,8 +66,8 @@ def test_units_run_and_come_back_after_a_boot(
 def test_no_unit_is_altered_beside_its_file(
     set_name: str, declared: Declared, collected: dict[str, Any]
 ) -> None:
-    """`systemctl edit` leaves the file as it is and says something else beside it."""
-    paths = {item["path"] for item in files_of(declared.sets()[set_name])}
+    """`systemctl edit` leaves the file as it is and says something else beside it; another role of ours may, too."""
+    paths = {item["path"] for arguments in declared.sets().values() for item in files_of(arguments)}
     beside = {
         path
         for unit in declared.sets()[set_name].get("units", [])
