@@ -214,7 +214,7 @@ def test_the_droplet_is_gone(folder: Path) -> None:
         + f"<<<{shlex.quote(kept)}); mkdir ~/out\n"
         + 'eval "$(ssh-agent -s)" >/dev/null\n'
     )
-    before = f"{LOG_IN}\nmake backup ENV=production; make history ENV=production >~/out/history"
+    before = f"make setup\n{LOG_IN}\nmake backup ENV=production; make history ENV=production >~/out/history"
     pipeline.type_in(settings, begins + before, settings.state / "before", 10, {})
     cloud = httpx.Client(
         base_url=f"http://127.0.0.1:{settings.ports['digitalocean']}/v2",
