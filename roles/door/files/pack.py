@@ -80,5 +80,5 @@ if __name__ == "__main__":
     program = packed()
     for place in sys.argv[1:]:
         Path(place).parent.mkdir(parents=True, exist_ok=True)  # a fresh clone has no .local
-    Path(place).write_bytes(program)
+        Path(place).write_bytes(program)
     print(hashlib.sha256(program).hexdigest())
