@@ -191,6 +191,6 @@ def test_the_audit_is_shown_what_everybody_on_the_host_may_read() -> None:
 
 
 def test_the_same_sources_are_the_same_program(door: Door) -> None:
-    again = door.folder / "again"
+    again = door.folder / "of a fresh clone/again"
     subprocess.run([sys.executable, str(PACK), str(again)], check=True, capture_output=True)
     assert again.read_bytes() == door.program.read_bytes()
