@@ -42,16 +42,17 @@ begin
           where k.id = any (kept) and k.conversation_id = conversation), '-infinity');
     end if;
   end if;
-  update public.chat_logs l set status = 'streaming', error = null, sources = '[]', model = answering, embedding_model = embedding
-  where l.id = answer_id and l.question = words and l.answer = '' and (not named or l.conversation_id = conversation)
-    and (l.status = 'failed' or l.status = 'cancelled' and l.error is distinct from 'stopped'
-      or l.updated_at < now() - make_interval(secs => dead_seconds) and l.status = 'streaming');
-  is_new := found;
   insert into public.chat_logs (id, conversation_id, user_id, question, model, embedding_model)
   values (answer_id, conversation, asker, words, answering, embedding) on conflict (id) do nothing;
-  if found then
-    is_new := true;
+  is_new := found;
+  if is_new then
     update public.conversations c set title = c.title where c.id = conversation;  -- it was used now
+  else  -- one of which there is not a word is asked anew, unless it was stopped
+    update public.chat_logs l set status = 'streaming', error = null, sources = '[]', model = answering, embedding_model = embedding
+    where l.id = answer_id and l.question = words and l.answer = '' and (not named or l.conversation_id = conversation)
+      and (l.status = 'failed' or l.status = 'cancelled' and l.error is distinct from 'stopped'
+        or l.updated_at < now() - make_interval(secs => dead_seconds) and l.status = 'streaming');
+    is_new := found;
   end if;
   select * into stored from public.chat_logs l where l.id = answer_id;
   select array_agg(h.question order by h.created_at), array_agg(h.answer order by h.created_at) into questions, answers

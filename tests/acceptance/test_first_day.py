@@ -199,6 +199,8 @@ def test_from_nothing_to_live(
 
 
 def test_the_droplet_is_gone(folder: Path) -> None:
+    for command in GONE:
+        documented(command, RUNBOOK)
     settings = load(folder)
     repository = Repository(settings.state / "github", pipeline.say)
     # The person's clone is one of what was merged; this day's backup is the newest.
@@ -223,8 +225,6 @@ def test_the_droplet_is_gone(folder: Path) -> None:
     (droplet,) = cloud.get("/droplets").json()["droplets"]
     started = time.monotonic()
     cloud.delete(f"/droplets/{droplet['id']}").raise_for_status()
-    for command in GONE:
-        documented(command, RUNBOOK)
     lines = [
         *GONE,
         "make history ENV=production >~/out/history",
