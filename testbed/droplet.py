@@ -105,12 +105,17 @@ def ledger() -> list[dict[str, object]]:
 
 
 class Client:
-    """A user's client: the public address through TLS, a new connection for every request."""
+    """A user's client: the public address through TLS, a new connection for every request.
 
-    def __init__(self, domain: str = DOMAIN) -> None:
+    `state` is the `.local` of the droplet's clone; `authority`, below it, who vouches for the droplet's certificates.
+    """
+
+    def __init__(
+        self, domain: str = DOMAIN, state: pathlib.Path = LOCAL, authority: str = "ca.crt"
+    ) -> None:
         self.domain = domain
-        self.port = json.loads((LOCAL / "ports.json").read_text())["https"]
-        self.context = ssl.create_default_context(cafile=LOCAL / "ca.crt")
+        self.port = json.loads((state / "ports.json").read_text())["https"]
+        self.context = ssl.create_default_context(cafile=state / authority)
 
     def request(
         self, method: str, path: str, body: object = None, key: str = "", timeout: float = 60
@@ -148,10 +153,13 @@ class Client:
 
 
 class Traffic:
-    """Users who ask all the while: two requests a second, each on a new connection."""
+    """Users who ask all the while, each time on a new connection; with a key, also somebody who brings documents."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, key: str = "") -> None:
         self.client = client
+        self.asks = [("GET", "/healthz", ""), ("POST", "/chat", "")]
+        if key:
+            self.asks.append(("GET", "/documents?limit=1", key))
         self.answered = 0
         self.failures: list[str] = []
         self._end = threading.Event()
@@ -160,10 +168,10 @@ class Traffic:
     def _ask(self) -> None:
         deadline = time.monotonic() + 2 * GENEROUS
         while not self._end.is_set() and time.monotonic() < deadline:
-            for method, path in (("GET", "/healthz"), ("POST", "/chat")):
+            for method, path, key in self.asks:
                 started = time.strftime("%H:%M:%S")
                 try:
-                    response = self.client.request(method, path)
+                    response = self.client.request(method, path, key=key)
                     if response.status_code == 200:
                         self.answered += 1
                     else:

@@ -5,7 +5,7 @@ gets what the jobs of the workflows take that run in it.
 
 Without CONFIRM=yes it only shows what it would change: `+` new, `~` other, `-` gone, `?` not ours, which stays.
 A secret's value cannot be read back from GitHub: one is written when it is missing there, or named in ROTATE=NAME,NAME;
-one that GitHub has only by your choice, when it is named.
+one that GitHub has only by your choice, when it is named; NAME_OLD goes, when it is named and has no value any more.
 Asked is GITHUB_API_URL (api.github.com) about the repository of this clone's origin, or GITHUB_REPOSITORY, with
 GITHUB_TOKEN, GH_TOKEN, or what `gh auth token` has: a person's, with Administration, Environments and Variables for
 writing and Actions for reading. Exit codes: 0 done, or shown; 1 GitHub did not; 2 refused before it was asked.
@@ -37,6 +37,7 @@ RULESET = "cimt"
 HOST = "-host"  # what the second environment is called after the first
 ACTIONS = 15368  # the app whose check Gate is: GitHub Actions
 SECRET = ("secret", "secret by choice")
+OLD = "_OLD"  # what a value from before is called beside its successor (tools/rotate.py)
 RULES: dict[str, dict[str, Any]] = {
     "deletion": {},
     "non_fast_forward": {},
@@ -136,7 +137,8 @@ def refused(declared: Mapping[str, Any], wants: Collection[Wanted]) -> str:
         return f"not set: {', '.join(lacking)}. Next: make init says where each comes from"
     if strange := rotate - secret:
         return f"ROTATE={','.join(sorted(strange))} is no secret of a workflow. Next: docs/setup.md has their names"
-    if absent := rotate - given:
+    # An old value whose time is over has none here: then it goes from GitHub too.
+    if absent := {name for name in rotate - given if not name.endswith(OLD)}:
         return f"ROTATE={','.join(sorted(absent))} has no new value here. Next: put it into 1Password, or the shell"
     return ""
 
@@ -295,6 +297,9 @@ class Settings(github.Repository):
             elif name in want.rotate:
                 yield Change("~", f"secret {name}, there since {there[name]}", seal(name))
         for name in sorted(there.keys() - want.secrets.keys()):
+            if name in want.rotate and name.endswith(OLD):
+                yield Change("-", f"secret {name}", self._delete(f"{place}/{name}"))
+                continue
             told = "no workflow takes it from here"
             if any(name in want.names[kind] for kind in SECRET):
                 told = "its value is not here, or was not named"

@@ -144,10 +144,11 @@ class Rotation:
         print(f"rotate: {self.store.where} has no old {self.name} any more")
         if self.way["how"] == "beside":
             self._line(self.old, f"# {self.old}={self.reference}")
+            here = f"ENV={self.environment}"
             print(
-                f"Next: make {self.way['apply']} ENV={self.environment}   (the old one ends by it)"
+                f"Next: make github {here} CONFIRM=yes ROTATE={self.old}   (which takes it from GitHub)\n"
+                f"      make {self.way['apply']} {here}   (or merge {self.path.name}; it ends the old one)"
             )
-            print(f"      gh secret delete {self.old} --env {self.environment}")
         if self.way.get("revoke"):
             print(f"Next: the old one ends by your hand: {self.way['revoke']}")
 

@@ -32,7 +32,7 @@ NEEDS = {
     r"GET environments/[\w.-]+/(?:variables|secrets|secrets/public-key)": "environments:read",
     r"POST environments/[\w.-]+/variables": "environments:write",
     r"(?:PATCH|DELETE) environments/[\w.-]+/variables/\w+": "environments:write",
-    r"PUT environments/[\w.-]+/secrets/\w+": "environments:write",
+    r"(?:PUT|DELETE) environments/[\w.-]+/secrets/\w+": "environments:write",
     r"GET actions/variables": "variables:read",
     r"POST actions/variables": "variables:write",
     r"(?:PATCH|DELETE) actions/variables/\w+": "variables:write",
@@ -325,6 +325,11 @@ def _values(
             path.unlink()
             return Done(204)
         value = sent.get("value", path.read_text() if path.exists() else "")
+    elif method == "DELETE":
+        if not path.exists():
+            raise LookupError(404, "Not Found")
+        path.unlink()
+        return Done(204)
     else:
         try:
             box = base64.b64decode(sent["encrypted_value"])

@@ -1,6 +1,7 @@
 """The first day, from nothing: what docs/setup.md tells a person to type, against the stand-ins, up to a live release.
 
-Then the day on which the droplet is gone: what docs/operations/recovery.md says, up to the same product on another one.
+Then a day on which its secrets change hands, by docs/operations/rotation.md, while people ask; and the one on which the
+droplet is gone: what docs/operations/recovery.md says, up to the same product on another one.
 The droplet that DigitalOcean's stand-in makes is a virtual machine of its own, with a volume: beside the one of
 `make up`, in a clone of its own below `.local/first-day`, which stays for a look when something fails.
 """
@@ -13,10 +14,11 @@ import secrets
 import shlex
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import httpx
+import psycopg
 import pytest
 
 from local import aside, clouds, pipeline, rehearsal
@@ -24,9 +26,15 @@ from local.cloudflare.app import ALL_RIGHTS, Cloud
 from local.droplet import machine
 from local.github.repository import Repository
 from local.github.runner import REPOSITORY
+from local.postgres import server as postgres
+from local.registry import rights
 from local.settings import ROOT, Settings, load, write_atomic
+from testbed.droplet import Client, Traffic
 from testbed.served import served
 from testbed.supabase_management import REF, management
+from tests.acceptance.test_pipeline_faults import Edits, proposed
+from tools.host import door
+from tools.host.way_in import way_in
 from tools.settings import values
 
 ANSWERS = {
@@ -81,6 +89,25 @@ GONE = (
     "make backup ENV=production",
 )
 RUNBOOK = "docs/operations/recovery.md"
+# Of a droplet without n8n: what is made here, and what somebody brings.
+MADE = (
+    "API_DATABASE_PASSWORD",
+    "INGEST_KEY",
+    "BACKUP_PASSWORD",
+    "BACKUP_DATABASE_PASSWORD",
+    "EASYPANEL_ADMIN_PASSWORD",
+    "DROPLET_CI_KEY",
+    "DROPLET_SSH_KEY",
+)
+BROUGHT = ("OPENAI_API_KEY", "REGISTRY_PASSWORD")
+ROTATE = "make rotate SECRET={} ENV=production"
+REVOKE = ROTATE + " CONFIRM=revoke"
+ROTATION = "docs/operations/rotation.md"
+# What each call has named, in one.
+NAMED = (
+    "make github ENV=production CONFIRM=yes "
+    "ROTATE=\"$(grep -o 'ROTATE=[A-Z_,]*' ~/told | cut -d= -f2 | paste -sd,)\""
+)
 FOLDER = ROOT / ".local/first-day/cimt"
 PERMISSIONS = {
     **dict.fromkeys(("administration", "environments", "variables"), "write"),
@@ -137,6 +164,54 @@ def reached(settings: Settings, text: str) -> None:
     rehearsal.prepare_droplet(settings)
 
 
+def ask_for_passwords(settings: Settings) -> None:
+    """As Supabase does, and the database of this machine else does not, of all who are not its owner."""
+    rules = settings.clouds / "postgres/pg_hba.conf"
+    names = "cimt_api,cimt_api_b,cimt_backup"
+    rules.write_text(f"host all {names} 127.0.0.1/32 scram-sha-256\n{rules.read_text()}")
+    with psycopg.connect(postgres.url(settings.ports["postgres"])) as owner:
+        owner.execute("select pg_reload_conf()")
+
+
+def typed(settings: Settings, lines: Iterable[str]) -> dict[str, str]:
+    """Do what the person types later, in a clone of what was merged; their secrets then, by name."""
+    bare = Repository(settings.state / "github", pipeline.say).bare
+    for arguments in (["fetch", "-q", str(bare), "main"], ["reset", "-q", "--hard", "FETCH_HEAD"]):
+        subprocess.run(["git", *arguments], cwd=settings.root, check=True)
+    person = settings.state / "person"
+    kept = (person / "production.secrets").read_text()
+    there = values.read(person / "production.secrets")
+    given = {name: one for name, one in of_the_person(settings).items() if name not in there}
+    script = [
+        pipeline.exported(given),
+        "mkdir -pm 700 ~/.config/cimt; mkdir ~/out",
+        f"(umask 077; cat >~/.config/cimt/production.secrets <<<{shlex.quote(kept)})",
+        'eval "$(ssh-agent -s)" >/dev/null',
+        "make setup",
+        *lines,
+        "cp production.env ~/.config/cimt/production.secrets ~/out",
+    ]
+    pipeline.type_in(settings, "\n".join(script), person, 60, {})
+    return values.read(person / "production.secrets")
+
+
+def gets_in(settings: Settings, user: str, key: str) -> bool:
+    """Whether that key opens the droplet for that user."""
+    known = {
+        "DROPLET_HOST": "127.0.0.1",
+        "DROPLET_PORT": str(settings.ports["ssh"]),
+        "DROPLET_KNOWN_HOSTS": f"[127.0.0.1]:{settings.ports['ssh']} "
+        + (settings.droplet / "host_ed25519.pub").read_text().strip(),
+        "DROPLET_USER": user,
+        "DROPLET_SSH_KEY": key,
+    }
+    hello = door.request("hello")
+    with way_in("production", known) as ssh:
+        done = subprocess.run([*ssh, "cimt-door"], input=hello, capture_output=True, text=True)
+    assert done.returncode != 255 or "Permission denied (publickey)" in done.stderr, done.stderr
+    return done.returncode != 255
+
+
 def test_from_nothing_to_live(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -147,6 +222,7 @@ def test_from_nothing_to_live(
     print(f"first day: in {folder}; when it fails, that stays until: make -C {folder} down")
     for name in ("registry", "postgres", "s3", "supabase", "openai", "github", "digitalocean"):
         clouds.start(settings, name)
+    ask_for_passwords(settings)
     subprocess.run(["make", "panel-image"], cwd=settings.root, check=True)
     rehearsal.prepare_runner(settings)
     tokens = {TOKENS["GITHUB_TOKEN"]: {"permissions": PERMISSIONS}}
@@ -198,26 +274,88 @@ def test_from_nothing_to_live(
     )
 
 
+def test_secrets_change_hands_while_people_ask(folder: Path, tmp_path: Path) -> None:
+    documented(ROTATE.format("INGEST_KEY"), ROTATION)
+    documented(REVOKE.format("INGEST_KEY"), ROTATION)
+    settings = load(folder)
+    repository = Repository(settings.state / "github", pipeline.say)
+    before = values.read(settings.state / "person/production.secrets")
+    brought = {"OPENAI_API_KEY": secrets.token_hex(20), "REGISTRY_PASSWORD": secrets.token_hex(20)}
+    registry = settings.clouds / "ghcr"
+    scopes = ("read:packages",)
+    rights.grant(registry, brought["REGISTRY_PASSWORD"], user=rehearsal.OWNER, scopes=scopes)
+    client = Client("api.cimt.localhost", settings.state, "production/panel-ca.crt")
+
+    def merged(name: str) -> None:
+        """What was typed has changed production.env; its merge is live."""
+        text = (settings.state / "person/production.env").read_text()
+        edits: Edits = {"production.env": lambda _: text}
+        pipeline.live(settings, proposed(repository, tmp_path / name, edits))
+
+    started = time.monotonic()
+    with Traffic(client, before["INGEST_KEY"]) as users:
+        now = typed(
+            settings,
+            (
+                LOG_IN,
+                *(f"{ROTATE.format(name)} | tee -a ~/told" for name in MADE),
+                *(
+                    f"{ROTATE.format(name)} <<<{value} | tee -a ~/told"
+                    for name, value in brought.items()
+                ),
+                "make droplet ENV=production CONFIRM=yes",
+                "make migrate ENV=production",
+                "make provision ENV=production",
+                "make backup ENV=production",
+                NAMED,
+            ),
+        )
+        merged("both-are-good")
+    users.assert_no_gap()
+    assert {name for name in MADE + tuple(brought) if now[name] == before[name]} == set()
+    rights.revoke(registry, before["REGISTRY_PASSWORD"])
+    with Traffic(client, now["INGEST_KEY"]) as users_of_the_new:
+        after = typed(
+            settings,
+            (
+                LOG_IN,
+                *map(REVOKE.format, (*MADE, *brought)),
+                "make provision ENV=production",
+                "make github ENV=production CONFIRM=yes ROTATE=INGEST_KEY_OLD",
+                "make backup ENV=production",
+            ),
+        )
+        merged("the-old-ones-end")
+    users_of_the_new.assert_no_gap()
+    reached(settings, (settings.state / "person/production.env").read_text())
+    seconds = time.monotonic() - started
+    assert after == {name: one for name, one in now.items() if not name.endswith("_OLD")}
+    # What was good before is not any more, where it is ours to end it.
+    for values_of, good in ((before, False), (after, True)):
+        said = client.request("GET", "/documents?limit=1", key=values_of["INGEST_KEY"])
+        assert said.status_code == (200 if good else 401)
+        assert gets_in(settings, "cimt", values_of["DROPLET_SSH_KEY"]) == good
+        assert gets_in(settings, door.account(), values_of["DROPLET_CI_KEY"]) == good
+    with psycopg.connect(postgres.url(settings.ports["postgres"])) as owner:
+        closed = owner.execute(
+            "select rolname from pg_authid where rolname ~ '^cimt_api(_b)?$' and rolpassword is null"
+        ).fetchall()
+    assert closed == [("cimt_api",)]
+    answered = users.answered + users_of_the_new.answered
+    print(
+        f"secrets: {len(after)} kept, {len(MADE) + len(brought)} changed hands in {seconds:.0f} s by two merges; "
+        f"0 of {answered} requests failed meanwhile"
+    )
+
+
 def test_the_droplet_is_gone(folder: Path) -> None:
     for command in GONE:
         documented(command, RUNBOOK)
     settings = load(folder)
     repository = Repository(settings.state / "github", pipeline.say)
-    # The person's clone is one of what was merged; this day's backup is the newest.
-    for arguments in (
-        ["fetch", "-q", str(repository.bare), "main"],
-        ["reset", "-q", "--hard", "FETCH_HEAD"],
-    ):
-        subprocess.run(["git", *arguments], cwd=folder, check=True)
-    kept = (settings.state / "person/production.secrets").read_text()
-    begins = (
-        pipeline.exported(of_the_person(settings))
-        + "mkdir -pm 700 ~/.config/cimt; (umask 077; cat >~/.config/cimt/production.secrets "
-        + f"<<<{shlex.quote(kept)}); mkdir ~/out\n"
-        + 'eval "$(ssh-agent -s)" >/dev/null\n'
-    )
-    before = f"make setup\n{LOG_IN}\nmake backup ENV=production; make history ENV=production >~/out/history"
-    pipeline.type_in(settings, begins + before, settings.state / "before", 10, {})
+    # This day's backup is the newest.
+    history = "make history ENV=production >~/out/history-{}"
+    typed(settings, (LOG_IN, "make backup ENV=production", history.format("before")))
     cloud = httpx.Client(
         base_url=f"http://127.0.0.1:{settings.ports['digitalocean']}/v2",
         headers={"Authorization": f"Bearer {TOKENS['DIGITALOCEAN_TOKEN']}"},
@@ -225,20 +363,17 @@ def test_the_droplet_is_gone(folder: Path) -> None:
     (droplet,) = cloud.get("/droplets").json()["droplets"]
     started = time.monotonic()
     cloud.delete(f"/droplets/{droplet['id']}").raise_for_status()
-    lines = [
-        *GONE,
-        "make history ENV=production >~/out/history",
-        "git status --short >~/out/status",
-    ]
-    pipeline.type_in(settings, begins + "\n".join(lines), settings.state / "after", 60, {})
+    typed(settings, (*GONE, history.format("after"), "git status --short >~/out/status"))
     ready = time.monotonic() - started
     then, now = (
-        re.findall(r"^.* -> .*$", (settings.state / day / "history").read_text(), re.MULTILINE)
+        re.findall(
+            r"^.* -> .*$", (settings.state / f"person/history-{day}").read_text(), re.MULTILINE
+        )
         for day in ("before", "after")
     )
     assert then
     assert now == then, "the ledger is not the one of the old droplet"
-    assert (settings.state / "after/status").read_text() == "", "production.env is another one"
+    assert (settings.state / "person/status").read_text() == "", "production.env is another one"
     reached(settings, (folder / "production.env").read_text())
     # GitHub is told nothing: address and host key are those that it knows.
     (run,) = repository.dispatch("deploy.yml", {})

@@ -66,7 +66,7 @@ def test_a_shared_key_is_good_beside_the_one_from_before(clone: Clone) -> None:
     assert kept(clone) == after | {"ETL_KEY_OLD": before["ETL_KEY"]}
     done = rotate(clone, "ETL_KEY", CONFIRM="revoke")
     assert done.returncode == 0, done.stderr
-    assert "gh secret delete ETL_KEY_OLD --env production" in done.stdout
+    assert "make github ENV=production CONFIRM=yes ROTATE=ETL_KEY_OLD" in done.stdout
     assert kept(clone) == after
     assert clone.env.read_text() == text
 

@@ -195,6 +195,18 @@ def test_a_secret_is_written_again_only_when_it_is_named(there: Repository) -> N
     refused(there.github(ROTATE="BACKUP_KEY_ID"), "no new value here", code=2)
 
 
+def test_an_old_secret_goes_when_it_is_named_and_has_no_value_any_more(there: Repository) -> None:
+    kept = "production/secrets/INGEST_KEY_OLD"
+    there.changed(GIVEN | {"INGEST_KEY_OLD": "the-old-key"})
+    assert there.files()[kept] == "the-old-key"
+    assert "? secret INGEST_KEY_OLD" in there.github(GIVEN).stdout
+    assert "- secret INGEST_KEY_OLD" in there.changed(GIVEN, ROTATE="INGEST_KEY_OLD")
+    assert kept not in there.files()
+    # Where it is gone already, the same again has nothing to do.
+    done = there.github(GIVEN, ROTATE="INGEST_KEY_OLD")
+    assert "all is as it should be" in done.stdout, done.stderr
+
+
 def test_a_token_for_sign_in_is_given_only_when_it_is_named(there: Repository) -> None:
     given = GIVEN | {"SUPABASE_ACCESS_TOKEN": "a-token-of-supabase", "SMTP_PASSWORD": "of-mails"}
     there.changed(given)
