@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import os
+import select
 import shlex
 import shutil
 import signal
@@ -86,16 +87,27 @@ def stop(settings: Settings, seconds: float = 60) -> bool:
         return False
     with contextlib.suppress(OSError):  # a hung QEMU: fall through to the plug
         monitor(settings, "system_powerdown")
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline and running_pid(settings):
-        time.sleep(0.2)
-    if running_pid(settings):
+    if not _ended(pid, seconds):
         print(f"{settings.name}: did not power off in {seconds:.0f} s; pulling the plug")
         os.kill(pid, signal.SIGKILL)
-        while running_pid(settings):
-            time.sleep(0.1)
+        _ended(pid)
     (settings.droplet / "qemu.pid").unlink(missing_ok=True)
     return True
+
+
+def _ended(pid: int, seconds: float | None = None) -> bool:
+    """Wait until a process has ended; False when it has not within so many seconds.
+
+    Its command line is gone earlier, while its ports are still taken and its disk still open.
+    """
+    try:
+        process = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        return bool(select.select([process], [], [], seconds)[0])
+    finally:
+        os.close(process)
 
 
 def destroy(settings: Settings) -> bool:
@@ -105,8 +117,7 @@ def destroy(settings: Settings) -> bool:
         pid = running_pid(one)
         if pid:
             os.kill(pid, signal.SIGKILL)  # its disk goes anyway
-            while running_pid(one):
-                time.sleep(0.1)
+            _ended(pid)
         if one.droplet.exists():
             shutil.rmtree(one.droplet)
     shutil.rmtree(_lan(settings), ignore_errors=True)
