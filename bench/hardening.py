@@ -3,7 +3,8 @@
 Usage: python -m bench.hardening --collection FOLDER      FOLDER: a checkout of dev-sec/ansible-collection-hardening
 
 Ours are baseline, hardening, ssh and firewall. The collection is used as it comes, and is not a part of this
-repository. Both droplets are made of the same image, which has the packages of ours already: no mirror is measured.
+repository. Both droplets are made of the same image, which has the packages of ours already, and get those of the
+collection before: no mirror is measured.
 The seconds are of one run on an emulated machine: only what stands beside each other says something. Takes some 40
 minutes; wants no other local droplet (make down), and leaves none.
 """
@@ -30,6 +31,7 @@ THEIRS = ("devsec.hardening.os_hardening", "devsec.hardening.ssh_hardening")
 OUTSIDE = "10.0.2.2"  # this machine, for the droplet
 DROPLET = "10.0.2.15"
 RECAP = re.compile(r"ok=(\d+)\s+changed=(\d+)\s+unreachable=0\s+failed=0\s+skipped=(\d+)")
+PACKAGES = "apt-get update -qq && apt-get install -qq --download-only libpam-passwdqc >/dev/null"
 # A container of the host's own programs answers on a published port, and another one reaches it and the world by IP.
 IMAGE = (
     "tar --create --directory / --exclude usr/share --exclude usr/lib/modules usr bin lib lib64 "
@@ -72,7 +74,12 @@ def converge(folder: Path, roles: tuple[str, ...]) -> str:
     seconds = time.monotonic() - began
     recap = RECAP.search(done.stdout)
     if done.returncode or not recap:
-        raise LocalError(f"{', '.join(roles)}: {(done.stdout + done.stderr)[-1500:]}")
+        # What tells the times of tasks comes after what failed.
+        wrong = re.search(
+            r"^TASK[^\n]*\n(?:(?!TASK).)*?^(?:fatal|failed): .*?$", done.stdout, re.M | re.S
+        )
+        why = wrong[0][:1500] if wrong else (done.stdout + done.stderr)[-1500:]
+        raise LocalError(f"{', '.join(roles)}: {why}")
     ok, changed, skipped = map(int, recap.groups())
     return f"{seconds:.0f} s, {ok + skipped} tasks, {changed} changed"
 
@@ -118,7 +125,7 @@ def measured(settings: Settings, folder: Path, name: str, roles: tuple[str, ...]
     machine.start(settings)
     try:
         converge(folder, ("docker",))
-        machine.as_root(settings, IMAGE)
+        machine.as_root(settings, f"{PACKAGES}\n{IMAGE}")
         if roles == OURS:  # the other one is made of the same image
             print(f"before:            {scanned(settings)}; {docker(settings)}", flush=True)
         print(f"{name}: first     {converge(folder, roles)}", flush=True)
