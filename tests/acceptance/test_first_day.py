@@ -298,6 +298,7 @@ def test_secrets_change_hands_while_people_ask(folder: Path, tmp_path: Path) -> 
             settings,
             (
                 LOG_IN,
+                "make backup ENV=production",  # the first: what has none has no password to change
                 *(f"{ROTATE.format(name)} | tee -a ~/told" for name in MADE),
                 *(
                     f"{ROTATE.format(name)} <<<{value} | tee -a ~/told"

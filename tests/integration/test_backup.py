@@ -200,9 +200,10 @@ def test_it_waits_for_a_job_that_the_host_can_bear_only_one_of(host: Host) -> No
 
 
 def test_a_new_password_opens_the_repository_beside_the_old_one_and_then_alone(host: Host) -> None:
-    host.good()
     old, new = (host.secrets / "backup.password").read_text(), "a-password-of-tomorrow"
     add, end = json.dumps({"add": new}), json.dumps({"end": old})
+    assert "no backup in that repository yet. Next: make backup" in host.bad("passwords", told=add)
+    host.good()
     assert host.run("passwords", told=add).returncode == 0
     assert host.run("passwords", told=add).returncode == 0, "again, after a call that was cut short"
     host.good()

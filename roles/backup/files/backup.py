@@ -99,6 +99,10 @@ ADVICE = (
         ("refused", "no such host", "timeout", "timed out", "EOF", "unreachable", "reset by peer"),
         "the repository cannot be reached. Next: is its address right, is it up? Then make backup",
     ),
+    (
+        ("repository does not exist",),
+        "there is no backup in that repository yet. Next: make backup; or mend BACKUP_REPOSITORY",
+    ),
 )
 WRONG_PASSWORD = 12  # restic's exit code
 STOP_SECONDS = 180  # n8n has 8 to end by itself; a host at its limit needs more to see it
