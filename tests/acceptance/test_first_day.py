@@ -304,7 +304,6 @@ def test_secrets_change_hands_while_people_ask(folder: Path, tmp_path: Path) -> 
                     f"{ROTATE.format(name)} <<<{value} | tee -a ~/told"
                     for name, value in brought.items()
                 ),
-                "make droplet ENV=production CONFIRM=yes",
                 "make migrate ENV=production",
                 "make provision ENV=production",
                 "make backup ENV=production",
