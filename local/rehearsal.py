@@ -101,8 +101,10 @@ def values(settings: Settings) -> dict[str, str]:
         " ".join((settings.droplet / f"{name}_ed25519.pub").read_text().split()[:2])
         for name in ("host", "ci")
     )
+    (volume,) = machine.state(settings).get("volumes") or [""]  # none: made by an older checkout
     return world(settings) | {
         "DROPLET_HOST": "127.0.0.1",
+        **({"DROPLET_VOLUME": volume} if volume else {}),
         "DROPLET_USER": "cimt",
         "DROPLET_KNOWN_HOSTS": f"[127.0.0.1]:{settings.ports['ssh']} {host_key}",
         "DROPLET_SSH_KEY": (settings.droplet / "id_ed25519").read_text(),

@@ -48,6 +48,7 @@ SSH_SECONDS = (
 CLOUD_INIT_SECONDS = 600
 SPARE = "spare"  # a free slot: a card cannot be plugged into the first bus
 VOLUMES = "volumes"  # id of the controller that they hang on
+VOLUME, VOLUME_GB = "cimt-local", 10  # as `make droplet` gives every droplet one
 # Networks that droplets and others share by a link of their own: (IPv4, IPv6), of which node 1 is the eleventh.
 OF_NODES = ("10.120.0.", "fd00:120:0:1::")
 OF_NEIGHBOURS = ("10.121.0.", "fd00:121:0:1::")
@@ -300,7 +301,12 @@ def _create(settings: Settings) -> None:
     write_seed(home / "seed.iso", user, settings.name, _world(settings))
     # The inventory reads it: inventory/local/nodes.py.
     address = _addresses(OF_NODES, settings.node)[0] if settings.nodes > 1 else ""
-    about = {"image": settings.image, "lan": address}
+    about: dict[str, Any] = {"image": settings.image, "lan": address}
+    if settings.node == 1:
+        disk = home / "volume.raw"
+        with disk.open("wb") as file:
+            file.truncate(VOLUME_GB << 30)  # sparse: it takes what is written to it
+        about["volumes"] = {VOLUME: str(disk)}
     write_atomic(home / "state.json", json.dumps(about) + "\n")
 
 
