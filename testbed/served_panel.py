@@ -53,8 +53,8 @@ class Routes:
     def __init__(self) -> None:
         self.domains: list[dict[str, Any]] = []
 
-    def apply(self, domains: list[dict[str, Any]]) -> None:
-        self.domains = domains
+    def apply(self, state: dict[str, Any]) -> None:
+        self.domains = state["domains"]
 
 
 def memory_panel(state: Path, machine: Memory, routes: Routes, version: str = "2.33.1") -> Panel:

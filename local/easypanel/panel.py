@@ -432,13 +432,16 @@ class Panel:
         return domain
 
     def set_proxy(self, **fields: str) -> None:
-        """Kept for the real proxy's sake: Caddy, which stands here, reads neither."""
+        """Its configuration counts at once, its environment when it starts again."""
         with self.store.change() as state:
             state["proxy"].update(fields)
+        self._apply_domains()
 
     def restart_proxy(self, _: Body) -> None:
         with self.store.change() as state:
             state["proxy"]["restarts"] += 1
+            state["proxy"]["runs_by"] = state["proxy"]["env"]
+        self._apply_domains()
 
     def update_domain(self, body: models.Domain) -> None:
         domain = self._checked(body)
@@ -461,7 +464,7 @@ class Panel:
 
     def _apply_domains(self) -> None:
         try:
-            self.proxy.apply(self.store.read()["domains"])
+            self.proxy.apply(self.store.read())
         except ProxyRefused as error:
             raise Internal(str(error)) from error
 

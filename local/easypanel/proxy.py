@@ -6,16 +6,21 @@ import contextlib
 import http.client
 import json
 import os
+import re
 import threading
 import time
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import yaml
+
 from .engine_api import UnixConnection
 
 ROOT = Path("/etc/easypanel/traefik")
 ORIGIN = "easypanel"
+DATA = "/data"  # what Traefik calls ROOT
+TRUSTED = re.compile(r"^TRAEFIK_ENTRYPOINTS_\w+_FORWARDEDHEADERS_TRUSTEDIPS=(.*)$", re.MULTILINE)
 # Traefik's defaults: 200 idle connections to a server, each kept for 90 s, 30 s to connect, no retry of its own. What
 # is left is Go's transport, which Caddy has too: a request that changes nothing (GET, HEAD, …) is sent once more when
 # the kept connection turns out to be closed; a POST is lost with it.
@@ -26,8 +31,28 @@ TRANSPORT = {
 }
 
 
-def configuration(domains: list[dict[str, Any]], root: Path = ROOT) -> dict[str, Any]:
-    """Caddy's JSON configuration for the panel's domains (see models.Domain)."""
+def own_certificates(config: str, root: Path) -> list[dict[str, str]]:
+    """Those that the panel's custom configuration names, in Caddy's terms; as Traefik, without what is not there."""
+    said = yaml.safe_load(config) or {}
+    pairs = [
+        {
+            kind: str(root / Path(one[f"{ending}File"]).relative_to(DATA))
+            for kind, ending in (("certificate", "cert"), ("key", "key"))
+        }
+        for one in (said.get("tls") or {}).get("certificates") or ()
+    ]
+    return [pair for pair in pairs if all(Path(one).exists() for one in pair.values())]
+
+
+def configuration(
+    domains: list[dict[str, Any]], root: Path = ROOT, config: str = "", env: str = ""
+) -> dict[str, Any]:
+    """Caddy's JSON configuration for the panel's domains (see models.Domain).
+
+    Of the proxy's own `config` and `env`, as Traefik reads them: certificates, which go before those that it makes, and
+    networks that are believed about clients.
+    """
+    networks = sorted({one for found in TRUSTED.findall(env) for one in found.split(",") if one})
     # Longest path first; of two equal rules the older one answers.
     ordered = sorted(domains, key=lambda domain: -len(domain["path"]))
     plain: list[dict[str, Any]] = []
@@ -42,10 +67,12 @@ def configuration(domains: list[dict[str, Any]], root: Path = ROOT) -> dict[str,
             }
             plain.append({"match": [_match(domain)], "handle": [redirect], "terminal": True})
             secure.append(
-                {"match": [_match(domain)], "handle": _handlers(domain), "terminal": True}
+                {"match": [_match(domain)], "handle": _handlers(domain, networks), "terminal": True}
             )
         else:
-            plain.append({"match": [_match(domain)], "handle": _handlers(domain), "terminal": True})
+            plain.append(
+                {"match": [_match(domain)], "handle": _handlers(domain, networks), "terminal": True}
+            )
     names = sorted({_host(domain) for domain in domains if domain["https"]})
     internal = [{"module": "internal"}]
     policies: list[dict[str, Any]] = [
@@ -72,10 +99,11 @@ def configuration(domains: list[dict[str, Any]], root: Path = ROOT) -> dict[str,
                 }
             },
             "tls": {
+                "certificates": {"load_files": own_certificates(config, root)},
                 "automation": {
                     "policies": policies,
                     "on_demand": {"rate_limit": {"interval": 60_000_000_000, "burst": 10}},
-                }
+                },
             },
             "http": {
                 "servers": {
@@ -103,7 +131,7 @@ def _match(domain: dict[str, Any]) -> dict[str, Any]:
     return match
 
 
-def _handlers(domain: dict[str, Any]) -> list[dict[str, Any]]:
+def _handlers(domain: dict[str, Any], trusted: list[str]) -> list[dict[str, Any]]:
     prefix = "/"
     if domain["destinationType"] == "service":
         target = domain["serviceDestination"]
@@ -133,6 +161,7 @@ def _handlers(domain: dict[str, Any]) -> list[dict[str, Any]]:
             "handler": "reverse_proxy",
             "upstreams": upstreams,
             "transport": transport,
+            "trusted_proxies": trusted,
         }
     )
     return handlers
@@ -180,10 +209,13 @@ class Proxy:
         """Retry in the background what could not be loaded at once."""
         threading.Thread(target=self._keep, name="proxy", daemon=True).start()
 
-    def apply(self, domains: list[dict[str, Any]]) -> None:
-        """Load the domains; a proxy that does not answer gets them when it is back."""
+    def apply(self, state: dict[str, Any]) -> None:
+        """Load what the panel's state declares; a proxy that does not answer gets it when it is back."""
+        own = state["proxy"]
         with self._lock:
-            self._wanted = configuration(domains, self._root)
+            self._wanted = configuration(
+                state["domains"], self._root, own["config"], own.get("runs_by", "")
+            )
             self._load()
 
     def _keep(self) -> None:
@@ -200,7 +232,10 @@ class Proxy:
         text = json.dumps(self._wanted, indent=1)
         try:
             connection = UnixConnection(str(self._root / "run/admin.sock"), 60, ORIGIN)
-            connection.request("POST", "/load", text, {"Content-Type": "application/json"})
+            headers = {"Content-Type": "application/json"}
+            if self._wanted and self._wanted["apps"]["tls"]["certificates"]["load_files"]:
+                headers["Cache-Control"] = "must-revalidate"  # the files may be others
+            connection.request("POST", "/load", text, headers)
             response = connection.getresponse()
             answer = response.read().decode(errors="replace")
             connection.close()

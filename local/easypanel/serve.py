@@ -89,7 +89,7 @@ def main() -> int:
     panel = Panel(
         store, Swarm(EngineApi(), PROJECTS), proxy, os.environ.get("RELEASE_TAG", "unknown")
     )
-    proxy.apply(store.read()["domains"])
+    proxy.apply(store.read())
     proxy.start()
     uvicorn.run(
         application(panel),

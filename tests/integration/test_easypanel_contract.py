@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
+import yaml
 
 from local.easypanel.models import Body
 from local.easypanel.proxy import configuration
@@ -308,6 +309,32 @@ def test_another_domain_does_not_break_off_requests_under_way() -> None:
     assert handler["transport"]["keep_alive"]["enabled"], "as Traefik: no kinder"
     assert "load_balancing" not in handler, "as Traefik: nothing is tried a second time"
     assert server["routes"][-1]["handle"][0]["status_code"] == 404
+
+
+def test_the_proxy_reads_its_own_configuration_and_environment(tmp_path: pathlib.Path) -> None:
+    """As Traefik: certificates whose files are there, and networks that are believed about clients."""
+    pairs = [
+        {"certFile": f"/data/{name}.crt", "keyFile": f"/data/{name}.key"}
+        for name in ("ours", "lost")
+    ]
+    for ending in ("crt", "key"):
+        (tmp_path / f"ours.{ending}").touch()
+    config = yaml.safe_dump({"tls": {"certificates": pairs}})
+    env = (
+        "TRAEFIK_ENTRYPOINTS_HTTP_FORWARDEDHEADERS_TRUSTEDIPS=192.0.2.0/24\n"
+        "TRAEFIK_ENTRYPOINTS_HTTPS_FORWARDEDHEADERS_TRUSTEDIPS=192.0.2.0/24,2001:db8::/32\n"
+        "TRAEFIK_LOG_LEVEL=DEBUG"
+    )
+    domain = {**DOMAIN, "serviceDestination": {"protocol": "http", "port": 80, "path": "/", **APP}}
+
+    def read(config: str, env: str) -> tuple[Any, Any]:
+        told = configuration([domain], tmp_path, config, env)["apps"]
+        handler = told["http"]["servers"]["secure"]["routes"][0]["handle"][-1]
+        return told["tls"]["certificates"]["load_files"], handler["trusted_proxies"]
+
+    files = {"certificate": f"{tmp_path}/ours.crt", "key": f"{tmp_path}/ours.key"}
+    assert read(config, env) == ([files], ["192.0.2.0/24", "2001:db8::/32"])
+    assert read("{}", "") == ([], [])
 
 
 def test_the_stand_in_takes_what_the_published_document_says(panel: Client) -> None:
