@@ -238,7 +238,7 @@ pins: setup ## The update bot sees every pinned version: Renovate's own dry run 
 	@python -m tools.pins
 faults: packages setup ## Break the running local droplet on purpose: bad images, races, a full disk, a kill, a reboot
 	@python -m local up
-	@python -m pytest -v -p no:cacheprovider tests/acceptance/test_second_app.py tests/acceptance/test_undo.py tests/acceptance/test_faults.py tests/acceptance/test_lockout.py tests/acceptance/test_by_hand.py tests/acceptance/test_backup_faults.py $(if $(wildcard .local/build/n8n.json),tests/acceptance/test_n8n.py)
+	@python -m pytest -v -p no:cacheprovider tests/acceptance/test_second_app.py tests/acceptance/test_undo.py tests/acceptance/test_faults.py tests/acceptance/test_lockout.py tests/acceptance/test_by_hand.py tests/acceptance/test_proxied.py tests/acceptance/test_backup_faults.py $(if $(wildcard .local/build/n8n.json),tests/acceptance/test_n8n.py)
 first-day: packages setup ## From nothing to live as docs/setup.md says, on a droplet that `make droplet` makes beside the local one
 	@python -m pytest -v -s -p no:cacheprovider tests/acceptance/test_first_day.py
 second-node: packages setup ## Two nodes of one Swarm on this machine: audited, released, emptied, one of them killed
