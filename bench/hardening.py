@@ -74,12 +74,10 @@ def converge(folder: Path, roles: tuple[str, ...]) -> str:
     seconds = time.monotonic() - began
     recap = RECAP.search(done.stdout)
     if done.returncode or not recap:
-        # What tells the times of tasks comes after what failed.
-        wrong = re.search(
-            r"^TASK[^\n]*\n(?:(?!TASK).)*?^(?:fatal|failed): .*?$", done.stdout, re.M | re.S
-        )
-        why = wrong[0][:1500] if wrong else (done.stdout + done.stderr)[-1500:]
-        raise LocalError(f"{', '.join(roles)}: {why}")
+        output = done.stdout + done.stderr
+        # What tells the times of tasks comes after the task that failed.
+        task = output.rfind("TASK [", 0, output.find("fatal: "))
+        raise LocalError(f"{', '.join(roles)}: {output[max(task, 0) :][:1500]}")
     ok, changed, skipped = map(int, recap.groups())
     return f"{seconds:.0f} s, {ok + skipped} tasks, {changed} changed"
 

@@ -31,13 +31,13 @@ from tools.github import NotDone
 from tools.init import first_day, suggested
 from tools.settings.__main__ import HOST_JOBS, MERGE_JOBS, read, taken
 from tools.settings.__main__ import github as kept_as
+from tools.settings.values import OLD
 
 ROOT = Path(__file__).parents[1]
 RULESET = "cimt"
 HOST = "-host"  # what the second environment is called after the first
 ACTIONS = 15368  # the app whose check Gate is: GitHub Actions
 SECRET = ("secret", "secret by choice")
-OLD = "_OLD"  # what a value from before is called beside its successor (tools/rotate.py)
 RULES: dict[str, dict[str, Any]] = {
     "deletion": {},
     "non_fast_forward": {},

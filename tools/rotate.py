@@ -65,7 +65,7 @@ class Rotation:
 
     def __init__(self, environment: str, name: str) -> None:
         """Raises Refused for what is no secret, or cannot be given another value here; Failed."""
-        self.environment, self.name, self.old = environment, name, f"{name}_OLD"
+        self.environment, self.name, self.old = environment, name, name + values.OLD
         self.declared = read()
         setting = self.declared["settings"].get(name, {})
         if not setting.get("secret"):
@@ -82,7 +82,7 @@ class Rotation:
         self.store: Store = store_of(environment)
         self.there = self.store.read()
         # What changes hands together, each beside its value of before.
-        self.pairs = {one: f"{one}_OLD" for one in (name, self.way.get("with")) if one}
+        self.pairs = {one: one + values.OLD for one in (name, self.way.get("with")) if one}
         if missing := [one for one in self.pairs if not self.there.get(one)]:
             raise values.Refused(
                 f"{missing[0]} is not in {self.store.where}. Next: make init ENV={environment}"

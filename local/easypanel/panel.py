@@ -263,7 +263,7 @@ class Panel:
             with self.store.change() as state:
                 state["apps"].remove(app)
                 state["domains"] = [d for d in state["domains"] if not points_to(d, body)]
-        self._apply_domains()
+        self._apply_to_proxy()
 
     # -- deploys -------------------------------------------------------------------------------
 
@@ -428,33 +428,33 @@ class Panel:
         domain = self._checked(body) | {"id": new_id()}  # the id that was sent is ignored
         with self.store.change() as state:
             state["domains"].append(domain)
-        self._apply_domains()
+        self._apply_to_proxy()
         return domain
 
     def set_proxy(self, **fields: str) -> None:
         """Its configuration counts at once, its environment when it starts again."""
         with self.store.change() as state:
             state["proxy"].update(fields)
-        self._apply_domains()
+        self._apply_to_proxy()
 
     def restart_proxy(self, _: Body) -> None:
         with self.store.change() as state:
             state["proxy"]["restarts"] += 1
             state["proxy"]["runs_by"] = state["proxy"]["env"]
-        self._apply_domains()
+        self._apply_to_proxy()
 
     def update_domain(self, body: models.Domain) -> None:
         domain = self._checked(body)
         with self.store.change() as state:
             invariant(any(d["id"] == body.id for d in state["domains"]))
             state["domains"] = [domain if d["id"] == body.id else d for d in state["domains"]]
-        self._apply_domains()
+        self._apply_to_proxy()
 
     def delete_domain(self, body: models.Id) -> None:
         with self.store.change() as state:
             invariant(any(d["id"] == body.id for d in state["domains"]))
             state["domains"] = [d for d in state["domains"] if d["id"] != body.id]
-        self._apply_domains()
+        self._apply_to_proxy()
 
     def _checked(self, body: models.Domain) -> dict[str, Any]:
         field = f"{body.destinationType}Destination"
@@ -462,7 +462,7 @@ class Panel:
             raise BadRequest("Input validation failed", {field: "Required"})
         return dict(dumped(body))
 
-    def _apply_domains(self) -> None:
+    def _apply_to_proxy(self) -> None:
         try:
             self.proxy.apply(self.store.read())
         except ProxyRefused as error:

@@ -66,13 +66,12 @@ def configuration(
                 "headers": {"Location": [location]},
             }
             plain.append({"match": [_match(domain)], "handle": [redirect], "terminal": True})
-            secure.append(
-                {"match": [_match(domain)], "handle": _handlers(domain, networks), "terminal": True}
-            )
-        else:
-            plain.append(
-                {"match": [_match(domain)], "handle": _handlers(domain, networks), "terminal": True}
-            )
+        route = {
+            "match": [_match(domain)],
+            "handle": _handlers(domain, networks),
+            "terminal": True,
+        }
+        (secure if domain["https"] else plain).append(route)
     names = sorted({_host(domain) for domain in domains if domain["https"]})
     internal = [{"module": "internal"}]
     policies: list[dict[str, Any]] = [

@@ -15,7 +15,8 @@ from .errors import Internal
 
 State = dict[str, Any]
 """Keys: ``users``, ``sessions``, ``projects``, ``apps``, ``domains``, ``actions`` (lists of
-objects in the order of their creation), ``proxy`` (its own configuration and environment)."""
+objects in the order of their creation), ``proxy`` (its own configuration, its
+environment, and the one that it runs by since its last restart)."""
 
 
 def _empty() -> State:

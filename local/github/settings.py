@@ -316,20 +316,15 @@ def _values(
     if not re.fullmatch(r"(?!GITHUB_)[A-Z_][A-Z0-9_]*", name):
         raise LookupError(422, "Name is invalid")
     path = folder / name
+    if method in ("PATCH", "DELETE") and not path.exists():
+        raise LookupError(404, "Not Found")
+    if method == "DELETE":
+        path.unlink()
+        return Done(204)
     if kind == "variables":
         if method == "POST" and path.exists():
             raise LookupError(409, "Already exists - Variable already exists")
-        if method != "POST" and not path.exists():
-            raise LookupError(404, "Not Found")
-        if method == "DELETE":
-            path.unlink()
-            return Done(204)
         value = sent.get("value", path.read_text() if path.exists() else "")
-    elif method == "DELETE":
-        if not path.exists():
-            raise LookupError(404, "Not Found")
-        path.unlink()
-        return Done(204)
     else:
         try:
             box = base64.b64decode(sent["encrypted_value"])

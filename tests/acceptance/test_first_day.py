@@ -280,7 +280,7 @@ def test_secrets_change_hands_while_people_ask(folder: Path, tmp_path: Path) -> 
     settings = load(folder)
     repository = Repository(settings.state / "github", pipeline.say)
     before = values.read(settings.state / "person/production.secrets")
-    brought = {"OPENAI_API_KEY": secrets.token_hex(20), "REGISTRY_PASSWORD": secrets.token_hex(20)}
+    brought = {name: secrets.token_hex(20) for name in BROUGHT}
     registry = settings.clouds / "ghcr"
     scopes = ("read:packages",)
     rights.grant(registry, brought["REGISTRY_PASSWORD"], user=rehearsal.OWNER, scopes=scopes)
@@ -312,14 +312,14 @@ def test_secrets_change_hands_while_people_ask(folder: Path, tmp_path: Path) -> 
         )
         merged("both-are-good")
     users.assert_no_gap()
-    assert {name for name in MADE + tuple(brought) if now[name] == before[name]} == set()
+    assert {name for name in (*MADE, *BROUGHT) if now[name] == before[name]} == set()
     rights.revoke(registry, before["REGISTRY_PASSWORD"])
     with Traffic(client, now["INGEST_KEY"]) as users_of_the_new:
         after = typed(
             settings,
             (
                 LOG_IN,
-                *map(REVOKE.format, (*MADE, *brought)),
+                *map(REVOKE.format, (*MADE, *BROUGHT)),
                 "make provision ENV=production",
                 "make github ENV=production CONFIRM=yes ROTATE=INGEST_KEY_OLD",
                 "make backup ENV=production",
@@ -329,7 +329,7 @@ def test_secrets_change_hands_while_people_ask(folder: Path, tmp_path: Path) -> 
     users_of_the_new.assert_no_gap()
     reached(settings, (settings.state / "person/production.env").read_text())
     seconds = time.monotonic() - started
-    assert after == {name: one for name, one in now.items() if not name.endswith("_OLD")}
+    assert after == {name: one for name, one in now.items() if not name.endswith(values.OLD)}
     # What was good before is not any more, where it is ours to end it.
     for values_of, good in ((before, False), (after, True)):
         said = client.request("GET", "/documents?limit=1", key=values_of["INGEST_KEY"])
@@ -343,7 +343,7 @@ def test_secrets_change_hands_while_people_ask(folder: Path, tmp_path: Path) -> 
     assert closed == [("cimt_api",)]
     answered = users.answered + users_of_the_new.answered
     print(
-        f"secrets: {len(after)} kept, {len(MADE) + len(brought)} changed hands in {seconds:.0f} s by two merges; "
+        f"secrets: {len(after)} kept, {len(MADE) + len(BROUGHT)} changed hands in {seconds:.0f} s by two merges; "
         f"0 of {answered} requests failed meanwhile"
     )
 

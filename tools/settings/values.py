@@ -27,6 +27,7 @@ RAW = re.compile(
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----|\w+://[^/\s:@]*:[^/\s@]+@"
 )
 BARE = re.compile(r"[^\s\"'#\\$]*")
+OLD = "_OLD"  # ends the name of a value from before, beside its successor
 WITHIN = "CIMT_VALUES_OF"  # the environment whose values a process has already
 
 
