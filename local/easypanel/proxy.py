@@ -33,10 +33,13 @@ TRANSPORT = {
 
 def own_certificates(config: str, root: Path) -> list[dict[str, str]]:
     """Those that the panel's custom configuration names, in Caddy's terms; as Traefik, without what is not there."""
-    said = yaml.safe_load(config) or {}
+    try:
+        said = yaml.safe_load(config) or {}
+    except yaml.YAMLError:
+        return []  # Traefik says so in its log, and goes on
     pairs = [
         {
-            kind: str(root / Path(one[f"{ending}File"]).relative_to(DATA))
+            kind: str(root / one[f"{ending}File"].removeprefix(f"{DATA}/"))
             for kind, ending in (("certificate", "cert"), ("key", "key"))
         }
         for one in (said.get("tls") or {}).get("certificates") or ()

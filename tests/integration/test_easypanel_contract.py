@@ -335,6 +335,7 @@ def test_the_proxy_reads_its_own_configuration_and_environment(tmp_path: pathlib
     files = {"certificate": f"{tmp_path}/ours.crt", "key": f"{tmp_path}/ours.key"}
     assert read(config, env) == ([files], ["192.0.2.0/24", "2001:db8::/32"])
     assert read("{}", "") == ([], [])
+    assert read("tls: [", "") == ([], []), "what nobody can read is no certificate"
 
 
 def test_the_stand_in_takes_what_the_published_document_says(panel: Client) -> None:
